@@ -1,0 +1,1 @@
+"""The engine's CUDA kernels: CUDA C++ sources and their Numba CUDA twins."""

@@ -1,0 +1,56 @@
+"""The reference table: every primitive as `ops/` writes it, in NumPy, in float32 or float64.
+
+A backend is a class with this table. It overrides the primitives that it does better and inherits
+the rest, with the same names, the same arguments and the same meaning.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..ops import activations, adam, batch, conv, dense, elbo, latent, state
+
+
+class ReferenceBackend:
+    """NumPy, one equation a line. Gradient checks run on it in float64."""
+
+    name = "reference"
+
+    activation_forward = staticmethod(activations.activation_forward)
+    activation_backward = staticmethod(activations.activation_backward)
+    dense_forward = staticmethod(dense.dense_forward)
+    dense_input_gradient = staticmethod(dense.dense_input_gradient)
+    dense_weight_gradient = staticmethod(dense.dense_weight_gradient)
+    conv2d_forward = staticmethod(conv.conv2d_forward)
+    conv2d_input_gradient = staticmethod(conv.conv2d_input_gradient)
+    conv2d_weight_gradient = staticmethod(conv.conv2d_weight_gradient)
+    conv_transpose2d_forward = staticmethod(conv.conv_transpose2d_forward)
+    conv_transpose2d_input_gradient = staticmethod(conv.conv_transpose2d_input_gradient)
+    conv_transpose2d_weight_gradient = staticmethod(conv.conv_transpose2d_weight_gradient)
+    latent_forward = staticmethod(latent.latent_forward)
+    latent_backward = staticmethod(latent.latent_backward)
+    bernoulli_loss = staticmethod(elbo.bernoulli_loss)
+    squared_error_loss = staticmethod(elbo.squared_error_loss)
+    elbo_totals = staticmethod(elbo.elbo_totals)
+    adam_update = staticmethod(adam.adam_update)
+    clip_gradient = staticmethod(adam.clip_gradient)
+    gather_batch = staticmethod(batch.gather_batch)
+    advance_state = staticmethod(state.advance_state)
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
+        """A new array of the backend, filled with zeros."""
+        return np.zeros(shape, dtype)
+
+    def asarray(self, array: NDArray) -> Any:
+        """The backend's copy of a NumPy array."""
+        return np.array(array, order="C")
+
+    def to_numpy(self, array: Any) -> NDArray:
+        """A NumPy copy of the backend's array."""
+        return np.array(array)
+
+
+PRIMITIVES = tuple(
+    name for name, value in vars(ReferenceBackend).items() if isinstance(value, staticmethod)
+)

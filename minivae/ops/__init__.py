@@ -1,0 +1,6 @@
+"""The mathematics, in NumPy: each forward pass directly above its hand-derived backward pass.
+
+These functions define what every backend computes. They write into arrays that the caller owns,
+accept float32 and float64, and favour the equation over speed. Array shapes are written
+`n h w c` (batch, height, width, channels); every array is C-contiguous.
+"""

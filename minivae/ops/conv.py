@@ -1,0 +1,187 @@
+"""2-D convolution and transposed convolution on NHWC images, and their gradients.
+
+A convolution (as everywhere in deep learning, a cross-correlation) with stride s, padding t on
+the top and left, kernel w[i, j, c, k]:
+
+    E1    y[n, p, q, k] = f( b[k] + sum_{i,j,c} x[n, p s + i - t, q s + j - t, c] w[i, j, c, k] )
+
+where x is zero outside the image. Written tap by tap it is a sum of small matrix products: for
+each tap (i, j), the window X_ij of all pixels that this tap ever sees, a strided slice of the
+padded image, is multiplied with the c x k matrix w_ij:
+
+    E1'   y = f( b + sum_ij X_ij w_ij )
+
+Each term is a dense layer, so each gradient follows from dense.E1 to dense.E3, dz = dy * f':
+
+    E2    dX_ij += dz w_ij^T          every pixel gathers from all the windows that it was in
+    E3    dw_ij  = sum_{n,p,q} X_ij^T dz
+    E4    db     = sum_{n,p,q} dz
+
+A transposed convolution (Dumoulin & Visin 2016) is by definition the map of E2: it carries a small
+image z to a large one, b and f added. Its gradients need nothing new, since E2 is linear and the
+adjoint of E1' without b and f: <conv(x), z> = <x, conv_transpose(z)>.
+
+    E5    forward           y  = f( b + E2(x) )
+    E6    input gradient    dx = E1'(dz), with neither b nor f
+    E7    weight gradient   dw = E3 with the roles of image and gradient exchanged
+
+The weight keeps the shape (kh, kw, c, k) of the convolution that it transposes: c channels in the
+large image, k in the small one. Only the top and left padding appear: the output's own size says
+how far the kernel runs over the bottom and right edge, so "same" padding and output padding need
+no case of their own.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .activations import Activation, activation_backward, activation_forward
+
+
+class ConvGeometry(NamedTuple):
+    """Where the kernel meets the large image: strides and the padding before the first pixel."""
+
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+
+
+def _padded(large: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry) -> NDArray:
+    """Zeros in the shape of `large` with its padding, as far as the last window reaches."""
+    n, height, width, channels = large.shape
+    _, rows, columns, _ = small.shape
+    kh, kw = w.shape[:2]
+    stride_h, stride_w, top, left = geometry
+    bottom_edge = max(top + height, (rows - 1) * stride_h + kh)
+    right_edge = max(left + width, (columns - 1) * stride_w + kw)
+    return np.zeros((n, bottom_edge, right_edge, channels), large.dtype)
+
+
+def _inside(padded: NDArray, large: NDArray, geometry: ConvGeometry) -> NDArray:
+    """The view of `padded` that is the image itself."""
+    top, left = geometry.pad_top, geometry.pad_left
+    return padded[:, top : top + large.shape[1], left : left + large.shape[2]]
+
+
+def _windows(
+    padded: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry
+) -> Iterator[tuple[tuple[int, int], NDArray]]:
+    """For each tap (i, j) the view X_ij (n, p, q, c) of the padded image."""
+    _, rows, columns, _ = small.shape
+    stride_h, stride_w = geometry.stride_h, geometry.stride_w
+    for i in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            yield (i, j), padded[:, i::stride_h, j::stride_w][:, :rows, :columns]
+
+
+def _correlate(large: NDArray, w: NDArray, small: NDArray, geometry: ConvGeometry) -> None:
+    """small = sum_ij X_ij w_ij, the linear part of E1'."""
+    padded = _padded(large, small, w, geometry)
+    _inside(padded, large, geometry)[...] = large
+    small[...] = 0
+    for tap, window in _windows(padded, small, w, geometry):
+        small += window @ w[tap]
+
+
+def _scatter(small: NDArray, w: NDArray, large: NDArray, geometry: ConvGeometry) -> None:
+    """large = sum_ij of small w_ij^T added into window X_ij (E2)."""
+    padded = _padded(large, small, w, geometry)
+    for tap, window in _windows(padded, small, w, geometry):
+        window += small @ w[tap].T
+    large[...] = _inside(padded, large, geometry)
+
+
+def _correlate_weight(large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry) -> None:
+    """dw_ij = sum over all positions of X_ij^T small (E3)."""
+    padded = _padded(large, small, dw, geometry)
+    _inside(padded, large, geometry)[...] = large
+    for tap, window in _windows(padded, small, dw, geometry):
+        dw[tap] = np.tensordot(window, small, axes=((0, 1, 2), (0, 1, 2)))
+
+
+def conv2d_forward(
+    x: NDArray,
+    w: NDArray,
+    b: NDArray,
+    y: NDArray,
+    geometry: ConvGeometry,
+    activation: Activation,
+) -> None:
+    """y = f(conv(x, w) + b) (E1).
+
+    Shapes: x (n, h, w, c), w (kh, kw, c, k), b (k,), y (n, p, q, k).
+    """
+    _correlate(x, w, y, geometry)
+    y += b
+    activation_forward(y, y, activation)
+
+
+def conv2d_input_gradient(
+    dz: NDArray,
+    w: NDArray,
+    x: NDArray,
+    dx: NDArray,
+    geometry: ConvGeometry,
+    activation: Activation,
+) -> None:
+    """dx = E2(dz) * f'(x), where x is the output of `activation`, one layer below (dense.E4).
+
+    Shapes: dz (n, p, q, k), w (kh, kw, c, k), x and dx (n, h, w, c).
+    """
+    _scatter(dz, w, dx, geometry)
+    activation_backward(None, x, dx, dx, activation)
+
+
+def conv2d_weight_gradient(
+    x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+) -> None:
+    """dw by E3 and db by E4.
+
+    Shapes: x (n, h, w, c), dz (n, p, q, k), dw (kh, kw, c, k), db (k,).
+    """
+    _correlate_weight(x, dz, dw, geometry)
+    np.sum(dz, axis=(0, 1, 2), out=db)
+
+
+def conv_transpose2d_forward(
+    x: NDArray,
+    w: NDArray,
+    b: NDArray,
+    y: NDArray,
+    geometry: ConvGeometry,
+    activation: Activation,
+) -> None:
+    """y = f(E2(x) + b) (E5). Shapes: x (n, p, q, k), w (kh, kw, c, k), b (c,), y (n, h, w, c)."""
+    _scatter(x, w, y, geometry)
+    y += b
+    activation_forward(y, y, activation)
+
+
+def conv_transpose2d_input_gradient(
+    dz: NDArray,
+    w: NDArray,
+    x: NDArray,
+    dx: NDArray,
+    geometry: ConvGeometry,
+    activation: Activation,
+) -> None:
+    """dx = E1'(dz) * f'(x) (E6), x the output of `activation`, one layer below (dense.E4).
+
+    Shapes: dz (n, h, w, c), w (kh, kw, c, k), x and dx (n, p, q, k).
+    """
+    _correlate(dz, w, dx, geometry)
+    activation_backward(None, x, dx, dx, activation)
+
+
+def conv_transpose2d_weight_gradient(
+    x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+) -> None:
+    """dw by E7 and db by E4.
+
+    Shapes: x (n, p, q, k), dz (n, h, w, c), dw (kh, kw, c, k), db (c,).
+    """
+    _correlate_weight(dz, x, dw, geometry)
+    np.sum(dz, axis=(0, 1, 2), out=db)

@@ -1,0 +1,47 @@
+"""The dense layer y = f(z), z = x w + b, and its three gradients.
+
+With the upstream gradient dz = dy * f'(z) (activations.E1) and the loss L:
+
+    z[r, o] = sum_i x[r, i] w[i, o] + b[o]
+
+    E1    dx[r, i] = sum_o dL/dz[r, o] dz[r, o]/dx[r, i] = sum_o dz[r, o] w[i, o]     dx = dz w^T
+    E2    dw[i, o] = sum_r dz[r, o] dz[r, o]/dw[i, o]    = sum_r x[r, i] dz[r, o]     dw = x^T dz
+    E3    db[o]    = sum_r dz[r, o]                                          (b enters every row)
+
+The layer's input x is the output of the activation below it. E1 is therefore followed at once by
+that activation's derivative, so that a gradient on its way down is always dz, never dy:
+
+    E4    dz_below = (dz w^T) * f_below'
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .activations import Activation, activation_backward, activation_forward
+
+
+def dense_forward(x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation) -> None:
+    """y = f(x w + b). Shapes: x (n, i), w (i, o), b (o,), y (n, o)."""
+    np.matmul(x, w, out=y)
+    y += b
+    activation_forward(y, y, activation)
+
+
+def dense_input_gradient(
+    dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
+) -> None:
+    """dx = (dz w^T) * f'(x) (E4), where x = f(.) is the output of `activation`, one layer below.
+
+    Shapes: dz (n, o), w (i, o), x and dx (n, i).
+    """
+    np.matmul(dz, w.T, out=dx)
+    activation_backward(None, x, dx, dx, activation)
+
+
+def dense_weight_gradient(x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
+    """dw = x^T dz (E2) and db = sum of dz over the batch (E3).
+
+    Shapes: x (n, i), dz (n, o), dw (i, o), db (o,).
+    """
+    np.matmul(x.T, dz, out=dw)
+    np.sum(dz, axis=0, out=db)

@@ -1,0 +1,57 @@
+"""The latent: z drawn from q(z|x) by reparameterization, and its KL to the standard normal prior.
+
+The encoder's head gives, for each image, the means first and then the log-variances of a diagonal
+Gaussian posterior (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014):
+
+    E1    z_j  = mu_j + exp(logvar_j / 2) eps_j,       eps ~ N(0, 1)          (their section 2.4)
+    E2    KL_j = (mu_j^2 + exp(logvar_j) - 1 - logvar_j) / 2     in nats     (their appendix B)
+
+The loss L sees the head through z, with dz = dL/dz, and directly through sum_j c_j KL_j, where c_j
+is the weight of a latent dimension in the objective (elbo.E6). With
+dz_j/dlogvar_j = exp(logvar_j / 2) eps_j / 2:
+
+    E3    dmu_j     = dz_j + c_j mu_j
+    E4    dlogvar_j = dz_j eps_j exp(logvar_j / 2) / 2 + c_j (exp(logvar_j) - 1) / 2
+
+The noise eps is a function of (seed, stream, step, row, j): the backward pass makes it again
+instead of storing it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .philox import Noise, standard_normal
+from .state import STEP
+
+
+def split_head(head: NDArray) -> tuple[NDArray, NDArray]:
+    """The views (mu, logvar), each (n, d), of a head (n, 2 d)."""
+    d = head.shape[1] // 2
+    return head[:, :d], head[:, d:]
+
+
+def latent_forward(head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray) -> None:
+    """z by E1 and kl by E2, per image and dimension. Shapes: head (n, 2 d), z and kl (n, d)."""
+    mu, logvar = split_head(head)
+    eps = standard_normal(z.shape, noise, int(state[STEP]), head.dtype.type)
+    z[...] = mu + np.exp(0.5 * logvar) * eps
+    kl[...] = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
+
+
+def latent_backward(
+    head: NDArray,
+    dz: NDArray,
+    kl_weight: NDArray,
+    dhead: NDArray,
+    noise: Noise,
+    state: NDArray,
+) -> None:
+    """dhead = (dmu, dlogvar) by E3 and E4.
+
+    Shapes: head and dhead (n, 2 d), dz (n, d), kl_weight (d,), which holds c.
+    """
+    mu, logvar = split_head(head)
+    dmu, dlogvar = split_head(dhead)
+    eps = standard_normal(dz.shape, noise, int(state[STEP]), head.dtype.type)
+    dmu[...] = dz + kl_weight * mu
+    dlogvar[...] = 0.5 * (dz * eps * np.exp(0.5 * logvar) + kl_weight * np.expm1(logvar))
