@@ -1,0 +1,52 @@
+"""minivae: variational autoencoders from low-level primitives, with every gradient by hand."""
+
+__version__ = "0.1.0"
+
+from .checkpoint import load, save
+from .errors import InputError
+from .layers import (
+    ELU,
+    GELU,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Flatten,
+    LeakyReLU,
+    ReLU,
+    Reshape,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from .models import VAE, Autoencoder, Objective
+from .optim import Adam
+from .presets import PRESETS, Training, preset
+from .train import fit
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "PRESETS",
+    "VAE",
+    "Adam",
+    "Autoencoder",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Dense",
+    "Flatten",
+    "InputError",
+    "LeakyReLU",
+    "Objective",
+    "ReLU",
+    "Reshape",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+    "Training",
+    "fit",
+    "load",
+    "preset",
+    "save",
+]

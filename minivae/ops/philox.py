@@ -70,7 +70,7 @@ def random_words(rows: NDArray, columns: int, noise: Noise, step: int) -> NDArra
 def standard_normal(shape: tuple[int, int], noise: Noise, step: int, dtype: type) -> NDArray:
     """Standard normal noise (E2, E3) of shape (n, columns), computed in `dtype`."""
     n, columns = shape
-    words = random_words(np.arange(n), 4 * -(-columns // 4), noise, step).astype(dtype)
+    words: NDArray = random_words(np.arange(n), 4 * -(-columns // 4), noise, step).astype(dtype)
     uniform = words * dtype(2.0**-32) + dtype(2.0**-33)
     radius = np.sqrt(dtype(-2) * np.log(uniform[:, 0::2]))
     angle = dtype(2 * np.pi) * uniform[:, 1::2]

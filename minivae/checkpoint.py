@@ -1,0 +1,115 @@
+"""A run folder: `config.json`, readable, and `checkpoint.safetensors`, exact.
+
+The checkpoint holds every parameter and moment by name, what the training loop needs to go on as
+if it had never stopped, and the model's description once more, so that weights of one model are
+never read into another. Nothing is ever unpickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .files import replacing
+from .models import Autoencoder, model_from_config
+
+CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.safetensors", "metrics.jsonl"
+
+
+class Progress(NamedTuple):
+    """Where a run stands: finished steps, and the running sums of `elbo_totals` since the run
+    began, when the epoch began and when metrics were last logged; each (3,)."""
+
+    step: int
+    totals: NDArray[np.float64]
+    epoch_totals: NDArray[np.float64]
+    logged_totals: NDArray[np.float64]
+
+
+NOT_STARTED = Progress(0, np.zeros(3), np.zeros(3), np.zeros(3))
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes the run's description."""
+    with replacing(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's description; InputError if `folder` is not a run."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not a run folder: it has no {CONFIG}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise InputError(f'{path}: expected a JSON object with the key "model"')
+    return config
+
+
+def write_checkpoint(folder: Path, model: Autoencoder, progress: Progress) -> None:
+    """Writes the checkpoint beside the old one, syncs it and renames it."""
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.ascontiguousarray(t) for name, t in model.tensors().items()}
+    for name, value in progress._asdict().items():
+        tensors[f"progress.{name}"] = np.asarray(value)
+    metadata = {"format": "minivae", "model": json.dumps(model.config())}
+    with replacing(folder / CHECKPOINT) as path:
+        save_file(tensors, path, metadata)
+
+
+def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
+    """Puts the checkpoint's tensors into the model and returns where its run stands.
+
+    Raises InputError, and leaves the model as it was, if the file is missing, damaged or of
+    another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file: {error}") from None
+    if metadata.get("format") != "minivae":
+        raise InputError(f"{path}: not a checkpoint of minivae")
+    if metadata.get("model") != json.dumps(model.config()):
+        raise InputError(f"{path}: holds another model than {folder / CONFIG} describes")
+    try:
+        progress = Progress(
+            int(tensors.pop("progress.step")),
+            *(tensors.pop(f"progress.{name}") for name in Progress._fields[1:]),
+        )
+    except KeyError as error:
+        raise InputError(f"{path}: expected the tensor {error}") from None
+    try:
+        model.set_tensors(tensors)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return progress
+
+
+def save(model: Autoencoder, folder: str | Path) -> None:
+    """Writes the model into a folder that `load` reads."""
+    write_config(Path(folder), {"model": model.config()})
+    write_checkpoint(Path(folder), model, NOT_STARTED)
+
+
+def load(folder: str | Path, device: str = "auto") -> Autoencoder:
+    """The model of a run folder, or of one that `save` wrote, on a device.
+
+    Raises InputError if the folder, its configuration or its checkpoint is missing or damaged.
+    """
+    model = model_from_config(read_config(Path(folder))["model"]).to(device)
+    read_checkpoint(Path(folder), model)
+    return model

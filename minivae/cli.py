@@ -1,0 +1,518 @@
+"""The command line. Heavy modules load inside the commands, so that help answers at once."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .data import Splits
+    from .models import Autoencoder
+    from .presets import Preset, Training
+
+DEFAULT_PRESET = "glyphs"
+BAD_INPUT, NOT_FINITE = 2, 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage above them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _positive_integers(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers like 512,256")
+    return values
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="minivae",
+        description="Variational autoencoders with every gradient derived by hand.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+
+    def run_command(name: str, text: str, data: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+        command.add_argument("--device", default="auto", metavar="NAME", help="default: auto")
+        if data:
+            command.add_argument("--data", metavar="NAME|PATH", help="default: the data of the run")
+        return command
+
+    def output(command: argparse.ArgumentParser, default: str | None, text: str) -> None:
+        command.add_argument(
+            "-o",
+            "--output",
+            metavar="FILE",
+            type=Path,
+            default=None if default is None else Path(default),
+            required=default is None,
+            help=text if default is None else f"{text}; default: {default}",
+        )
+
+    reconstruct = run_command("reconstruct", "draw test images above their reconstructions")
+    reconstruct.add_argument("--count", type=int, default=10, metavar="N", help="default: 10")
+    output(reconstruct, "reconstructions.png", "the picture")
+    sample = run_command("sample", "draw samples from the prior", data=False)
+    sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    output(sample, "samples.png", "the picture")
+    encode = run_command("encode", "write the latent of each test image")
+    output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
+    run_command("plot", "draw a run's pictures again")
+    export = run_command("export", "write a run's model for another framework", data=False)
+    export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
+    output(export, None, "a .safetensors file, or the .onnx file of encoder and decoder")
+
+    gradcheck = commands.add_parser(
+        "gradcheck",
+        help="compare the hand-derived gradients with central differences",
+        description="Compare, layer by layer, the hand-derived gradients with central "
+        "differences in float64.",
+    )
+    gradcheck.add_argument("--preset", metavar="NAME", help="default: every preset")
+    gradcheck.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    info = commands.add_parser(
+        "info",
+        help="show versions, devices and presets, or describe a run",
+        description="Show versions, devices and presets, or describe a run.",
+    )
+    info.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run folder")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Train a model and leave a run folder with its configuration, metrics, "
+        "checkpoint and pictures. Without options: a dense VAE on embedded digits. "
+        "What is not given comes from the preset.",
+    )
+
+    def option(group: Any, name: str, kind: Any, metavar: str, text: str) -> None:
+        group.add_argument(name, type=kind, metavar=metavar, help=text)
+
+    source = train.add_argument_group("model and data")
+    option(source, "--preset", str, "NAME", f"default: {DEFAULT_PRESET}; see minivae info")
+    option(
+        source,
+        "--data",
+        str,
+        "NAME|PATH",
+        "glyphs, mnist, fashion-mnist, or a path: IDX files, .npy, .npz, a folder of images",
+    )
+    option(source, "--latent", int, "N", "latent dimensions")
+    option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    option(source, "--beta", float, "X", "weight of the KL")
+    option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
+    option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
+    option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
+    loop = train.add_argument_group("training")
+    option(loop, "--epochs", int, "N", "passes over the training data")
+    option(loop, "--steps", int, "N", "end after this many steps instead")
+    option(loop, "--batch-size", int, "N", "images in a step")
+    option(loop, "--lr", float, "X", "learning rate")
+    option(loop, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
+    option(loop, "--schedule", str, "KIND", "constant, step or cosine")
+    option(loop, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
+    option(loop, "--step-every", int, "STEPS", "schedule step: steps between two falls")
+    option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
+    option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
+    option(loop, "--seed", int, "N", "of weights, noise and order")
+    option(loop, "--patience", int, "EPOCHS", "stop when the test loss has not improved for these")
+    loop.add_argument(
+        "--keep-last",
+        action="store_const",
+        const=True,
+        help="train on the last partial batch of an epoch too",
+    )
+    run = train.add_argument_group("run")
+    run.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu; default: auto")
+    option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
+    option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
+    option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
+    option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
+    option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
+    run.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+MODEL_OPTIONS = ("latent", "hidden", "beta")
+OBJECTIVE_OPTIONS = {"beta_warmup": "beta_warmup_steps", "free_bits": "free_bits"}
+OPTIMIZER_OPTIONS = {
+    "lr": "lr",
+    "weight_decay": "weight_decay",
+    "schedule": "schedule",
+    "warmup": "warmup_steps",
+    "step_every": "step_every",
+    "gamma": "gamma",
+    "clip_norm": "clip_norm",
+}
+TRAINING_OPTIONS = (
+    *("epochs", "steps", "batch_size", "binarization", "seed", "patience", "keep_last"),
+    *("log_every", "picture_every", "checkpoint_every"),
+)
+MAY_CHANGE_ON_RESUME = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+
+
+def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
+    given = _given(arguments, TRAINING_OPTIONS)
+    if "epochs" in given and "steps" not in given:
+        # A preset that counts steps then counts epochs.
+        given["steps"] = 0
+    optimizer = {
+        OPTIMIZER_OPTIONS[name]: value
+        for name, value in _given(arguments, tuple(OPTIMIZER_OPTIONS)).items()
+    }
+    return dataclasses.replace(
+        preset.training,
+        optimizer=dataclasses.replace(preset.training.optimizer, **optimizer),
+        **given,
+    )
+
+
+def _model(
+    preset: "Preset", arguments: argparse.Namespace, image_shape: tuple[int, ...]
+) -> "Autoencoder":
+    objective = {
+        OBJECTIVE_OPTIONS[name]: value
+        for name, value in _given(arguments, tuple(OBJECTIVE_OPTIONS)).items()
+    }
+    preset = dataclasses.replace(
+        preset, objective=dataclasses.replace(preset.objective, **objective)
+    )
+    given = _given(arguments, (*MODEL_OPTIONS, "seed"))
+    return preset.model(image_shape, **given)
+
+
+def _load_data(name: str, seed: int) -> "Splits":
+    from .data import load
+
+    return load(name, seed=seed)
+
+
+def _free_folder(preset: str) -> Path:
+    number = 1
+    while True:
+        folder = Path("runs") / (preset if number == 1 else f"{preset}-{number}")
+        if not folder.exists():
+            return folder
+        number += 1
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .checkpoint import CONFIG
+    from .presets import preset as find_preset
+
+    if arguments.resume is not None:
+        _resume(arguments)
+        return
+    name = arguments.preset or DEFAULT_PRESET
+    preset = find_preset(name)
+    training = _training(preset, arguments)
+    folder = arguments.out or _free_folder(name)
+    if (folder / CONFIG).exists():
+        raise InputError(f"--out {folder} already holds a run; --resume it or name another folder")
+    source = arguments.data or preset.data
+    splits = _load_data(source, training.seed)
+    model = _model(preset, arguments, splits.train.image_shape)
+    extra = {"preset": name, "source": source}
+    _run_training(model, splits, training, folder, False, extra, arguments)
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    from .checkpoint import read_config
+    from .models import model_from_config
+    from .presets import preset as find_preset
+    from .presets import training_from_config
+
+    folder = arguments.resume
+    if arguments.out is not None:
+        raise InputError("--out and --resume exclude each other: a resumed run stays in its folder")
+    config = read_config(folder)
+    if "training" not in config:
+        raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
+    model = model_from_config(config["model"])
+    training = training_from_config(config["training"])
+    given = _given(arguments, ("preset", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS))
+    if given:
+        preset = find_preset(arguments.preset or config["preset"])
+        other = _model(preset, arguments, model.image_shape).config()
+        if {**other, "seed": model.seed} != model.config():
+            options = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise InputError(f"--resume {folder}: the run trains another model than {options} asks")
+    for name, field in {
+        **{name: name for name in TRAINING_OPTIONS},
+        **OPTIMIZER_OPTIONS,
+    }.items():
+        value = getattr(arguments, name)
+        owner = training.optimizer if name in OPTIMIZER_OPTIONS else training
+        if value is None or value == getattr(owner, field):
+            continue
+        if name not in MAY_CHANGE_ON_RESUME:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"--resume {folder}: {option} is {value}, the run has {getattr(owner, field)}"
+            )
+        training = dataclasses.replace(training, **{name: value})
+    splits = _load_data(arguments.data or config["source"], training.seed)
+    _run_training(model, splits, training, folder, True, None, arguments)
+
+
+def _run_training(
+    model: "Autoencoder",
+    splits: "Splits",
+    training: "Training",
+    folder: Path,
+    resume: bool,
+    extra_config: dict[str, Any] | None,
+    arguments: argparse.Namespace,
+) -> None:
+    from .pictures import draw_progress, draw_run
+    from .train import fit
+
+    board = _tensorboard(folder) if arguments.tensorboard else None
+    model.to(arguments.device)
+    print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
+    print(
+        f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
+    )
+    print(f"objective  {model.objective}")
+    print(f"run        {folder}", flush=True)
+
+    def on_step(step: int, model: "Autoencoder") -> None:
+        path = folder / "pictures" / f"step_{step:06d}.png"
+        draw_progress(model, splits, path, step)
+        if board is not None:
+            board.picture(path, step)
+
+    metrics = fit(
+        model,
+        splits,
+        training,
+        out=folder,
+        resume=resume,
+        device=arguments.device,
+        progress=not arguments.quiet,
+        on_step=on_step,
+        on_metrics=None if board is None else board.record,
+        extra_config=extra_config,
+    )
+    last = [record for record in metrics if "test" in record][-1]
+    for split in ("train", "test"):
+        values = "  ".join(f"{name} {value:.2f}" for name, value in last[split].items())
+        print(f"{split:<10} {values}")
+    paths = draw_run(model, splits, metrics, folder / "pictures")
+    print(f"pictures   {len(paths)} in {folder / 'pictures'}")
+    if board is not None:
+        board.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    from .tensorboard import TensorBoard
+
+    return TensorBoard(folder / "tensorboard")
+
+
+def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
+    """The run's model, and the data that was asked for or that it was trained on."""
+    from .checkpoint import load, read_config
+
+    config = read_config(arguments.run)
+    model = load(arguments.run, arguments.device)
+    source = arguments.data or config.get("source")
+    if source is None:
+        raise InputError(f"{arguments.run} names no data: give --data")
+    return model, _load_data(source, config.get("training", {}).get("seed", 0))
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise InputError(f"--count is {count}, expected 1 or above")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from .pictures import draw_reconstructions
+
+    _check_count(arguments.count)
+    model, splits = _open_run(arguments)
+    draw_reconstructions(model, splits.test, arguments.output, arguments.count)
+    print(arguments.output)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from . import plots
+    from .checkpoint import load
+    from .models import VAE
+
+    _check_count(arguments.count)
+    model = load(arguments.run, arguments.device)
+    if not isinstance(model, VAE):
+        raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
+    images = model.sample(arguments.count, seed=arguments.seed)
+    plots.sample_grid(arguments.output, images, title="Samples from the prior")
+    print(arguments.output)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .files import replacing
+    from .models import VAE
+
+    model, splits = _open_run(arguments)
+    code = model.encode(splits.test.images)
+    arrays = dict(zip(("mu", "logvar"), code, strict=True)) if isinstance(model, VAE) else None
+    arrays = arrays or {"code": code}
+    if splits.test.labels is not None:
+        arrays["labels"] = splits.test.labels
+    with replacing(arguments.output) as path, open(path, "wb") as file:
+        np.savez(file, **arrays)
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    print(f"{arguments.output}: {shapes}")
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from .checkpoint import METRICS
+    from .pictures import draw_run
+    from .train import read_metrics
+
+    model, splits = _open_run(arguments)
+    metrics = read_metrics(arguments.run / METRICS)
+    for path in draw_run(model, splits, metrics, arguments.run / "pictures"):
+        print(path)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from . import export
+    from .checkpoint import load
+
+    model = load(arguments.run, arguments.device)
+    for path in export.EXPORTERS[arguments.to](model, arguments.output):
+        print(path)
+
+
+def _gradcheck(arguments: argparse.Namespace) -> None:
+    from .gradcheck import TOLERANCE, check_gradients
+    from .presets import PRESETS, preset
+
+    names = list(PRESETS) if arguments.preset is None else [arguments.preset]
+    wrong = []
+    for name in names:
+        print(f"{name}: {preset(name).summary}")
+        for tensor in check_gradients(preset(name).model(), arguments.seed):
+            right = tensor.error < TOLERANCE
+            if not right:
+                wrong.append(f"{name} {tensor.name}")
+            print(
+                f"  {tensor.name:<18} {tensor.layer:<17} {tensor.error:9.1e}"
+                f"  {'ok' if right else 'WRONG'}"
+            )
+    if wrong:
+        raise SystemExit(f"gradients differ from central differences in {', '.join(wrong)}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    if arguments.run is not None:
+        _describe_run(arguments.run)
+        return
+    import platform
+
+    import numpy as np
+
+    from . import __version__, backends
+    from .presets import PRESETS
+
+    print(f"minivae {__version__}, Python {platform.python_version()}, NumPy {np.__version__}")
+    print("devices")
+    for name, status in backends.available().items():
+        print(f"  {name:<12} {status}")
+    print("presets")
+    for name, preset in PRESETS.items():
+        print(f"  {name:<14} {preset.summary} ({preset.data})")
+
+
+def _describe_run(folder: Path) -> None:
+    from .checkpoint import METRICS, load, read_config
+    from .network import Network
+    from .train import read_metrics
+
+    config = read_config(folder)
+    model = load(folder, "cpu")
+    print(f"{folder}: {config.get('preset', model.kind)} on {config.get('data', 'no data named')}")
+    print(f"objective  {model.objective}")
+
+    def describe(network: Network) -> None:
+        print(f"{network.name:<10} {'x'.join(map(str, network.input_shape))}")
+        for index, layer in enumerate(network.layers):
+            shape = "x".join(map(str, network.shapes[index + 1]))
+            print(f"  {index:<3} {layer.kind:<17} {shape}")
+
+    describe(model.encoder)
+    describe(model.decoder)
+    print(f"parameters {model.parameters.count:,}")
+    epochs = [record for record in read_metrics(folder / METRICS) if "epoch" in record]
+    if epochs:
+        last = epochs[-1]
+        print(f"epoch {last['epoch']}    test loss {last['test']['loss']:.2f}")
+
+
+COMMANDS = {
+    "train": _train,
+    "reconstruct": _reconstruct,
+    "sample": _sample,
+    "encode": _encode,
+    "plot": _plot,
+    "export": _export,
+    "gradcheck": _gradcheck,
+    "info": _info,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        COMMANDS[parsed.command](parsed)
+    except InputError as error:
+        print(f"minivae: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except MemoryError:
+        print("minivae: error: out of memory; a smaller --batch-size needs less", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        return _report(error)
+    except KeyboardInterrupt as interrupt:
+        print(f"minivae: {interrupt or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(interrupt, "number", 2)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    from .train import NotFiniteError
+
+    if not isinstance(error, NotFiniteError):
+        raise error
+    print(f"minivae: error: {error}", file=sys.stderr)
+    return NOT_FINITE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,489 @@
+"""Autoencoder and VAE: an encoder, a latent, a decoder and an objective, trained by hand-derived
+gradients on any backend.
+
+A model is built in two steps: `to` picks the backend and gives it parameters, `allocate` takes all
+the memory that a batch needs. Both happen by themselves at the first use that needs them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from . import backends
+from .errors import InputError
+from .layers import Layer, Shape, Sigmoid, layer_from_config
+from .network import Buffers, Network, Pass
+from .ops.activations import IDENTITY, sigmoid
+from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
+from .ops.philox import EVALUATION_STREAM, SAMPLING_STREAM, Noise
+from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
+from .params import Parameters
+
+LIKELIHOODS = ("bernoulli", "squared-error", "gaussian")
+INFERENCE_BATCH = 100
+"""Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
+row of a batch, and small, so that it seldom needs more memory than training has."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: reconstruction + beta KL, a sum over pixels and latent dimensions and a
+    mean over images (elbo.E5).
+
+    `likelihood` is one of
+
+        bernoulli       -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
+        squared-error   weight * sum of (y - x)^2 (elbo.E3)
+        gaussian        -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
+
+    `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
+    elbo.E5, in nats a dimension.
+    """
+
+    likelihood: str = "bernoulli"
+    weight: float = 1.0
+    sigma: float = 1.0
+    beta: float = 1.0
+    beta_warmup_steps: int = 0
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
+            "weight": (self.weight > 0, "above 0"),
+            "sigma": (self.sigma > 0, "above 0"),
+            "beta": (self.beta >= 0, "0 or above"),
+            "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
+            "free_bits": (self.free_bits >= 0, "0 or above"),
+        }
+        for name, (holds, expected) in checks.items():
+            value = getattr(self, name)
+            if not holds or (isinstance(value, float) and not math.isfinite(value)):
+                raise InputError(f"{name} is {value!r}, expected {expected}")
+
+    @property
+    def error_weight(self) -> float:
+        """The weight w of elbo.E3."""
+        return self.weight if self.likelihood == "squared-error" else 0.5 / self.sigma**2
+
+    def constant(self, pixels: int) -> float:
+        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image."""
+        if self.likelihood != "gaussian":
+            return 0.0
+        return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
+
+    def beta_at(self, step: int) -> float:
+        """The weight of the KL at `step`, counted from 0."""
+        if step < self.beta_warmup_steps:
+            return self.beta * (step + 1) / self.beta_warmup_steps
+        return self.beta
+
+    def __str__(self) -> str:
+        reconstruction = {
+            "bernoulli": "Bernoulli -log p(x|z) on logits, nats",
+            "squared-error": f"{self.weight:g} x sum of squared error",
+            "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
+        }[self.likelihood]
+        warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
+        floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
+        return f"{reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
+
+
+class Autoencoder:
+    """Encoder and decoder, trained to reconstruct: codes without a distribution, and no KL.
+
+    Args:
+        encoder: layers from images (h, w, c) to the code.
+        decoder: layers from the code to h w c numbers, in any shape.
+        objective: the reconstruction loss; its beta and free bits have no meaning here.
+        image_shape: (h, w, c).
+        initialization: see `WeightedLayer.initialize`.
+        seed: of the initial weights.
+
+    Raises InputError if the layers do not fit together.
+    """
+
+    kind = "autoencoder"
+
+    def __init__(
+        self,
+        encoder: Sequence[Layer],
+        decoder: Sequence[Layer],
+        objective: Objective,
+        image_shape: Shape,
+        *,
+        initialization: str = "torch",
+        seed: int = 0,
+    ) -> None:
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise InputError(f"image_shape is {image_shape}, expected (height, width, channels)")
+        if not encoder or not decoder:
+            raise InputError("a model needs at least one layer in its encoder and its decoder")
+        self.image_shape = tuple(image_shape)
+        self.objective = objective
+        self.initialization = initialization
+        self.seed = seed
+        self.encoder = Network("encoder", list(encoder), self.image_shape)
+        self.decoder = Network("decoder", list(decoder), self.code_shape)
+        self._check_decoder()
+        self.backend = backends.get("reference")
+        self.dtype: Any = np.dtype(np.float32)
+        self._parameters: Parameters | None = None
+        self._memory: _Memory | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in an image."""
+        return math.prod(self.image_shape)
+
+    @property
+    def latent(self) -> int:
+        """Dimensions of the latent distribution; 0 for a plain autoencoder."""
+        return 0
+
+    @property
+    def code_shape(self) -> Shape:
+        """The shape of a decoder input."""
+        return self.encoder.output_shape
+
+    def _check_decoder(self) -> None:
+        produced = self.decoder.output_shape
+        if math.prod(produced) != self.pixels:
+            raise InputError(
+                f"the decoder makes {produced}, expected the {self.pixels} numbers of an image "
+                f"{self.image_shape}"
+            )
+        on_logits = self.objective.likelihood == "bernoulli"
+        if on_logits and self.decoder.output_activation == Sigmoid().activation:
+            raise InputError(
+                "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The model as plain data; `model_from_config` reads it."""
+        return {
+            "model": self.kind,
+            "image_shape": list(self.image_shape),
+            "encoder": [layer.config() for layer in self.encoder.layers],
+            "decoder": [layer.config() for layer in self.decoder.layers],
+            "objective": dataclasses.asdict(self.objective),
+            "initialization": self.initialization,
+            "seed": self.seed,
+        }
+
+    # Building
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters; made on the automatic device at the first use."""
+        if self._parameters is None:
+            self.to("auto")
+        assert self._parameters is not None
+        return self._parameters
+
+    def to(self, device: str | Any, dtype: DTypeLike = np.float32) -> "Autoencoder":
+        """Puts the model on a device by name ("auto", "cpu", ...) or on a backend object, with its
+        present parameters and moments, or else with initial ones. Returns the model."""
+        backend = backends.get(device) if isinstance(device, str) else device
+        before = self._parameters
+        tensors = self.tensors() if before is not None else None
+        self.backend, self.dtype, self._memory = backend, np.dtype(dtype), None
+        shapes = self.encoder.parameter_shapes() | self.decoder.parameter_shapes()
+        self._parameters = Parameters(shapes, backend, self.dtype)
+        if tensors is None:
+            rng = np.random.default_rng([self.seed, INITIALIZATION_STREAM])
+            for network in (self.encoder, self.decoder):
+                for name, value in network.initial_values(self.initialization, rng).items():
+                    self._assign(self._parameters.values[name], value)
+        else:
+            self.set_tensors(tensors)
+        return self
+
+    def _assign(self, array: Any, value: NDArray) -> None:
+        array[...] = self.backend.asarray(np.asarray(value, self.dtype))
+
+    def tensors(self) -> dict[str, NDArray]:
+        """Values and moments as NumPy arrays: `encoder.0.weight`, `first_moment.encoder.0.weight`,
+        `second_moment.encoder.0.weight`."""
+        parameters = self.parameters
+        views = {
+            "": parameters.values,
+            "first_moment.": parameters.first_moments,
+            "second_moment.": parameters.second_moments,
+        }
+        return {
+            prefix + name: self.backend.to_numpy(view)
+            for prefix, tensors in views.items()
+            for name, view in tensors.items()
+        }
+
+    def set_tensors(self, tensors: dict[str, NDArray]) -> None:
+        """Puts back what `tensors` gave. Moments may be missing, and are then zero.
+
+        Raises InputError, before anything has changed, on a missing, unknown or misshapen tensor.
+        """
+        parameters = self.parameters
+        targets = dict(parameters.values)
+        for prefix, views in (
+            ("first_moment.", parameters.first_moments),
+            ("second_moment.", parameters.second_moments),
+        ):
+            if any(name.startswith(prefix) for name in tensors):
+                targets |= {prefix + name: view for name, view in views.items()}
+        for name in sorted(targets.keys() | tensors.keys()):
+            found = tensors[name].shape if name in tensors else "no such tensor"
+            expected = tuple(targets[name].shape) if name in targets else "no such tensor"
+            if found != expected:
+                raise InputError(f"tensor {name}: found {found}, the model has {expected}")
+        for name, view in targets.items():
+            self._assign(view, tensors[name])
+
+    def bind(self, rows: int) -> "ModelPass":
+        """The model bound to memory for a batch of `rows`, allocating it if there is too little."""
+        parameters = self.parameters
+        if self._memory is None or self._memory.batch < rows:
+            self._memory = _Memory(self, rows)
+        if rows not in self._memory.passes:
+            self._memory.passes[rows] = ModelPass(self, parameters, self._memory, rows)
+        return self._memory.passes[rows]
+
+    # Inference
+
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        for first in range(0, rows, INFERENCE_BATCH):
+            yield slice(first, min(first + INFERENCE_BATCH, rows))
+
+    def images(self, images: ArrayLike) -> NDArray[np.float32]:
+        """Images (n, h, w, c) in [0, 1] from (n, h, w, c) or, with one channel, (n, h, w), in
+        uint8 or floating point.
+
+        Raises InputError on any other shape.
+        """
+        array = np.asarray(images)
+        if array.shape[1:] == self.image_shape[:2] and self.image_shape[2] == 1:
+            array = array[..., None]
+        if array.shape[1:] != self.image_shape:
+            raise InputError(
+                f"images have shape {array.shape}, the model takes (n, "
+                + ", ".join(map(str, self.image_shape))
+                + ")"
+            )
+        scale = 255 if array.dtype == np.uint8 else 1
+        return np.asarray(array / np.float32(scale), np.float32)
+
+    def _encoded(self, images: ArrayLike) -> NDArray:
+        array = self.images(images)
+        outputs = []
+        for chunk in self._chunks(len(array)):
+            bound = self.bind(chunk.stop - chunk.start)
+            self._assign(bound.x, array[chunk].reshape(bound.x.shape))
+            bound.encoder.forward()
+            outputs.append(self.backend.to_numpy(bound.encoder.output))
+        return np.concatenate(outputs) if outputs else np.empty((0, *self.encoder.output_shape))
+
+    def encode(self, images: ArrayLike) -> Any:
+        """The codes (n, *code_shape) of images (n, h, w, c)."""
+        return self._encoded(images)
+
+    def decode(self, codes: ArrayLike) -> NDArray:
+        """The mean images (n, h, w, c) of codes (n, *code_shape)."""
+        array = np.asarray(codes, self.dtype)
+        if array.shape[1:] != self.code_shape:
+            raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
+        outputs = [np.empty((0, *self.image_shape), self.dtype)]
+        for chunk in self._chunks(len(array)):
+            bound = self.bind(chunk.stop - chunk.start)
+            self._assign(bound.code, array[chunk])
+            bound.decoder.forward()
+            output = self.backend.to_numpy(bound.decoder.output)
+            outputs.append(output.reshape(-1, *self.image_shape))
+        images = np.concatenate(outputs)
+        return sigmoid(images) if self.objective.likelihood == "bernoulli" else images
+
+    def reconstruct(self, images: ArrayLike) -> NDArray:
+        """The images (n, h, w, c) as the model sees them: decoded from their codes."""
+        return self.decode(self.encode(images))
+
+    def evaluate(
+        self, data: NDArray, *, seed: int = 0, binarization: str = "none"
+    ) -> dict[str, float]:
+        """The mean loss, reconstruction and KL of images (n, h, w, c) with one latent sample each.
+
+        `data` is uint8 or float in [0, 1] as a data set holds it. The KL is weighted by the
+        objective's final beta.
+        """
+        backend, rows = self.backend, len(data)
+        resident = backend.asarray(data.reshape(rows, -1))
+        order = backend.asarray(np.arange(rows))
+        schedule = np.zeros((1, SCHEDULE_COLUMNS))
+        schedule[0, BETA] = self.objective.beta
+        schedule = backend.asarray(schedule.astype(self.dtype))
+        totals = backend.zeros((TOTALS_SIZE,), np.float64)
+        noise = Noise(seed, EVALUATION_STREAM)
+        for index, chunk in enumerate(self._chunks(rows)):
+            state = backend.asarray(new_state(step=index, first=chunk.start))
+            bound = self.bind(chunk.stop - chunk.start)
+            backend.gather_batch(resident, order, state, bound.x, binarization, noise)
+            bound.forward(noise, schedule, state, totals)
+        return self.means(backend.to_numpy(totals), rows)
+
+    def means(self, totals: NDArray, images: int) -> dict[str, float]:
+        """What `elbo_totals` summed over `images`, as means, with the objective's constant."""
+        constant = self.objective.constant(self.pixels)
+        return {
+            "loss": float(totals[LOSS] / images + constant),
+            "reconstruction": float(totals[RECONSTRUCTION] / images + constant),
+            "kl": float(totals[KL] / images),
+        }
+
+
+class VAE(Autoencoder):
+    """A variational autoencoder: the encoder's last layer gives the means first, then the
+    log-variances, of a diagonal Gaussian over the latent; the decoder takes a draw of it.
+
+    Arguments as for `Autoencoder`; the encoder must end in 2 d numbers for d latent dimensions.
+    """
+
+    kind = "vae"
+
+    @property
+    def latent(self) -> int:
+        return self.code_shape[0]
+
+    @property
+    def code_shape(self) -> Shape:
+        head = self.encoder.output_shape
+        if len(head) != 1 or head[0] % 2:
+            raise InputError(
+                f"the encoder ends in shape {head}, expected (2 d,): d means, then d log-variances"
+            )
+        return (head[0] // 2,)
+
+    def encode(self, images: ArrayLike) -> tuple[NDArray, NDArray]:
+        """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
+        head = self._encoded(images)
+        return head[:, : self.latent], head[:, self.latent :]
+
+    def reconstruct(self, images: ArrayLike) -> NDArray:
+        """The images (n, h, w, c) decoded from the mean of their posterior."""
+        return self.decode(self.encode(images)[0])
+
+    def sample(self, count: int, *, seed: int = 0) -> NDArray:
+        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior."""
+        rng = np.random.default_rng([seed, SAMPLING_STREAM])
+        return self.decode(rng.standard_normal((count, self.latent)))
+
+
+INITIALIZATION_STREAM = 4
+MODELS = {model.kind: model for model in (Autoencoder, VAE)}
+
+
+def model_from_config(config: dict[str, Any]) -> Autoencoder:
+    """The model that `Autoencoder.config` described; InputError if the description is not one."""
+    try:
+        return MODELS[config["model"]](
+            [layer_from_config(layer) for layer in config["encoder"]],
+            [layer_from_config(layer) for layer in config["decoder"]],
+            Objective(**config["objective"]),
+            tuple(config["image_shape"]),
+            initialization=config["initialization"],
+            seed=config["seed"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not a model's configuration: {error}") from None
+
+
+class _Memory:
+    """Every array that batches of up to `batch` rows need, but for parameters."""
+
+    def __init__(self, model: Autoencoder, batch: int) -> None:
+        backend, dtype, d = model.backend, model.dtype, model.latent
+        self.batch = batch
+        self.x = backend.zeros((batch, model.pixels), dtype)
+        self.encoder = Buffers(model.encoder, backend, batch, dtype)
+        self.decoder = Buffers(model.decoder, backend, batch, dtype)
+        self.z = backend.zeros((batch, d), dtype)
+        self.dz = backend.zeros((batch, d), dtype)
+        self.kl = backend.zeros((batch, d), dtype)
+        self.kl_weight = backend.zeros((d,), dtype)
+        self.reconstruction = backend.zeros((batch,), dtype)
+        self.passes: dict[int, ModelPass] = {}
+
+
+class ModelPass:
+    """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
+    `code` the decoder's input."""
+
+    def __init__(
+        self, model: Autoencoder, parameters: Parameters, memory: _Memory, rows: int
+    ) -> None:
+        self.model, self.backend, self.rows = model, model.backend, rows
+        self.x = memory.x[:rows]
+        self.reconstruction = memory.reconstruction[:rows]
+        self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
+        images = self.x.reshape(rows, *model.image_shape)
+        self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
+        if model.latent:
+            self.code, dcode = memory.z[:rows], memory.dz[:rows]
+            below = IDENTITY
+        else:
+            self.code, dcode = self.encoder.output, self.encoder.output_gradient
+            below = model.encoder.output_activation
+        self.dcode = dcode
+        self.decoder = Pass(
+            model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
+        )
+
+    def forward(self, noise: Noise, schedule: Any, state: Any, totals: Any) -> None:
+        """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
+        output."""
+        self.encoder.forward()
+        if self.model.latent:
+            self.backend.latent_forward(self.encoder.output, self.code, self.kl, noise, state)
+        self.decoder.forward()
+        self._reconstruction_loss()
+        self.backend.elbo_totals(
+            *(self.reconstruction, self.kl, schedule, state),
+            *(self.model.objective.free_bits, self.kl_weight, totals),
+        )
+
+    def _reconstruction_loss(self) -> None:
+        objective = self.model.objective
+        output = self.decoder.output.reshape(self.x.shape)
+        doutput = self.decoder.output_gradient.reshape(self.x.shape)
+        scale = 1 / self.rows
+        if objective.likelihood == "bernoulli":
+            self.backend.bernoulli_loss(output, self.x, self.reconstruction, doutput, scale)
+        else:
+            self.backend.squared_error_loss(
+                *(output, self.x, self.reconstruction, doutput, scale),
+                *(objective.error_weight, self.model.decoder.output_activation),
+            )
+
+    def backward(self, noise: Noise, state: Any) -> None:
+        """All parameter gradients, after `forward` with the same noise and state."""
+        self.decoder.backward()
+        if self.model.latent:
+            self.backend.latent_backward(
+                *(self.encoder.output, self.dcode, self.kl_weight),
+                *(self.encoder.output_gradient, noise, state),
+            )
+        self.encoder.backward()
+
+    def named_tensors(self) -> Iterator[tuple[str, Any]]:
+        """Every tensor of the step in the order in which it is computed, for a search for the
+        first that is not finite."""
+        yield "batch", self.x
+        yield from self.model.parameters.values.items()
+        for network in (self.encoder, self.decoder):
+            if network is self.decoder and self.model.latent:
+                yield "latent z", self.code
+                yield "KL", self.kl
+            for stage in network.stages:
+                yield f"output of {stage.name} ({stage.layer.kind})", stage.y
+        yield "reconstruction loss", self.reconstruction

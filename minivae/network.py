@@ -1,0 +1,212 @@
+"""A chain of layers, and the arrays that one batch size of it runs on.
+
+`Network` is the description with its shapes; `Buffers` is all the memory that a batch needs, taken
+once; a `Pass` is the chain bound to views of that memory, and runs forward and backward without
+allocating anything.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .backends.reference import ReferenceBackend
+from .layers import ActivationLayer, Flatten, Layer, Reshape, Shape, Tensors, WeightedLayer
+from .ops.activations import IDENTITY, Activation
+from .params import Parameters
+
+VIEWS = (Flatten, Reshape)
+"""Layers that compute nothing: their output is their input's memory in another shape."""
+
+
+class Network:
+    """Layers in order, with the shapes between them. `name` begins its parameters' names, which
+    number all layers: `encoder.0.weight`."""
+
+    def __init__(self, name: str, layers: list[Layer], input_shape: Shape) -> None:
+        self.name = name
+        self.layers = layers
+        self.shapes = [tuple(input_shape)]
+        for layer in layers:
+            self.shapes.append(layer.output_shape(self.shapes[-1]))
+
+    @property
+    def input_shape(self) -> Shape:
+        return self.shapes[0]
+
+    @property
+    def output_shape(self) -> Shape:
+        return self.shapes[-1]
+
+    @property
+    def output_activation(self) -> Activation:
+        """The activation fused into the last computing layer, through which an objective must
+        carry its gradient; identity if there is none."""
+        index = len(self.layers) - 1
+        while index > 0 and isinstance(self.layers[index], VIEWS):
+            index -= 1
+        return self.activation(index) if self.fused(index) else IDENTITY
+
+    def activation(self, index: int) -> Activation:
+        """The activation that layer `index` is; identity if it is none."""
+        layer = self.layers[index]
+        return layer.activation if isinstance(layer, ActivationLayer) else IDENTITY
+
+    def fused(self, index: int) -> bool:
+        """Whether layer `index` is an activation that the layer below computes."""
+        layer = self.layers[index]
+        return (
+            index > 0
+            and isinstance(layer, ActivationLayer)
+            and layer.fusable
+            and isinstance(self.layers[index - 1], WeightedLayer)
+        )
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """The shape of each parameter by its full name."""
+        return {
+            f"{self.name}.{index}.{name}": shape
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, WeightedLayer)
+            for name, shape in layer.parameter_shapes(self.shapes[index]).items()
+        }
+
+    def initial_values(
+        self, scheme: str, rng: np.random.Generator
+    ) -> dict[str, NDArray[np.float64]]:
+        """An initial value for each parameter."""
+        values = {}
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, WeightedLayer):
+                shapes = layer.parameter_shapes(self.shapes[index])
+                for name, value in layer.initialize(shapes, scheme, rng).items():
+                    values[f"{self.name}.{index}.{name}"] = value
+        return values
+
+
+class Buffers:
+    """For each layer that computes, its output and the gradient of it, for up to `batch` rows."""
+
+    def __init__(
+        self, network: Network, backend: ReferenceBackend, batch: int, dtype: DTypeLike
+    ) -> None:
+        computing = [
+            index
+            for index, layer in enumerate(network.layers)
+            if not isinstance(layer, VIEWS) and not network.fused(index)
+        ]
+        shapes = {index: (batch, *network.shapes[index + 1]) for index in computing}
+        self.outputs: dict[int, Any] = {i: backend.zeros(s, dtype) for i, s in shapes.items()}
+        self.gradients: dict[int, Any] = {i: backend.zeros(s, dtype) for i, s in shapes.items()}
+
+
+@dataclass
+class Stage:
+    """A layer with its fused activation, bound to the arrays around it.
+
+    `below` is the activation that made x, `dz` the gradient before this stage's own activation,
+    `dx` that before `below`, None where nobody needs it.
+    """
+
+    name: str
+    layer: Layer
+    activation: Activation
+    below: Activation
+    x: Any
+    y: Any
+    dx: Any
+    dz: Any
+    values: Tensors
+    gradients: Tensors
+
+    def forward(self, backend: ReferenceBackend) -> None:
+        """y from x."""
+        if isinstance(self.layer, WeightedLayer):
+            self.layer.forward(backend, self.x, self.values, self.y, self.activation)
+        else:
+            backend.activation_forward(self.x, self.y, self.activation)
+
+    def input_gradient(self, backend: ReferenceBackend) -> None:
+        """dx from dz."""
+        if isinstance(self.layer, WeightedLayer):
+            self.layer.input_gradient(backend, self.dz, self.values, self.x, self.dx, self.below)
+            return
+        backend.activation_backward(self.x, self.y, self.dz, self.dx, self.activation)
+        if self.below != IDENTITY:
+            backend.activation_backward(None, self.x, self.dx, self.dx, self.below)
+
+    def weight_gradient(self, backend: ReferenceBackend) -> None:
+        """The gradients of the layer's weight and bias, if it has them."""
+        if isinstance(self.layer, WeightedLayer):
+            self.layer.weight_gradient(backend, self.x, self.dz, self.gradients)
+
+
+class Pass:
+    """A network bound to its memory for the rows of `x`.
+
+    `dx` receives the gradient of the input before `below`, the activation that made it; None where
+    nobody needs it. `output` holds the result of `forward`; the caller writes the gradient before
+    `output_activation` into `output_gradient` and then calls `backward`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        backend: ReferenceBackend,
+        parameters: Parameters,
+        buffers: Buffers,
+        x: Any,
+        dx: Any = None,
+        below: Activation = IDENTITY,
+    ) -> None:
+        self.backend = backend
+        self.stages: list[Stage] = []
+        rows = x.shape[0]
+        for index, layer in enumerate(network.layers):
+            if network.fused(index):
+                continue
+            if isinstance(layer, VIEWS):
+                shape = (rows, *network.shapes[index + 1])
+                x = x.reshape(shape)
+                dx = None if dx is None else dx.reshape(shape)
+                continue
+            y, dz = buffers.outputs[index][:rows], buffers.gradients[index][:rows]
+            follower = index + 1
+            fused = follower < len(network.layers) and network.fused(follower)
+            name = f"{network.name}.{index}"
+            self.stages.append(
+                Stage(
+                    name,
+                    layer,
+                    network.activation(follower if fused else index),
+                    below,
+                    *(x, y, dx, dz),
+                    *(_tensors(views, name) for views in (parameters.values, parameters.gradients)),
+                )
+            )
+            x, dx = y, dz
+            below = network.activation(follower) if fused else IDENTITY
+        self.output, self.output_gradient = x, dx
+
+    def forward(self) -> None:
+        """`output` from the input."""
+        for stage in self.stages:
+            stage.forward(self.backend)
+
+    def backward(self) -> None:
+        """The input's gradient and all weight gradients from `output_gradient`.
+
+        The weight gradients run after all input gradients, so that a backend may update a weight
+        where it computes its gradient.
+        """
+        for stage in reversed(self.stages):
+            if stage.dx is not None:
+                stage.input_gradient(self.backend)
+        for stage in reversed(self.stages):
+            stage.weight_gradient(self.backend)
+
+
+def _tensors(views: dict[str, Any], prefix: str) -> Tensors:
+    names = ("weight", "bias")
+    return {name: views[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in views}

@@ -1,0 +1,87 @@
+"""Optimizers and schedules: what the host decides about a step, as rows of a table (ops/state.py).
+
+The table is computed in float64 and handed to the backend once an epoch; the update itself is
+`ops/adam.py`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .ops.state import BETA, DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
+
+SCHEDULES = ("constant", "step", "cosine")
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015); with `weight_decay` AdamW (Loshchilov & Hutter 2019).
+
+    The learning rate is `lr` times a factor: linear from 1 / warmup_steps to 1 over the first
+    `warmup_steps`, and then, by `schedule`,
+
+        constant   1
+        step       gamma^(t // step_every)
+        cosine     (1 + cos(pi t / total)) / 2,  t counted from the end of the warm-up
+                   (Loshchilov & Hutter 2017), total the rest of the run
+
+    `clip_norm` bounds the global norm of the gradient; 0 means no clipping.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    step_every: int = 1000
+    gamma: float = 0.5
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "lr": (self.lr > 0, "above 0"),
+            "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
+            "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
+            "epsilon": (self.epsilon > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or above"),
+            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or above"),
+            "step_every": (self.step_every >= 1, "1 or above"),
+            "gamma": (self.gamma > 0, "above 0"),
+            "clip_norm": (self.clip_norm >= 0, "0 or above"),
+        }
+        for name, (holds, expected) in checks.items():
+            value = getattr(self, name)
+            if not holds or (isinstance(value, float) and not math.isfinite(value)):
+                raise InputError(f"{name} is {value!r}, expected {expected}")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """The learning rate of `step` (counted from 0) of a run of `total_steps`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        t = step - self.warmup_steps
+        if self.schedule == "step":
+            return self.lr * self.gamma ** (t // self.step_every)
+        if self.schedule == "cosine":
+            progress = t / max(total_steps - self.warmup_steps, 1)
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+        return self.lr
+
+    def schedule_rows(
+        self, first_step: int, betas: list[float], total_steps: int
+    ) -> NDArray[np.float64]:
+        """The rows of the steps from `first_step`, one for each KL weight in `betas`."""
+        rows = np.empty((len(betas), SCHEDULE_COLUMNS))
+        for row, beta in enumerate(betas):
+            step = first_step + row
+            lr = self.learning_rate(step, total_steps)
+            rows[row, STEP_SIZE] = lr / (1 - self.beta1 ** (step + 1))
+            rows[row, ROOT] = math.sqrt(1 - self.beta2 ** (step + 1))
+            rows[row, DECAY] = 1 - lr * self.weight_decay
+            rows[row, BETA] = beta
+        return rows

@@ -1,0 +1,83 @@
+"""The pictures of a run: what a trained model is asked, and which plot shows the answer."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import plots
+from .data import Dataset, Splits
+from .models import VAE, Autoencoder
+
+GRID = 25
+PAIRS = 10
+SCATTER = 5000
+TRAVERSED_DIMENSIONS = 10
+MANIFOLD = 20
+
+
+def draw_progress(model: Autoencoder, splits: Splits, path: Path, step: int) -> None:
+    """A grid of samples from the prior; for a plain autoencoder, reconstructions."""
+    if isinstance(model, VAE):
+        plots.sample_grid(path, model.sample(GRID), title=f"Samples from the prior, step {step}")
+        return
+    originals = model.images(splits.test.images[:PAIRS])
+    title = f"Test images and their reconstructions, step {step}"
+    plots.reconstructions(path, originals, model.reconstruct(originals), title=title)
+
+
+def draw_reconstructions(model: Autoencoder, data: Dataset, path: Path, count: int = PAIRS) -> None:
+    """The first `count` images above their reconstructions."""
+    originals = model.images(data.images[:count])
+    plots.reconstructions(path, originals, model.reconstruct(originals))
+
+
+def draw_run(
+    model: Autoencoder, splits: Splits, metrics: list[dict[str, Any]], folder: Path
+) -> list[Path]:
+    """Every picture that fits the model and the data, into `folder`. Returns their paths."""
+    paths: list[Path] = []
+
+    def path(name: str) -> Path:
+        paths.append(folder / f"{name}.png")
+        return paths[-1]
+
+    test = splits.test
+    if metrics:
+        plots.loss_curves(path("loss_curves"), metrics)
+    draw_reconstructions(model, test, path("reconstructions"))
+    originals = model.images(test.images[:SCATTER])
+    labels = None if test.labels is None else test.labels[:SCATTER]
+    decoded = model.reconstruct(originals)
+    errors = np.sum((originals - decoded) ** 2, axis=(1, 2, 3))
+    plots.error_histogram(path("error_histogram"), errors)
+    if labels is not None:
+        plots.class_reconstructions(path("class_reconstructions"), originals, decoded, labels)
+    if isinstance(model, VAE):
+        mu, logvar = model.encode(originals)
+        plots.latent_scatter(path("latent_means"), mu, labels, quantity="posterior mean")
+        plots.latent_scatter(
+            path("latent_logvars"), logvar, labels, quantity="posterior log-variance"
+        )
+        kl = 0.5 * np.mean(mu**2 + np.expm1(logvar) - logvar, axis=0)
+        plots.kl_per_dimension(path("kl_per_dimension"), kl)
+        plots.sample_grid(path("samples"), model.sample(GRID), title="Samples from the prior")
+        _draw_traversals(model, mu[0], kl, path("traversals"))
+        if model.latent == 2:
+            grid = model.decode(plots.manifold_grid(MANIFOLD))
+            plots.manifold(path("manifold"), grid, MANIFOLD)
+    else:
+        codes = model.encode(originals).reshape(len(originals), -1)
+        plots.latent_scatter(path("codes"), codes, labels, quantity="code")
+    return paths
+
+
+def _draw_traversals(model: VAE, start: Any, kl: Any, path: Path) -> None:
+    """From one image's mean, along the dimensions that carry most information."""
+    values = np.linspace(-3, 3, 9)
+    dimensions = np.argsort(-kl)[:TRAVERSED_DIMENSIONS]
+    codes = np.tile(start, (len(dimensions), len(values), 1))
+    for row, dimension in enumerate(dimensions):
+        codes[row, :, dimension] = values
+    images = model.decode(codes.reshape(-1, model.latent))
+    plots.traversals(path, images.reshape(len(dimensions), len(values), *model.image_shape), values)

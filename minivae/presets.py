@@ -1,0 +1,244 @@
+"""The presets: a model by name, and how it is trained.
+
+Each reproduces a published or widely used set-up. They share PyTorch's default initialisation, one
+latent draw per image, and the last partial training batch dropped.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import InputError
+from .layers import (
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Flatten,
+    Layer,
+    LeakyReLU,
+    ReLU,
+    Reshape,
+    Shape,
+    Sigmoid,
+    Tanh,
+)
+from .models import VAE, Autoencoder, Objective
+from .network import Network
+from .ops.batch import BINARIZATIONS
+from .optim import Adam
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    A run ends after `epochs`, or after `steps` where that is above 0, or when the test loss has
+    not improved for `patience` epochs where that is above 0. `keep_last` trains on the last
+    partial batch of an epoch too. Metrics are written each epoch, and also every `log_every`
+    steps; pictures of samples or reconstructions every `picture_every` steps, and checkpoints
+    every `checkpoint_every` steps beside those of each epoch (0: never).
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Adam = field(default_factory=Adam)
+    binarization: str = "none"
+    seed: int = 0
+    steps: int = 0
+    patience: int = 0
+    keep_last: bool = False
+    log_every: int = 0
+    picture_every: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or above")
+        for name in ("steps", "patience", "log_every", "picture_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 0 or above")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
+        if self.binarization not in BINARIZATIONS:
+            known = ", ".join(BINARIZATIONS)
+            raise InputError(f"binarization is {self.binarization!r}, expected one of {known}")
+
+
+def training_from_config(config: dict[str, Any]) -> Training:
+    """The training that `dataclasses.asdict` described."""
+    try:
+        return Training(**{**config, "optimizer": Adam(**config["optimizer"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not a training configuration: {error}") from None
+
+
+Build = Callable[[Shape, int, Sequence[int], Objective, int], Autoencoder]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model and its training. `hidden` is empty where the architecture is fixed, `latent`
+    is 0 for a plain autoencoder."""
+
+    summary: str
+    data: str
+    build: Build
+    objective: Objective
+    training: Training
+    latent: int
+    hidden: tuple[int, ...] = ()
+
+    def model(
+        self,
+        image_shape: Shape = (28, 28, 1),
+        *,
+        latent: int = 0,
+        hidden: Sequence[int] = (),
+        beta: float | None = None,
+        seed: int | None = None,
+    ) -> Autoencoder:
+        """The model for images of `image_shape`, with what is given instead of the preset's own
+        latent dimensions, hidden units, KL weight and seed."""
+        if latent and not self.latent:
+            raise InputError("latent: this preset's code is fixed by its convolutions")
+        if hidden and not self.hidden:
+            raise InputError("hidden: this preset has convolutions, not hidden dense layers")
+        objective = self.objective
+        if beta is not None:
+            objective = dataclasses.replace(objective, beta=beta)
+        return self.build(
+            image_shape,
+            latent or self.latent,
+            tuple(hidden) or self.hidden,
+            objective,
+            self.training.seed if seed is None else seed,
+        )
+
+
+def dense_vae(
+    image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
+) -> VAE:
+    """Flatten, `hidden` dense layers with ReLU, the head; the decoder mirrored."""
+    encoder: list[Layer] = [Flatten()]
+    for units in hidden:
+        encoder += [Dense(units), ReLU()]
+    decoder: list[Layer] = []
+    for units in reversed(hidden):
+        decoder += [Dense(units), ReLU()]
+    pixels = image_shape[0] * image_shape[1] * image_shape[2]
+    decoder.append(Dense(pixels))
+    if objective.likelihood != "bernoulli":
+        decoder.append(Sigmoid())
+    decoder.append(Reshape(tuple(image_shape)))
+    return VAE([*encoder, Dense(2 * latent)], decoder, objective, image_shape, seed=seed)
+
+
+def conv_vae(
+    image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
+) -> VAE:
+    """Two convolutions of stride 2, a dense head; a projection and three transposed
+    convolutions back (the layout of MATLAB's "Train Variational Autoencoder (VAE) to Generate
+    Images")."""
+    encoder: list[Layer] = [
+        *(Conv2d(32, 3, stride=2, padding=1), ReLU()),
+        *(Conv2d(64, 3, stride=2, padding=1), ReLU()),
+    ]
+    half, quarter = (Network("", encoder, image_shape).shapes[i] for i in (1, 3))
+    decoder: list[Layer] = [
+        *(Dense(quarter[0] * quarter[1] * 64), Reshape((quarter[0], quarter[1], 64))),
+        *(ConvTranspose2d(64, 3, stride=2, padding=1, output_size=half[:2]), ReLU()),
+        *(ConvTranspose2d(32, 3, stride=2, padding=1, output_size=image_shape[:2]), ReLU()),
+        *(ConvTranspose2d(image_shape[2], 3, padding=1), Sigmoid()),
+    ]
+    return VAE([*encoder, Flatten(), Dense(2 * latent)], decoder, objective, image_shape, seed=seed)
+
+
+def conv_autoencoder(
+    image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
+) -> Autoencoder:
+    """Four convolutions of stride 2 and four transposed ones back, leaky ReLU 0.2, tanh output."""
+    encoder: list[Layer] = []
+    for channels in (16, 32, 64, 128):
+        encoder += [Conv2d(channels, 3, stride=2, padding=1), LeakyReLU(0.2)]
+    shapes = Network("", encoder, image_shape).shapes
+    decoder: list[Layer] = []
+    for index, channels in ((6, 64), (4, 32), (2, 16)):
+        size = shapes[index][:2]
+        decoder += [
+            ConvTranspose2d(channels, 3, stride=2, padding=1, output_size=size),
+            LeakyReLU(0.2),
+        ]
+    size = image_shape[:2]
+    decoder += [
+        ConvTranspose2d(image_shape[2], 3, stride=2, padding=1, output_size=size),
+        Tanh(),
+    ]
+    return Autoencoder(encoder, decoder, objective, image_shape, seed=seed)
+
+
+HALF_SQUARED_ERROR = Objective("squared-error", weight=0.5)
+
+PRESETS: dict[str, Preset] = {
+    "glyphs": Preset(
+        "dense VAE on the embedded digits: the default",
+        data="glyphs",
+        build=dense_vae,
+        objective=Objective("bernoulli"),
+        training=Training(epochs=20),
+        latent=20,
+        hidden=(400,),
+    ),
+    "mnist-dense": Preset(
+        "dense VAE, sum of squared error through a sigmoid",
+        data="mnist",
+        build=dense_vae,
+        objective=Objective("squared-error"),
+        training=Training(epochs=20, batch_size=64, optimizer=Adam(weight_decay=0.01)),
+        latent=50,
+        hidden=(512, 256),
+    ),
+    "fashion-dense": Preset(
+        "dense VAE, Bernoulli likelihood on logits",
+        data="fashion-mnist",
+        build=dense_vae,
+        objective=Objective("bernoulli"),
+        training=Training(epochs=100, batch_size=512),
+        latent=10,
+        hidden=(128,),
+    ),
+    "mnist-conv": Preset(
+        "convolutional VAE, half the sum of squared error",
+        data="mnist",
+        build=conv_vae,
+        objective=HALF_SQUARED_ERROR,
+        training=Training(epochs=30),
+        latent=16,
+    ),
+    "mnist-conv-ae": Preset(
+        "plain convolutional autoencoder, sum of squared error",
+        data="mnist",
+        build=conv_autoencoder,
+        objective=Objective("squared-error"),
+        training=Training(epochs=4, steps=3000, batch_size=64, log_every=10, picture_every=50),
+        latent=0,
+    ),
+    "mnist-class": Preset(
+        "the convolutional VAE with 20 latent dimensions, drawn class by class",
+        data="mnist",
+        build=conv_vae,
+        objective=HALF_SQUARED_ERROR,
+        training=Training(epochs=30),
+        latent=20,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`; InputError with the nearest name if there is none."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1, 0.0)[0]
+        raise InputError(f"unknown preset {name!r}; did you mean {near!r}? ({', '.join(PRESETS)})")
+    return PRESETS[name]

@@ -1,0 +1,379 @@
+"""The training loop: epochs of steps, metrics, checkpoints, exact resume.
+
+A run is a function of its configuration. Permutations depend on (seed, epoch) and noise on (seed,
+step), so a checkpoint needs no generator's state, and a resumed run is the uninterrupted one.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__
+from .checkpoint import (
+    METRICS,
+    NOT_STARTED,
+    Progress,
+    read_checkpoint,
+    write_checkpoint,
+    write_config,
+)
+from .data import Splits, load
+from .data.batching import epoch_permutation
+from .errors import InputError
+from .files import replacing
+from .models import Autoencoder, ModelPass
+from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
+from .ops.state import FAILED, INDEX, STEP, new_state
+from .presets import Training
+
+DEFAULT_TRAINING = Training()
+LOOK_EVERY = 50
+"""Steps between the host's looks at the device: progress bar, failure latch, pending signals."""
+
+
+class NotFiniteError(Exception):
+    """The loss became NaN or infinite. The message says at which step and in which tensor."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, after a checkpoint was written."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}")
+
+
+class Trainer:
+    """Trains a model on the training split of some data, one call of `step` at a time.
+
+    Everything that a step reads or writes is on the model's backend: data, permutation, schedule,
+    state, running sums. Raises InputError if the data does not fit the model or the batch.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        splits: Splits,
+        training: Training,
+        progress: Progress = NOT_STARTED,
+    ) -> None:
+        self.model, self.training, self.splits = model, training, splits
+        images = splits.train.images
+        if images.shape[1:] != model.image_shape:
+            raise InputError(
+                f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
+            )
+        if training.batch_size > len(images):
+            raise InputError(
+                f"batch_size is {training.batch_size}, expected at most the {len(images)} training "
+                f"images of {splits.name}"
+            )
+        self.images = len(images)
+        whole, rest = divmod(self.images, training.batch_size)
+        self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
+        self.total_steps = training.steps or training.epochs * self.steps_per_epoch
+        self.latent_noise = Noise(training.seed, LATENT_STREAM)
+        self.binarization_noise = Noise(training.seed, BINARIZATION_STREAM)
+        backend = model.backend
+        self.data = backend.asarray(images.reshape(self.images, -1))
+        self.clip_norm = backend.zeros((1,), model.dtype)
+        self.totals = backend.asarray(progress.totals)
+        self.epoch_totals, self.logged_totals = progress.epoch_totals, progress.logged_totals
+        self.finished_steps = progress.step
+        model.bind(training.batch_size)
+        self._begin_epoch()
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.finished_steps // self.steps_per_epoch
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands, for a checkpoint."""
+        totals = self.model.backend.to_numpy(self.totals)
+        return Progress(self.finished_steps, totals, self.epoch_totals, self.logged_totals)
+
+    def _begin_epoch(self) -> None:
+        position = self.finished_steps % self.steps_per_epoch
+        first_step = self.finished_steps - position
+        objective, backend = self.model.objective, self.model.backend
+        betas = [objective.beta_at(first_step + index) for index in range(self.steps_per_epoch)]
+        rows = self.training.optimizer.schedule_rows(first_step, betas, self.total_steps)
+        state = new_state(self.finished_steps, position * self.training.batch_size, self.epoch)
+        state[INDEX] = position
+        self.schedule = backend.asarray(rows.astype(self.model.dtype))
+        self.state = backend.asarray(state)
+        order = epoch_permutation(self.images, self.training.seed, self.epoch)
+        self.permutation = backend.asarray(order)
+
+    def step(self) -> None:
+        """One optimizer step; at the end of an epoch, on to the next."""
+        position = self.finished_steps % self.steps_per_epoch
+        left = self.images - position * self.training.batch_size
+        self._step(self.model.bind(min(self.training.batch_size, left)))
+        self.finished_steps += 1
+        if self.finished_steps % self.steps_per_epoch == 0:
+            self.check()
+            self._begin_epoch()
+
+    def _step(self, bound: ModelPass) -> None:
+        backend, optimizer = self.model.backend, self.training.optimizer
+        flat = self.model.parameters.flat
+        backend.gather_batch(
+            *(self.data, self.permutation, self.state, bound.x),
+            *(self.training.binarization, self.binarization_noise),
+        )
+        bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
+        bound.backward(self.latent_noise, self.state)
+        if optimizer.clip_norm:
+            backend.clip_gradient(flat["gradients"], optimizer.clip_norm, self.clip_norm)
+        backend.adam_update(
+            *(flat["values"], flat["gradients"], flat["first_moments"], flat["second_moments"]),
+            *(self.schedule, self.state, optimizer.beta1, optimizer.beta2, optimizer.epsilon),
+        )
+        backend.advance_state(self.state, self.training.batch_size)
+
+    def check(self) -> None:
+        """Raises NotFiniteError if a step since the last check had a loss that was not finite."""
+        state = self.model.backend.to_numpy(self.state)
+        if not state[FAILED]:
+            return
+        # The latch kept parameters and state at the failed step, so the same batch comes again.
+        failed = int(state[STEP])
+        left = self.images - failed % self.steps_per_epoch * self.training.batch_size
+        bound = self.model.bind(min(self.training.batch_size, left))
+        self._step(bound)
+        for name, tensor in bound.named_tensors():
+            if not np.isfinite(self.model.backend.to_numpy(tensor)).all():
+                raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
+        raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
+
+    def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:
+        """Means of loss, reconstruction and KL over the last `steps` steps, since `totals`."""
+        now = self.model.backend.to_numpy(self.totals)
+        first = (self.finished_steps - steps) % self.steps_per_epoch
+        images = sum(
+            min(
+                self.training.batch_size,
+                self.images - (first + i) % self.steps_per_epoch * self.training.batch_size,
+            )
+            for i in range(steps)
+        )
+        return self.model.means(now - totals, images)
+
+    def test_metrics(self) -> dict[str, float]:
+        """The test split's loss, reconstruction and KL."""
+        return self.model.evaluate(
+            self.splits.test.images,
+            seed=self.training.seed,
+            binarization=self.training.binarization,
+        )
+
+
+class _Run:
+    """A trainer with its folder: what is written, and when."""
+
+    def __init__(
+        self, trainer: Trainer, folder: Path | None, metrics: list[dict[str, Any]]
+    ) -> None:
+        self.trainer, self.folder, self.metrics = trainer, folder, metrics
+        self.started = time.perf_counter()
+
+    def record(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Adds a line to the metrics."""
+        line["seconds"] = round(time.perf_counter() - self.started, 3)
+        self.metrics.append(line)
+        if self.folder is not None:
+            try:
+                with open(self.folder / METRICS, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"cannot write {self.folder / METRICS}: {error.strerror}"
+                ) from error
+        return line
+
+    def log_steps(self) -> None:
+        """A line with the means since the last such line."""
+        trainer = self.trainer
+        steps = trainer.training.log_every
+        train = trainer.means_since(trainer.logged_totals, steps)
+        self.record({"step": trainer.finished_steps, "train": train})
+        trainer.logged_totals = trainer.progress.totals
+
+    def log_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
+        """A line with the means of the epoch's `steps` and of the test split."""
+        trainer = self.trainer
+        line = {
+            "epoch": epoch,
+            "step": trainer.finished_steps,
+            "train": trainer.means_since(trainer.epoch_totals, steps),
+            "test": trainer.test_metrics(),
+        }
+        trainer.epoch_totals = trainer.progress.totals
+        return self.record(line)
+
+    def checkpoint(self) -> None:
+        """Saves the run, if it has a folder."""
+        if self.folder is not None:
+            write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
+
+    def out_of_patience(self) -> bool:
+        """Whether the best test loss is more than `patience` epochs old."""
+        losses = [line["test"]["loss"] for line in self.metrics if "epoch" in line]
+        patience = self.trainer.training.patience
+        return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
+def fit(
+    model: Autoencoder,
+    data: Splits | str,
+    training: Training = DEFAULT_TRAINING,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    on_step: Callable[[int, Autoencoder], None] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    extra_config: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Trains `model` and returns its metrics, a record an epoch (and every `log_every` steps).
+
+    Args:
+        data: the splits, or a name or path that `minivae.data.load` takes.
+        out: the run folder for configuration, metrics and checkpoints; none by default.
+        resume: go on from the checkpoint in `out`.
+        device: where to train; see `minivae.backends`.
+        progress: show a progress bar.
+        on_step: called with (step, model) every `training.picture_every` steps.
+        on_metrics: called with each metrics record.
+        extra_config: what else to keep in the run's configuration.
+
+    Raises InputError on data that does not fit, NotFiniteError when the loss is no longer finite,
+    Interrupted, after saving, on SIGINT or SIGTERM.
+    """
+    splits = load(data, seed=training.seed) if isinstance(data, str) else data
+    folder = None if out is None else Path(out)
+    model.to(device)
+    done, metrics = NOT_STARTED, []
+    if folder is not None and resume:
+        done = read_checkpoint(folder, model)
+        metrics = _cut_metrics(folder / METRICS, done.step)
+    trainer = Trainer(model, splits, training, done)
+    run = _Run(trainer, folder, metrics)
+    if folder is not None and not resume:
+        config = {
+            **(extra_config or {}),
+            "version": __version__,
+            "data": splits.name,
+            "model": model.config(),
+            "training": dataclasses.asdict(training),
+        }
+        write_config(folder, config)
+        (folder / METRICS).write_text("")
+        run.checkpoint()
+    with _pending_signal() as pending:
+        _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
+    return metrics
+
+
+def _loop(
+    run: _Run,
+    pending: list[int],
+    show_progress: bool,
+    on_step: Callable[[int, Autoencoder], None] | None,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    from tqdm import tqdm
+
+    trainer, training = run.trainer, run.trainer.training
+    total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
+    bar = tqdm(total=total, initial=trainer.finished_steps, unit="step", disable=not show_progress)
+    with bar:
+        while trainer.finished_steps < total and not run.out_of_patience():
+            trainer.step()
+            step = trainer.finished_steps
+            bar.update()
+            if _every(training.log_every, step):
+                trainer.check()
+                run.log_steps()
+                on_metrics(run.metrics[-1])
+            if on_step is not None and _every(training.picture_every, step):
+                trainer.check()
+                on_step(step, trainer.model)
+            ended = step % per_epoch == 0 or step == total
+            if ended:
+                trainer.check()
+                steps = (step - 1) % per_epoch + 1
+                line = run.log_epoch(math.ceil(step / per_epoch), steps)
+                bar.set_postfix(
+                    epoch=line["epoch"],
+                    train=f"{line['train']['loss']:.2f}",
+                    test=f"{line['test']['loss']:.2f}",
+                )
+                on_metrics(line)
+            if ended or _every(training.checkpoint_every, step):
+                trainer.check()
+                run.checkpoint()
+            if pending:
+                trainer.check()
+                run.checkpoint()
+                raise Interrupted(pending[0], step)
+            if step % LOOK_EVERY == 0:
+                trainer.check()
+
+
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, without a last line that was cut off while being written."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise InputError(f"{path}: line {number} is not JSON") from None
+    return records
+
+
+def _cut_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records up to `step`, which then are all that the file holds."""
+    records = [record for record in read_metrics(path) if record["step"] <= step]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+@contextmanager
+def _pending_signal() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step in flight is finished before the run stops."""
+    pending: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pending
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, frame: pending.append(number)) for n in numbers}
+    try:
+        yield pending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
