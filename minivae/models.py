@@ -247,7 +247,7 @@ class Autoencoder:
         """The model bound to memory for a batch of `rows`, allocating it if there is too little."""
         parameters = self.parameters
         if self._memory is None or self._memory.batch < rows:
-            self._memory = _Memory(self, rows)
+            self._memory = _Memory(self, max(rows, INFERENCE_BATCH))
         if rows not in self._memory.passes:
             self._memory.passes[rows] = ModelPass(self, parameters, self._memory, rows)
         return self._memory.passes[rows]

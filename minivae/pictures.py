@@ -80,4 +80,5 @@ def _draw_traversals(model: VAE, start: Any, kl: Any, path: Path) -> None:
     for row, dimension in enumerate(dimensions):
         codes[row, :, dimension] = values
     images = model.decode(codes.reshape(-1, model.latent))
-    plots.traversals(path, images.reshape(len(dimensions), len(values), *model.image_shape), values)
+    grid = images.reshape(len(dimensions), len(values), *model.image_shape)
+    plots.traversals(path, grid, values, dimensions)

@@ -95,14 +95,16 @@ class Preset:
         self,
         image_shape: Shape = (28, 28, 1),
         *,
-        latent: int = 0,
+        latent: int | None = None,
         hidden: Sequence[int] = (),
         beta: float | None = None,
         seed: int | None = None,
     ) -> Autoencoder:
         """The model for images of `image_shape`, with what is given instead of the preset's own
         latent dimensions, hidden units, KL weight and seed."""
-        if latent and not self.latent:
+        if latent is not None and latent < 1:
+            raise InputError(f"latent is {latent}, expected 1 or above")
+        if latent is not None and not self.latent:
             raise InputError("latent: this preset's code is fixed by its convolutions")
         if hidden and not self.hidden:
             raise InputError("hidden: this preset has convolutions, not hidden dense layers")

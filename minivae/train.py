@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from .data import Splits, load
 from .data.batching import epoch_permutation
 from .errors import InputError
 from .files import replacing
-from .models import Autoencoder, ModelPass
+from .models import Autoencoder
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
-from .ops.state import FAILED, INDEX, STEP, new_state
+from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
 
 DEFAULT_TRAINING = Training()
@@ -90,7 +91,11 @@ class Trainer:
         self.totals = backend.asarray(progress.totals)
         self.epoch_totals, self.logged_totals = progress.epoch_totals, progress.logged_totals
         self.finished_steps = progress.step
-        model.bind(training.batch_size)
+        # Filled anew each epoch but never moved, so that a captured step finds them.
+        self.schedule = backend.zeros((self.steps_per_epoch, SCHEDULE_COLUMNS), model.dtype)
+        self.state = backend.asarray(new_state())
+        self.permutation = backend.zeros((self.images,), np.int64)
+        self._captured: dict[int, Callable[[], None]] = {}
         self._begin_epoch()
 
     @property
@@ -112,22 +117,29 @@ class Trainer:
         rows = self.training.optimizer.schedule_rows(first_step, betas, self.total_steps)
         state = new_state(self.finished_steps, position * self.training.batch_size, self.epoch)
         state[INDEX] = position
-        self.schedule = backend.asarray(rows.astype(self.model.dtype))
-        self.state = backend.asarray(state)
         order = epoch_permutation(self.images, self.training.seed, self.epoch)
-        self.permutation = backend.asarray(order)
+        self.schedule[...] = backend.asarray(rows.astype(self.model.dtype))
+        self.state[...] = backend.asarray(state)
+        self.permutation[...] = backend.asarray(order)
 
     def step(self) -> None:
         """One optimizer step; at the end of an epoch, on to the next."""
-        position = self.finished_steps % self.steps_per_epoch
-        left = self.images - position * self.training.batch_size
-        self._step(self.model.bind(min(self.training.batch_size, left)))
+        rows = self._rows(self.finished_steps)
+        if rows not in self._captured:
+            self._captured[rows] = self.model.backend.capture(partial(self._step, rows))
+        self._captured[rows]()
         self.finished_steps += 1
         if self.finished_steps % self.steps_per_epoch == 0:
             self.check()
             self._begin_epoch()
 
-    def _step(self, bound: ModelPass) -> None:
+    def _rows(self, step: int) -> int:
+        """Images in the batch of a step, counted from 0."""
+        before = step % self.steps_per_epoch * self.training.batch_size
+        return min(self.training.batch_size, self.images - before)
+
+    def _step(self, rows: int) -> None:
+        bound = self.model.bind(rows)
         backend, optimizer = self.model.backend, self.training.optimizer
         flat = self.model.parameters.flat
         backend.gather_batch(
@@ -139,8 +151,15 @@ class Trainer:
         if optimizer.clip_norm:
             backend.clip_gradient(flat["gradients"], optimizer.clip_norm, self.clip_norm)
         backend.adam_update(
-            *(flat["values"], flat["gradients"], flat["first_moments"], flat["second_moments"]),
-            *(self.schedule, self.state, optimizer.beta1, optimizer.beta2, optimizer.epsilon),
+            flat["values"],
+            flat["gradients"],
+            flat["first_moments"],
+            flat["second_moments"],
+            self.schedule,
+            self.state,
+            optimizer.beta1,
+            optimizer.beta2,
+            optimizer.epsilon,
         )
         backend.advance_state(self.state, self.training.batch_size)
 
@@ -151,10 +170,9 @@ class Trainer:
             return
         # The latch kept parameters and state at the failed step, so the same batch comes again.
         failed = int(state[STEP])
-        left = self.images - failed % self.steps_per_epoch * self.training.batch_size
-        bound = self.model.bind(min(self.training.batch_size, left))
-        self._step(bound)
-        for name, tensor in bound.named_tensors():
+        rows = self._rows(failed)
+        self._step(rows)
+        for name, tensor in self.model.bind(rows).named_tensors():
             if not np.isfinite(self.model.backend.to_numpy(tensor)).all():
                 raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
         raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
@@ -162,14 +180,8 @@ class Trainer:
     def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:
         """Means of loss, reconstruction and KL over the last `steps` steps, since `totals`."""
         now = self.model.backend.to_numpy(self.totals)
-        first = (self.finished_steps - steps) % self.steps_per_epoch
-        images = sum(
-            min(
-                self.training.batch_size,
-                self.images - (first + i) % self.steps_per_epoch * self.training.batch_size,
-            )
-            for i in range(steps)
-        )
+        first = self.finished_steps - steps
+        images = sum(self._rows(step) for step in range(first, self.finished_steps))
         return self.model.means(now - totals, images)
 
     def test_metrics(self) -> dict[str, float]:
@@ -284,7 +296,8 @@ def fit(
         write_config(folder, config)
         (folder / METRICS).write_text("")
         run.checkpoint()
-    with _pending_signal() as pending:
+    # A loss that is no longer finite is reported once, by the latch, and not at each operation.
+    with _pending_signal() as pending, np.errstate(all="ignore"):
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
     return metrics
 

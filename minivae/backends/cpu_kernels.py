@@ -6,9 +6,10 @@ float32, since calls into the C library do not vectorise. `contract` allows fuse
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -16,20 +17,20 @@ from ..ops import philox
 from ..ops.activations import KINDS
 from ..ops.state import BETA, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
 
-kernel = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-sum_kernel = njit(cache=True, nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+kernel: Any = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+sum_kernel: Any = njit(
+    cache=True, nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy"
+)
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU = range(len(KINDS))
-assert KINDS == (
-    *("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "elu", "gelu", "silu"),
-)
+"""The codes of the kinds, in the order of KINDS."""
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 TWO = np.float32(2)
 
 
 @intrinsic
-def bits_of_float(typing_context, x):
+def bits_of_float(typing_context: Any, x: Any = None) -> Any:
     """The bits of a float32 as an int32."""
 
     def generate(context, builder, signature, arguments):
@@ -39,7 +40,7 @@ def bits_of_float(typing_context, x):
 
 
 @intrinsic
-def float_of_bits(typing_context, bits):
+def float_of_bits(typing_context: Any, bits: Any = None) -> Any:
     """The float32 that has these bits."""
 
     def generate(context, builder, signature, arguments):
@@ -57,7 +58,12 @@ ROUNDER_BITS = np.int32(ROUNDER.view(np.int32))
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 EXP_MIN, EXP_MAX = np.float32(-104), np.float32(89)
 EXPM1_MIN = np.float32(-25)
-SQRT_HALF = np.float32(math.sqrt(0.5))
+SQRT_HALF, SQRT_TWO = np.float32(math.sqrt(0.5)), np.float32(math.sqrt(2))
+SQRT_HALF_BITS = np.int32(SQRT_HALF.view(np.int32))
+INVERSE_SQRT_TWO_PI = np.float32(1 / math.sqrt(2 * math.pi))
+
+M0, M1, W0, W1 = (np.uint64(c) for c in (philox.M0, philox.M1, philox.W0, philox.W1))
+LOW, THIRTY_TWO = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @kernel
@@ -79,14 +85,450 @@ def _expm1_reduced(r):
 
 
 @kernel
-def exp(x):
-    """e^x: x = n ln 2 + r, e^x = 2^n e^r. NaN stays NaN, since every comparison with it fails."""
-    x = EXP_MAX if x > EXP_MAX else x
-    x = EXP_MIN if x < EXP_MIN else x
+def _reduce(x):
+    """(n, r) with x = n ln 2 + r and |r| <= ln(2) / 2. Only r is NaN if x is."""
     shifted = x * LOG2_E + ROUNDER
     n = bits_of_float(shifted) - ROUNDER_BITS
     nearest = shifted - ROUNDER
-    r = (x - nearest * LN2_HIGH) - nearest * LN2_LOW
+    return n, (x - nearest * LN2_HIGH) - nearest * LN2_LOW
+
+
+@kernel
+def exp(x):
+    """e^x = 2^n e^r. NaN stays NaN, since every comparison with it fails."""
+    x = EXP_MAX if x > EXP_MAX else x
+    x = EXP_MIN if x < EXP_MIN else x
+    n, r = _reduce(x)
     # Two factors: 2^n itself may be out of range where e^x is not.
     half = n >> 1
     return (_expm1_reduced(r) + ONE) * _power_of_two(half) * _power_of_two(n - half)
+
+
+@kernel
+def expm1(x):
+    """e^x - 1 = 2^n (e^r - 1 + 1 - 2^-n), precise near 0, where n = 0."""
+    x = EXP_MAX if x > EXP_MAX else x
+    x = EXPM1_MIN if x < EXPM1_MIN else x
+    n, r = _reduce(x)
+    half = n >> 1
+    grown = _expm1_reduced(r) + (ONE - _power_of_two(-min(n, 126)))
+    return grown * _power_of_two(half) * _power_of_two(n - half)
+
+
+@kernel
+def _log1p_reduced(f, n):
+    """n ln 2 + ln(1 + f) for sqrt(1/2) - 1 <= f <= sqrt(2) - 1."""
+    p = np.float32(7.0376836292e-2)
+    p = p * f + np.float32(-1.1514610310e-1)
+    p = p * f + np.float32(1.1676998740e-1)
+    p = p * f + np.float32(-1.2420140846e-1)
+    p = p * f + np.float32(1.4249322787e-1)
+    p = p * f + np.float32(-1.6668057665e-1)
+    p = p * f + np.float32(2.0000714765e-1)
+    p = p * f + np.float32(-2.4999993993e-1)
+    p = p * f + np.float32(3.3333331174e-1)
+    square = f * f
+    return n * LN2_HIGH + (f + (p * f * square + n * LN2_LOW - HALF * square))
+
+
+@kernel
+def log(x):
+    """ln x for a finite normal x > 0."""
+    bits = bits_of_float(x)
+    exponent = (bits - SQRT_HALF_BITS) >> 23
+    mantissa = float_of_bits(np.int32(bits - (exponent << 23)))
+    return _log1p_reduced(mantissa - ONE, np.float32(exponent))
+
+
+@kernel
+def log1p_of_fraction(e):
+    """ln(1 + e) for 0 <= e <= 1."""
+    large = e > SQRT_TWO - ONE
+    f = HALF * e - HALF if large else e
+    return _log1p_reduced(f, ONE if large else ZERO)
+
+
+@kernel
+def sigmoid(z):
+    """1 / (1 + e^-z), from e^-|z|."""
+    e = exp(-abs(z))
+    return (e if z < ZERO else ONE) / (ONE + e)
+
+
+@kernel
+def tanh(z):
+    """tanh z = -t / (t + 2) sign z with t = e^(-2 |z|) - 1."""
+    t = expm1(-TWO * abs(z))
+    magnitude = -t / (t + TWO)
+    return -magnitude if z < ZERO else magnitude
+
+
+@kernel
+def softplus(z):
+    """ln(1 + e^z) (activations.py)."""
+    return (ZERO if z < ZERO else z) + log1p_of_fraction(exp(-abs(z)))
+
+
+@kernel
+def normal_distribution(z):
+    """Phi(z), with the C library's erf."""
+    return HALF * (ONE + np.float32(math.erf(z * SQRT_HALF)))
+
+
+@kernel
+def normal_density(z):
+    """phi(z)."""
+    return exp(-HALF * z * z) * INVERSE_SQRT_TWO_PI
+
+
+# Activations. The branch on the kind stays outside of the loops, so that each vectorises.
+
+
+@kernel
+def activate(z, y, kind, slope):
+    """y = f(z) (activations.py) on flat arrays; y may be z."""
+    if kind == RELU:
+        for i in range(z.size):
+            y[i] = ZERO if z[i] < ZERO else z[i]
+    elif kind == LEAKY_RELU:
+        for i in range(z.size):
+            y[i] = z[i] if z[i] > ZERO else slope * z[i]
+    elif kind == TANH:
+        for i in range(z.size):
+            y[i] = tanh(z[i])
+    elif kind == SIGMOID:
+        for i in range(z.size):
+            y[i] = sigmoid(z[i])
+    elif kind == SOFTPLUS:
+        for i in range(z.size):
+            y[i] = softplus(z[i])
+    elif kind == ELU:
+        for i in range(z.size):
+            y[i] = z[i] if z[i] > ZERO else expm1(z[i])
+    elif kind == GELU:
+        for i in range(z.size):
+            y[i] = z[i] * normal_distribution(z[i])
+    elif kind == SILU:
+        for i in range(z.size):
+            y[i] = z[i] * sigmoid(z[i])
+    else:
+        for i in range(z.size):
+            y[i] = z[i]
+
+
+@kernel
+def multiply_derivative(z, y, dy, dz, kind, slope):
+    """dz = dy f'(z) (activations.E1) on flat arrays; dz may be dy, z is read where y is not."""
+    if kind == RELU:
+        for i in range(y.size):
+            dz[i] = dy[i] * (ONE if y[i] > ZERO else ZERO)
+    elif kind == LEAKY_RELU:
+        for i in range(y.size):
+            dz[i] = dy[i] * (ONE if y[i] > ZERO else slope)
+    elif kind == TANH:
+        for i in range(y.size):
+            dz[i] = dy[i] * (ONE - y[i] * y[i])
+    elif kind == SIGMOID:
+        for i in range(y.size):
+            dz[i] = dy[i] * (y[i] * (ONE - y[i]))
+    elif kind == SOFTPLUS:
+        for i in range(y.size):
+            dz[i] = dy[i] * -expm1(-y[i])
+    elif kind == ELU:
+        for i in range(y.size):
+            dz[i] = dy[i] * (ONE if y[i] > ZERO else y[i] + ONE)
+    elif kind == GELU:
+        for i in range(y.size):
+            dz[i] = dy[i] * (normal_distribution(z[i]) + z[i] * normal_density(z[i]))
+    elif kind == SILU:
+        for i in range(y.size):
+            s = sigmoid(z[i])
+            dz[i] = dy[i] * (s + z[i] * s * (ONE - s))
+    else:
+        for i in range(y.size):
+            dz[i] = dy[i]
+
+
+# Rows of a matrix
+
+
+@kernel
+def add_bias_and_activate(y, b, kind, slope):
+    """y = f(y + b), the second half of dense and conv E1, on rows (n, o)."""
+    for row in range(y.shape[0]):
+        values = y[row]
+        for o in range(b.size):
+            values[o] += b[o]
+        activate(values, values, kind, slope)
+
+
+@kernel
+def sum_rows(dz, db):
+    """db = sum of the rows of dz (dense.E3, conv.E4)."""
+    db[:] = ZERO
+    for row in range(dz.shape[0]):
+        for o in range(db.size):
+            db[o] += dz[row, o]
+
+
+# Convolution: images to columns and back
+
+
+@kernel
+def _overlap(first, kernel_size, size):
+    """The taps [begin, end) of a window starting at pixel `first` that lie inside the image."""
+    return max(0, -first), min(kernel_size, size - first)
+
+
+@kernel
+def gather_columns(large, columns, kh, kw, geometry):
+    """Row (n, p, q) of `columns` gets the window that it sees, (kh, kw, c) (the X_ij of conv.E1').
+
+    Shapes: large (n, h, w, c), columns (n, p, q, kh kw c).
+    """
+    stride_h, stride_w, top, left = geometry
+    n_images, rows, positions, _ = columns.shape
+    _, height, width, c = large.shape
+    for n in range(n_images):
+        for p in range(rows):
+            first_h = p * stride_h - top
+            begin_i, end_i = _overlap(first_h, kh, height)
+            for q in range(positions):
+                first_w = q * stride_w - left
+                begin_j, end_j = _overlap(first_w, kw, width)
+                column = columns[n, p, q]
+                if end_i - begin_i < kh or end_j - begin_j < kw:
+                    column[:] = ZERO
+                run = (end_j - begin_j) * c
+                for i in range(begin_i, end_i):
+                    pixels = large[n, first_h + i].reshape(-1)[(first_w + begin_j) * c :]
+                    target = column[(i * kw + begin_j) * c :]
+                    for t in range(run):
+                        target[t] = pixels[t]
+
+
+@kernel
+def scatter_columns(columns, large, kh, kw, geometry):
+    """Adds row (n, p, q) of `columns` into the window that it sees, from zero (conv.E2).
+
+    Shapes as for `gather_columns`.
+    """
+    stride_h, stride_w, top, left = geometry
+    n_images, rows, positions, _ = columns.shape
+    _, height, width, c = large.shape
+    for n in range(n_images):
+        large[n] = ZERO
+        for p in range(rows):
+            first_h = p * stride_h - top
+            begin_i, end_i = _overlap(first_h, kh, height)
+            for q in range(positions):
+                first_w = q * stride_w - left
+                begin_j, end_j = _overlap(first_w, kw, width)
+                column = columns[n, p, q]
+                run = (end_j - begin_j) * c
+                for i in range(begin_i, end_i):
+                    pixels = large[n, first_h + i].reshape(-1)[(first_w + begin_j) * c :]
+                    source = column[(i * kw + begin_j) * c :]
+                    for t in range(run):
+                        pixels[t] += source[t]
+
+
+# Noise
+
+
+@kernel
+def philox4x32(c0, c1, c2, c3, k0, k1):
+    """Four random words in uint64 from a counter and a key in uint64 (philox.E1)."""
+    for _ in range(philox.ROUNDS):
+        product0 = c0 * M0
+        product1 = c2 * M1
+        c0 = (product1 >> THIRTY_TWO) ^ c1 ^ k0
+        c1 = product1 & LOW
+        c2 = (product0 >> THIRTY_TWO) ^ c3 ^ k1
+        c3 = product0 & LOW
+        k0 = (k0 + W0) & LOW
+        k1 = (k1 + W1) & LOW
+    return c0, c1, c2, c3
+
+
+@kernel
+def _uniform(word):
+    """philox.E2."""
+    return np.float32(word) * np.float32(2.0**-32) + np.float32(2.0**-33)
+
+
+@kernel
+def _box_muller(word0, word1):
+    """philox.E3."""
+    radius = np.float32(math.sqrt(-TWO * log(_uniform(word0))))
+    angle = np.float32(2 * math.pi) * _uniform(word1)
+    return radius * np.float32(math.cos(angle)), radius * np.float32(math.sin(angle))
+
+
+@kernel
+def standard_normal_row(eps, row, step, stream, key_low, key_high):
+    """The noise of a row into `eps` (columns,). All but eps are uint64."""
+    for block in range((eps.size + 3) // 4):
+        words = philox4x32(np.uint64(block), row, step & LOW, stream, key_low, key_high)
+        e0, e1 = _box_muller(words[0], words[1])
+        e2, e3 = _box_muller(words[2], words[3])
+        for lane, e in enumerate((e0, e1, e2, e3)):
+            if 4 * block + lane < eps.size:
+                eps[4 * block + lane] = e
+
+
+# Latent
+
+
+@kernel
+def latent_forward(head, z, kl, stream, key_low, key_high, state, first):
+    """latent.E1 and latent.E2 on rows that begin at row `first` of the batch."""
+    n, d = z.shape
+    step = np.uint64(state[STEP])
+    for row in range(n):
+        eps, mu, logvar = z[row], head[row, :d], head[row, d:]
+        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        for j in range(d):
+            z[row, j] = mu[j] + exp(HALF * logvar[j]) * eps[j]
+            kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
+
+
+@kernel
+def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state, first):
+    """latent.E3 and latent.E4 on rows that begin at row `first` of the batch."""
+    n, d = dz.shape
+    step = np.uint64(state[STEP])
+    for row in range(n):
+        eps, mu, logvar = dhead[row, d:], head[row, :d], head[row, d:]
+        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        for j in range(d):
+            dhead[row, j] = dz[row, j] + kl_weight[j] * mu[j]
+            growth = dz[row, j] * eps[j] * exp(HALF * logvar[j])
+            dhead[row, d + j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
+
+
+# Objective
+
+
+@sum_kernel
+def bernoulli_loss(logits, x, loss, dlogits, scale):
+    """elbo.E2, value and gradient in one pass."""
+    for row in range(x.shape[0]):
+        total = ZERO
+        for i in range(x.shape[1]):
+            a = logits[row, i]
+            e = exp(-abs(a))
+            total += (ZERO if a < ZERO else a) + log1p_of_fraction(e) - x[row, i] * a
+            probability = (e if a < ZERO else ONE) / (ONE + e)
+            dlogits[row, i] = (probability - x[row, i]) * scale
+        loss[row] = total
+
+
+@sum_kernel
+def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
+    """elbo.E3; the derivative takes each row while it is in the nearest cache."""
+    for row in range(x.shape[0]):
+        total = ZERO
+        for i in range(x.shape[1]):
+            error = y[row, i] - x[row, i]
+            total += error * error
+            dz[row, i] = TWO * weight * scale * error
+        loss[row] = weight * total
+        multiply_derivative(y[row], y[row], dz[row], dz[row], kind, slope)
+
+
+@kernel
+def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, totals):
+    """elbo.E5 and elbo.E6, with sums in float64."""
+    n, d = kl.shape
+    beta = np.float64(schedule[state[INDEX], BETA])
+    reconstruction_total = 0.0
+    for row in range(n):
+        reconstruction_total += reconstruction[row]
+    kl_total, bounded_total = 0.0, 0.0
+    for j in range(d):
+        mean = 0.0
+        for row in range(n):
+            mean += kl[row, j]
+        mean /= n
+        kl_weight[j] = beta / n if mean > free_bits else 0.0
+        kl_total += mean
+        bounded_total += free_bits if mean < free_bits else mean
+    loss_total = reconstruction_total + n * beta * bounded_total
+    if not math.isfinite(loss_total):
+        state[FAILED] = 1
+    if not state[FAILED]:
+        totals[0] += loss_total
+        totals[1] += reconstruction_total
+        totals[2] += n * kl_total
+
+
+# Optimizer
+
+
+@kernel
+def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
+    """adam.E1 to adam.E4 in one pass."""
+    if state[FAILED]:
+        return
+    row = schedule[state[INDEX]]
+    step_size, inverse_root, decay = row[STEP_SIZE], ONE / row[ROOT], row[DECAY]
+    new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
+    epsilon = np.float32(epsilon)
+    for i in range(p.size):
+        m[i] += new1 * (g[i] - m[i])
+        v[i] += new2 * (g[i] * g[i] - v[i])
+        p[i] = p[i] * decay - step_size * m[i] / (np.sqrt(v[i]) * inverse_root + epsilon)
+
+
+@sum_kernel
+def sum_of_squares(g):
+    """|g|^2 in float64."""
+    total = 0.0
+    for i in range(g.size):
+        total += np.float64(g[i]) * np.float64(g[i])
+    return total
+
+
+@kernel
+def scale_in_place(g, factor):
+    """g <- factor g."""
+    for i in range(g.size):
+        g[i] *= factor
+
+
+# Batch
+
+
+@kernel
+def gather_scaled(data, permutation, state, x, white, first):
+    """batch.E1 on rows that begin at row `first` of the batch."""
+    for row in range(x.shape[0]):
+        pixels = data[permutation[state[FIRST] + first + row]]
+        for i in range(x.shape[1]):
+            x[row, i] = np.float32(pixels[i]) / white
+
+
+@kernel
+def gather_thresholded(data, permutation, state, x, white, first):
+    """batch.E2 on rows that begin at row `first` of the batch."""
+    for row in range(x.shape[0]):
+        pixels = data[permutation[state[FIRST] + first + row]]
+        for i in range(x.shape[1]):
+            x[row, i] = ONE if TWO * np.float32(pixels[i]) >= white else ZERO
+
+
+@kernel
+def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_high, first):
+    """batch.E3 on rows that begin at row `first` of the batch; exact in float64."""
+    m = x.shape[1]
+    epoch = np.uint64(state[EPOCH]) & LOW
+    for row in range(x.shape[0]):
+        image = permutation[state[FIRST] + first + row]
+        for block in range((m + 3) // 4):
+            words = philox4x32(np.uint64(block), np.uint64(image), epoch, stream, key_low, key_high)
+            for lane, word in enumerate(words):
+                i = 4 * block + lane
+                if i < m:
+                    threshold = np.float64(data[image, i]) * 2.0**32
+                    x[row, i] = ONE if np.float64(word) * white < threshold else ZERO

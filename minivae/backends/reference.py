@@ -4,6 +4,7 @@ A backend is a class with this table. It overrides the primitives that it does b
 the rest, with the same names, the same arguments and the same meaning.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ class ReferenceBackend:
     def to_numpy(self, array: Any) -> NDArray:
         """A NumPy copy of the backend's array."""
         return np.array(array)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """What to call instead of `step`, which does the same each time: a backend that records
+        its work once and replays it returns the replay."""
+        return step
 
 
 PRIMITIVES = tuple(

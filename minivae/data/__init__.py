@@ -1,0 +1,55 @@
+"""Images to train on: `load` takes a name or a path and gives a training and a test split."""
+
+import difflib
+from pathlib import Path
+
+from ..errors import InputError
+from .dataset import Dataset, Splits
+
+__all__ = ["BUILTIN", "Dataset", "Splits", "load"]
+
+BUILTIN = ("glyphs", "mnist", "fashion-mnist")
+"""Data sets by name: the embedded digits, and two that are downloaded once."""
+
+
+def load(source: str, *, seed: int = 0) -> Splits:
+    """The splits of a data set by name, or of a path.
+
+    A path is a folder with MNIST's IDX files (gzipped or not), one IDX file of images, a `.npy` or
+    `.npz` of images, or a folder of image files whose subfolders are classes. Where no test split
+    is given, the last tenth is held out; of a folder of image files, a tenth drawn by `seed`.
+
+    Raises InputError, naming the file and what was expected.
+    """
+    if source == "glyphs":
+        from .glyphs import glyphs
+
+        return glyphs(seed)
+    if source in BUILTIN:
+        from .download import find_or_download
+        from .idx import load_idx_folder
+
+        return load_idx_folder(find_or_download(source), source)
+    return _load_path(Path(source), seed)
+
+
+def _load_path(path: Path, seed: int) -> Splits:
+    from .arrays import load_npy, load_npz
+    from .folder import load_image_folder
+    from .idx import has_idx_files, load_idx_file, load_idx_folder
+
+    if not path.exists():
+        near = difflib.get_close_matches(str(path), BUILTIN, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"data {str(path)!r} is neither a path nor one of {', '.join(BUILTIN)}{hint}"
+        )
+    try:
+        if path.is_dir():
+            if has_idx_files(path):
+                return load_idx_folder(path, path.name)
+            return load_image_folder(path, seed)
+        readers = {".npy": load_npy, ".npz": load_npz}
+        return readers.get(path.suffix, load_idx_file)(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

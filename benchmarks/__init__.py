@@ -1,0 +1,1 @@
+"""The benchmark suite, installed as `minivae.benchmarks` and run by `minivae bench`."""

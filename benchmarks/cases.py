@@ -1,0 +1,61 @@
+"""What is timed: the presets and the classic dense VAE, on random images of the right size."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from minivae.data import Dataset, Splits
+from minivae.models import Autoencoder
+from minivae.presets import Training, preset
+
+IMAGES = 8192
+
+
+class Case(NamedTuple):
+    """A model with its training; every peer trains the same weights on the same data."""
+
+    name: str
+    model: Autoencoder
+    training: Training
+    splits: Splits
+
+
+def random_splits(image_shape: tuple[int, ...], images: int = IMAGES) -> Splits:
+    """Random images, a quarter of their pixels lit: never zeros, on which kernels can run faster
+    than on data."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 256, (images, *image_shape), dtype=np.uint8)
+    pixels *= rng.random(pixels.shape) < 0.25
+    return Splits("random", Dataset(pixels, None), Dataset(pixels[:100], None))
+
+
+def preset_case(
+    name: str,
+    *,
+    label: str | None = None,
+    batch: int | None = None,
+    hidden: tuple[int, ...] = (),
+    latent: int | None = None,
+    image_shape: tuple[int, ...] = (28, 28, 1),
+) -> Case:
+    """A preset as a case, with what is given instead of its own settings."""
+    chosen = preset(name)
+    training = dataclasses.replace(
+        chosen.training,
+        steps=0,
+        epochs=1000,
+        log_every=0,
+        batch_size=batch or chosen.training.batch_size,
+    )
+    model = chosen.model(image_shape, hidden=hidden, latent=latent)
+    images = max(IMAGES, training.batch_size)
+    splits = random_splits(image_shape, images)
+    return Case(label or f"{name} b{training.batch_size}", model, training, splits)
+
+
+def step_cases() -> list[Case]:
+    """The five presets of the engine, and dense 784-400-20 at batch 128."""
+    dense = preset_case("glyphs", label="dense-784-400-20 b128", hidden=(400,), latent=20)
+    names = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
+    return [dense, *(preset_case(name) for name in names)]

@@ -1,0 +1,131 @@
+"""JAX as a peer: the same step under jit, alone or as a lax.scan over many steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minivae.layers import ActivationLayer, Convolution, ConvTranspose2d, Dense
+from minivae.network import Network
+
+from .cases import Case
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
+}
+
+
+def _apply(network: Network, values: dict[str, Any], x: Any) -> Any:
+    for index, layer in enumerate(network.layers):
+        prefix = f"{network.name}.{index}"
+        shape = (x.shape[0], *network.shapes[index + 1])
+        if isinstance(layer, Dense):
+            x = x @ values[f"{prefix}.weight"] + values[f"{prefix}.bias"]
+        elif isinstance(layer, Convolution):
+            x = _convolution(layer, x, shape, values[f"{prefix}.weight"])
+            x += values[f"{prefix}.bias"]
+        elif isinstance(layer, ActivationLayer):
+            slope = layer.activation.slope
+            f = ACTIVATIONS.get(layer.kind, lambda a, s=slope: jax.nn.leaky_relu(a, s))
+            x = f(x)
+        else:
+            x = x.reshape(shape)
+    return x
+
+
+def _convolution(layer: Convolution, x: Any, shape: tuple[int, ...], weight: Any) -> Any:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    strides = [stride for _, stride, _ in layer.axes()]
+    transposed = isinstance(layer, ConvTranspose2d)
+    large, small = (shape, x.shape) if transposed else (x.shape, shape)
+    geometry = layer.geometry(large[1:], small[1:])
+    padding = []
+    for axis, first in enumerate((geometry.pad_top, geometry.pad_left)):
+        kernel = weight.shape[axis]
+        reach = (small[axis + 1] - 1) * strides[axis] + kernel
+        last = reach - first - large[axis + 1]
+        # The transpose pads the spread-out image by what the kernel reaches beyond its centre.
+        padding.append((kernel - 1 - first, kernel - 1 - last) if transposed else (first, last))
+    if not transposed:
+        return lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=dimensions)
+    flipped = weight[::-1, ::-1].transpose(0, 1, 3, 2)
+    return lax.conv_general_dilated(
+        x, flipped, (1, 1), padding, lhs_dilation=strides, dimension_numbers=dimensions
+    )
+
+
+class JaxPeer:
+    """JAX's step under jit; with `scan` above 1, that many steps in one call."""
+
+    def __init__(self, case: Case, scan: int = 1) -> None:
+        self.case, self.scan = case, scan
+        self.batch = case.training.batch_size
+        model = case.model
+        self.values = {
+            name: jnp.asarray(model.backend.to_numpy(value))
+            for name, value in model.parameters.values.items()
+        }
+        self.data = jnp.asarray(case.splits.train.images)
+        zeros = {name: jnp.zeros_like(value) for name, value in self.values.items()}
+        self._carry = (self.values, zeros, zeros, jnp.zeros((), jnp.int32), jax.random.key(0))
+        self._run = jax.jit(self._many if scan > 1 else self._one, donate_argnums=0)
+
+    def _loss(self, values: dict[str, Any], x: Any, eps: Any) -> Any:
+        model = self.case.model
+        objective = model.objective
+        code = _apply(model.encoder, values, x)
+        divergence = 0.0
+        if model.latent:
+            mu, logvar = code[:, : model.latent], code[:, model.latent :]
+            divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar))
+            code = mu + jnp.exp(0.5 * logvar) * eps
+        output = _apply(model.decoder, values, code).reshape(x.shape)
+        if objective.likelihood == "bernoulli":
+            loss = jnp.sum(jax.nn.softplus(output) - x * output)
+        else:
+            loss = objective.error_weight * jnp.sum((output - x) ** 2)
+        return (loss + objective.beta * divergence) / x.shape[0]
+
+    def loss(self, x: np.ndarray, eps: np.ndarray) -> float:
+        """The loss of given images (n, h, w, c) and noise, for the comparison before timing."""
+        return float(self._loss(self.values, jnp.asarray(x), jnp.asarray(eps)))
+
+    def _one(self, carry: Any) -> Any:
+        values, first, second, step, key = carry
+        adam = self.case.training.optimizer
+        key, noise_key, order_key = jax.random.split(key, 3)
+        index = jax.random.randint(order_key, (self.batch,), 0, len(self.data))
+        x = self.data[index].astype(jnp.float32) / 255
+        eps = jax.random.normal(noise_key, (self.batch, max(self.case.model.latent, 1)))
+        gradients = jax.grad(self._loss)(values, x, eps)
+        step = step + 1
+        rate = adam.lr / (1 - adam.beta1**step)
+        root = jnp.sqrt(1 - adam.beta2**step)
+
+        def update(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
+            m = adam.beta1 * m + (1 - adam.beta1) * g
+            v = adam.beta2 * v + (1 - adam.beta2) * g * g
+            p = p * (1 - adam.lr * adam.weight_decay)
+            return p - rate * m / (jnp.sqrt(v) / root + adam.epsilon), m, v
+
+        updated = {n: update(p, gradients[n], first[n], second[n]) for n, p in values.items()}
+        values, first, second = ({n: t[i] for n, t in updated.items()} for i in range(3))
+        return values, first, second, step, key
+
+    def _many(self, carry: Any) -> Any:
+        return lax.scan(lambda c, _: (self._one(c), None), carry, None, length=self.scan)[0]
+
+    def step(self) -> None:
+        """One call: `scan` training steps."""
+        self._carry = self._run(self._carry)
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        jax.block_until_ready(self._carry)

@@ -1,0 +1,71 @@
+"""Images in NumPy's own files. Arrays of objects, which would have to be unpickled, are refused."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .dataset import Splits, dataset, hold_out, same_image_shape
+
+KEYS = {
+    "images": ("images", "x_train"),
+    "labels": ("labels", "y_train"),
+    "test_images": ("test_images", "x_test"),
+    "test_labels": ("test_labels", "y_test"),
+}
+"""For each part of an .npz the key it has here, and the one that Keras gives it."""
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "allow_pickle" in reason or "Object arrays" in reason:
+        reason = "it holds Python objects, expected plain arrays"
+    return InputError(f"{path}: not a whole {path.suffix} file: {reason}")
+
+
+READ_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except READ_ERRORS as error:
+        raise _damaged(path, error) from None
+
+
+def load_npy(path: Path) -> Splits:
+    """Images n x h x w or n x h x w x c of an .npy file, without labels."""
+    return hold_out(dataset(_load(path), None, path), path.name, path)
+
+
+def load_npz(path: Path) -> Splits:
+    """The arrays `images`, and if they are there `labels`, `test_images` and `test_labels`, or
+    `x_train`, `y_train`, `x_test` and `y_test`, of an .npz file."""
+    parts: dict[str, NDArray | None] = {}
+    with _load(path) as file:
+        for part, keys in KEYS.items():
+            key = next((key for key in keys if key in file), None)
+            try:
+                parts[part] = None if key is None else file[key]
+            except READ_ERRORS as error:
+                raise _damaged(path, error) from None
+        found = ", ".join(file.files)
+    if parts["images"] is None:
+        raise InputError(f'{path}: expected an array "images" or "x_train", found {found}')
+    train = dataset(parts["images"], _flat(parts["labels"]), path)
+    if parts["test_images"] is None:
+        return hold_out(train, path.name, path)
+    test = dataset(parts["test_images"], _flat(parts["test_labels"]), path)
+    same_image_shape(train, test, path)
+    return Splits(path.name, train, test)
+
+
+def _flat(labels: NDArray | None) -> NDArray | None:
+    """Keras writes some labels as a column."""
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        return labels[:, 0]
+    return labels

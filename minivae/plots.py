@@ -1,0 +1,311 @@
+"""Pictures of a run, from NumPy arrays and metrics records. Loads matplotlib, without pyplot and
+its global state."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .files import replacing
+
+DPI = 120
+SPLIT_COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return figure
+
+
+def _save(path: Path, figure: Figure) -> None:
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _mosaic(images: NDArray, gap: int = 2) -> NDArray:
+    """Rows of images (rows, columns, h, w, c) as one picture, with white gaps between them."""
+    images = images / 255 if images.dtype == np.uint8 else np.clip(images, 0, 1)
+    rows, columns, height, width, channels = images.shape
+    tile_height, tile_width = height + gap, width + gap
+    canvas = np.ones((rows * tile_height + gap, columns * tile_width + gap, channels))
+    for row in range(rows):
+        for column in range(columns):
+            top, left = gap + row * tile_height, gap + column * tile_width
+            canvas[top : top + height, left : left + width] = images[row, column]
+    return canvas if channels == 3 else canvas[..., 0]
+
+
+def _show(axes: Axes, images: NDArray, gap: int = 2) -> None:
+    """A mosaic with a tick in the middle of each row and column of images."""
+    rows, columns, height, width = images.shape[:4]
+    axes.imshow(_mosaic(images, gap), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks(gap + width / 2 + (width + gap) * np.arange(columns))
+    axes.set_yticks(gap + height / 2 + (height + gap) * np.arange(rows))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _label(axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xticklabels([str(column) for column in columns])
+    axes.set_yticklabels([str(row) for row in rows])
+
+
+def loss_curves(
+    path: Path, metrics: list[dict[str, Any]], *, title: str = "Training and test loss"
+) -> None:
+    """Loss, reconstruction and KL by epoch; by step where records were written every few steps.
+
+    `metrics` are the records of metrics.jsonl.
+    """
+    epochs = [record for record in metrics if "epoch" in record]
+    steps = [record for record in metrics if "epoch" not in record]
+    unit = "step" if steps else "epoch"
+    last = metrics[-1]["train"]
+    terms = {key: label for key, label in LOSS_TERMS.items() if key != "kl" or last["kl"]}
+    figure = _figure(4.2 * len(terms), 3.6, title)
+    panels = np.atleast_1d(figure.subplots(1, len(terms)))
+    for axes, (key, label) in zip(panels, terms.items(), strict=True):
+        for split, colour in SPLIT_COLOURS.items():
+            records = steps if steps and split == "train" else epochs
+            points = [(record[unit], record[split][key]) for record in records if split in record]
+            marker = "o" if len(points) <= 40 else None
+            axes.plot(
+                *np.array(points).reshape(-1, 2).T,
+                color=colour,
+                marker=marker,
+                markersize=3,
+                label=split,
+            )
+        axes.set_xlabel(unit)
+        axes.set_ylabel(f"{label}, mean per image")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(path, figure)
+
+
+def reconstructions(
+    path: Path,
+    originals: NDArray,
+    decoded: NDArray,
+    *,
+    title: str = "Test images and their reconstructions",
+) -> None:
+    """Originals (n, h, w, c) above their reconstructions, at most ten pairs a row of pairs."""
+    columns = min(10, len(originals))
+    pairs = len(originals) // columns
+    kept = pairs * columns
+    shape = (pairs, columns, *originals.shape[1:])
+    parts = [_mosaic_floats(images[:kept]).reshape(shape) for images in (originals, decoded)]
+    stacked = np.stack(parts, axis=1).reshape(2 * pairs, columns, *originals.shape[1:])
+    figure = _figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
+    axes = figure.subplots()
+    _show(axes, stacked)
+    _label(axes, "test image", "", range(1, columns + 1), ["original", "decoded"] * pairs)
+    _save(path, figure)
+
+
+def _mosaic_floats(images: NDArray) -> NDArray:
+    return images / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
+    """Images (n, h, w, c) in a grid as square as can be; the last row may be short."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    padded = np.ones((rows * columns, *images.shape[1:]))
+    padded[: len(images)] = _mosaic_floats(images)
+    figure = _figure(0.8 * columns + 0.8, 0.8 * rows + 1.1, title)
+    axes = figure.subplots()
+    _show(axes, padded.reshape(rows, columns, *images.shape[1:]))
+    first = [row * columns + 1 for row in range(rows)]
+    _label(axes, "column", "first image of row", range(1, columns + 1), first)
+    _save(path, figure)
+
+
+def class_reconstructions(
+    path: Path,
+    originals: NDArray,
+    decoded: NDArray,
+    labels: NDArray,
+    *,
+    title: str = "Two images of each class and their reconstructions",
+) -> None:
+    """For each class its first two originals, each beside its reconstruction."""
+    classes = [c for c in np.unique(labels) if (labels == c).any()]
+    rows = []
+    for c in classes:
+        index = np.resize(np.flatnonzero(labels == c)[:2], 2)
+        pairs = (_mosaic_floats(images[index]) for images in (originals, decoded))
+        rows.append(np.stack(list(pairs), axis=1).reshape(4, *originals.shape[1:]))
+    figure = _figure(5.0, 0.8 * len(classes) + 1.2, title)
+    axes = figure.subplots()
+    _show(axes, np.stack(rows))
+    _label(axes, "", "class", ["original", "decoded"] * 2, classes)
+    _save(path, figure)
+
+
+def principal_components(x: NDArray, count: int) -> tuple[NDArray, NDArray]:
+    """The projection (n, count) of x (n, d) on its first principal components, and the share of the
+    variance that each explains (count,). Signs are fixed: the largest loading is positive."""
+    centred = x - x.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:count]
+    largest = np.argmax(np.abs(directions), axis=1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    shares = sizes**2 / max(float(np.sum(sizes**2)), np.finfo(np.float64).tiny)
+    return centred @ directions.T, shares[:count]
+
+
+def latent_scatter(
+    path: Path,
+    codes: NDArray,
+    labels: NDArray | None,
+    *,
+    quantity: str = "posterior mean",
+    title: str | None = None,
+) -> None:
+    """Codes (n, d) in the plane, coloured by class: both dimensions if d = 2, the first two
+    principal components if there are more, a histogram if d = 1."""
+    dimensions = codes.shape[1]
+    figure = _figure(6.6, 5.4, title or f"Test images in the latent space: {quantity}")
+    axes = figure.subplots()
+    classes = [None] if labels is None else list(np.unique(labels))
+    groups = [slice(None) if c is None else labels == c for c in classes]
+    colours = [colormaps["tab10"](index % 10) for index in range(len(classes))]
+    if dimensions == 1:
+        axes.hist(
+            [codes[group, 0] for group in groups],
+            bins=40,
+            stacked=True,
+            color=colours,
+            label=[str(c) for c in classes],
+        )
+        names = [f"{quantity} of z1", "test images"]
+    else:
+        points, names = codes, [f"{quantity} of z1", f"{quantity} of z2"]
+        if dimensions > 2:
+            points, shares = principal_components(codes, 2)
+            names = [
+                f"principal component {i + 1} of the {quantity}s ({shares[i]:.0%} of variance)"
+                for i in range(2)
+            ]
+        for group, c, colour in zip(groups, classes, colours, strict=True):
+            x, y = points[group, 0], points[group, 1]
+            axes.scatter(x, y, s=8, alpha=0.6, color=colour, linewidths=0, label=str(c))
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    if labels is not None and len(classes) <= 20:
+        axes.legend(title="class", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
+    _save(path, figure)
+
+
+def _quantiles(size: int) -> NDArray[np.float64]:
+    """`size` values that cut the standard normal into equal shares, the outermost at 2.5%."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf(p) for p in np.linspace(0.025, 0.975, size)])
+
+
+def manifold_grid(size: int) -> NDArray[np.float64]:
+    """Latents (size * size, 2) by rows, z2 falling from the top, z1 rising to the right."""
+    values = _quantiles(size)
+    z2, z1 = np.meshgrid(values[::-1], values, indexing="ij")
+    return np.stack([z1, z2], axis=-1).reshape(-1, 2)
+
+
+def manifold(
+    path: Path, images: NDArray, size: int, *, title: str = "Decoded two-dimensional latent"
+) -> None:
+    """The images (size * size, h, w, c) decoded from `manifold_grid(size)`."""
+    figure = _figure(0.38 * size + 1.4, 0.38 * size + 1.4, title)
+    axes = figure.subplots()
+    _show(axes, _mosaic_floats(images).reshape(size, size, *images.shape[1:]), gap=0)
+    values = _quantiles(size)
+    every = max(1, size // 10)
+    ticks = [f"{value:.1f}" if i % every == 0 else "" for i, value in enumerate(values)]
+    _label(axes, "z1", "z2", ticks, ticks[::-1])
+    _save(path, figure)
+
+
+def traversals(
+    path: Path,
+    images: NDArray,
+    values: Sequence[float] | NDArray,
+    dimensions: Sequence[int] | NDArray | None = None,
+    *,
+    title: str = "Latent traversals: one dimension a row, the others kept",
+) -> None:
+    """Images (rows, steps, h, w, c): row i decoded with `dimensions[i]` set to each of `values`."""
+    rows, columns = images.shape[:2]
+    dimensions = range(rows) if dimensions is None else dimensions
+    figure = _figure(0.8 * columns + 1.3, 0.8 * rows + 1.2, title)
+    axes = figure.subplots()
+    _show(axes, _mosaic_floats(images))
+    ticks = [f"{value:.2g}" for value in values]
+    _label(axes, "value of the dimension", "dimension", ticks, [f"z{d + 1}" for d in dimensions])
+    _save(path, figure)
+
+
+def error_histogram(
+    path: Path,
+    errors: NDArray,
+    *,
+    quantity: str = "squared error per image",
+    title: str = "Reconstruction errors of the test images",
+) -> None:
+    """A histogram of errors (n,), with the median and the 95th percentile."""
+    figure = _figure(6, 3.8, title)
+    axes = figure.subplots()
+    axes.hist(errors, bins=min(60, max(5, len(errors) // 10)), color="tab:blue", alpha=0.8)
+    for share, style in ((50, "-"), (95, "--")):
+        value = float(np.percentile(errors, share))
+        axes.axvline(
+            value, color="black", linestyle=style, label=f"{share}th percentile: {value:.3g}"
+        )
+    axes.set_xlabel(quantity)
+    axes.set_ylabel("test images")
+    axes.legend()
+    _save(path, figure)
+
+
+def kl_per_dimension(
+    path: Path, kl: NDArray, *, title: str = "Information in each latent dimension"
+) -> None:
+    """The mean KL (d,) of each dimension, largest first."""
+    order = np.argsort(-kl)
+    figure = _figure(min(14, max(4.5, 0.28 * len(kl) + 1.5)), 3.6, title)
+    axes = figure.subplots()
+    axes.bar(range(len(kl)), kl[order], color="tab:blue")
+    every = max(1, len(kl) // 25)
+    axes.set_xticks(range(0, len(kl), every), [f"z{d + 1}" for d in order[::every]], fontsize=7)
+    axes.set_xlabel("latent dimension, sorted")
+    axes.set_ylabel("KL [nats], mean per image")
+    _save(path, figure)
+
+
+def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> None:
+    """Grids of images (rows, columns, h, w, c) side by side, each under its name."""
+    grids = list(columns.values())
+    width = sum(0.62 * grid.shape[1] + 0.6 for grid in grids)
+    height = max(0.62 * grid.shape[0] for grid in grids) + 1.3
+    figure = _figure(max(width, 5), height, title)
+    ratios = [grid.shape[1] for grid in grids]
+    panels = np.atleast_1d(figure.subplots(1, len(grids), width_ratios=ratios))
+    for axes, (name, images) in zip(panels, columns.items(), strict=True):
+        _show(axes, _mosaic_floats(images))
+        axes.set_title(name, fontsize=9)
+        rows, steps = images.shape[:2]
+        _label(axes, "column", "row", range(1, steps + 1), range(1, rows + 1))
+    _save(path, figure)

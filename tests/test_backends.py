@@ -1,0 +1,678 @@
+"""Every backend computes what `ops/` computes: each primitive, on awkward shapes, against float64.
+
+A case lists a primitive's arguments. Outputs are poisoned with NaN and followed by guard words, so
+that an element left unwritten or a write beyond the end fails. To put a backend to these tests, add
+its name to BACKENDS.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from minivae import backends
+from minivae.backends.reference import PRIMITIVES, ReferenceBackend
+from minivae.errors import InputError
+from minivae.ops import philox
+from minivae.ops.activations import (
+    DERIVATIVE_FROM_INPUT,
+    DERIVATIVE_FROM_OUTPUT,
+    IDENTITY,
+    Activation,
+    activation_forward,
+)
+from minivae.ops.batch import BINARIZATIONS
+from minivae.ops.conv import ConvGeometry
+from minivae.ops.elbo import KL, LOSS, RECONSTRUCTION
+from minivae.ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
+from minivae.ops.state import BETA, EPOCH, FAILED, FIRST, INDEX, STEP, new_state
+
+BACKENDS = ["reference", "cpu"]
+
+TOLERANCE = {
+    # By norm: rounding errors of 2^-24 and 2^-53 add up at random over sums of at most some
+    # thousand terms, and a function's own error is a few units in the last place.
+    np.float32: 2e-6,
+    np.float64: 1e-14,
+}
+
+GUARD = 48
+GUARD_WORD = 77
+
+AWKWARD = (1, 31, 32, 33, 127)
+FUSED = tuple(Activation(kind, 0.2) for kind in DERIVATIVE_FROM_OUTPUT)
+SEED = 0x0123456789ABCDEF
+
+
+@dataclass
+class In:
+    """An array that the primitive reads. Floating point comes in the tested type unless `fixed`."""
+
+    array: NDArray
+    fixed: bool = False
+
+
+@dataclass
+class InOut:
+    """An array that the primitive updates."""
+
+    array: NDArray
+    fixed: bool = False
+
+
+@dataclass
+class Out:
+    """An array that the primitive writes."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Case:
+    """A primitive with arguments: In, InOut, Out, or a plain value."""
+
+    primitive: str
+    label: str
+    arguments: list[Any] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.primitive}-{self.label}"
+
+
+class Runner:
+    """Calls primitives of a backend on arrays of its own."""
+
+    def __init__(self, backend: ReferenceBackend, dtype: type) -> None:
+        self.backend, self.dtype = backend, dtype
+
+    def _typed(self, argument: In | InOut) -> NDArray:
+        array = argument.array
+        floating = np.issubdtype(array.dtype, np.floating)
+        # Through float32 in any case, so that both types start from the same numbers.
+        return (
+            array.astype(np.float32).astype(self.dtype)
+            if floating and not argument.fixed
+            else array
+        )
+
+    def _guarded(self, array: NDArray) -> tuple[Any, Any]:
+        """The whole allocation, and the view of it that the primitive gets."""
+        flat = np.concatenate([array.ravel(), np.full(GUARD, GUARD_WORD, array.dtype)])
+        whole = self.backend.asarray(flat)
+        return whole, whole[: array.size].reshape(array.shape)
+
+    def __call__(self, case: Case) -> list[NDArray]:
+        """The arrays that the call wrote, after checks that it wrote nothing else."""
+        passed, written, read = [], [], []
+        for argument in case.arguments:
+            if isinstance(argument, In):
+                array = self.backend.asarray(self._typed(argument))
+                read.append((array, self._typed(argument)))
+                passed.append(array)
+            elif isinstance(argument, InOut | Out):
+                array = (
+                    self._typed(argument)
+                    if isinstance(argument, InOut)
+                    else np.full(argument.shape, np.nan, self.dtype)
+                )
+                whole, view = self._guarded(array)
+                written.append((whole, view))
+                passed.append(view)
+            else:
+                passed.append(argument)
+        getattr(self.backend, case.primitive)(*passed)
+        for array, before in read:
+            np.testing.assert_array_equal(self.backend.to_numpy(array), before, "an input changed")
+        for whole, _ in written:
+            guard = self.backend.to_numpy(whole)[-GUARD:]
+            assert (guard == GUARD_WORD).all(), "written beyond the end"
+        return [self.backend.to_numpy(view) for _, view in written]
+
+
+def relative_error(actual: NDArray, expected: NDArray) -> float:
+    """|actual - expected| / |expected|, by norm; NaN unless every element is a number."""
+    assert actual.shape == expected.shape
+    difference = float(np.linalg.norm((actual - expected).ravel().astype(np.float64)))
+    if difference == 0:
+        return 0.0
+    return difference / float(np.linalg.norm(expected.ravel().astype(np.float64)))
+
+
+def reference(case: Case) -> list[NDArray]:
+    return Runner(backends.get("reference"), np.float64)(case)
+
+
+# The cases
+
+
+def _rng(label: str) -> np.random.Generator:
+    return np.random.default_rng(list(label.encode()))
+
+
+def _outputs_of(activation: Activation, z: NDArray) -> NDArray:
+    y = np.empty_like(z)
+    activation_forward(z, y, activation)
+    return y
+
+
+def activation_cases() -> Iterator[Case]:
+    for kind in DERIVATIVE_FROM_OUTPUT + DERIVATIVE_FROM_INPUT:
+        for size in AWKWARD:
+            rng = _rng(kind)
+            activation, shape = Activation(kind, 0.2), (3, size)
+            z, dy = 3 * rng.standard_normal(shape), rng.standard_normal(shape)
+            y = _outputs_of(activation, z)
+            label = f"{kind}-{size}"
+            yield Case("activation_forward", label, [In(z), Out(shape), activation])
+            source = In(z) if kind in DERIVATIVE_FROM_INPUT else None
+            arguments = [source, In(y), In(dy), Out(shape), activation]
+            yield Case("activation_backward", label, arguments)
+
+
+DENSE_SHAPES = [
+    *((1, 1, 1), (1, 784, 20), (31, 1, 33), (32, 33, 1), (33, 31, 32), (7, 13, 17)),
+    *((127, 131, 7), (128, 784, 400), (129, 67, 257), (64, 20, 512)),
+]
+
+
+def dense_cases() -> Iterator[Case]:
+    for index, (n, i, o) in enumerate(DENSE_SHAPES):
+        activation, below = FUSED[index % len(FUSED)], FUSED[(index + 3) % len(FUSED)]
+        label = f"{n}x{i}x{o}"
+        rng = _rng(label)
+        x = _outputs_of(below, rng.standard_normal((n, i)))
+        w, b = rng.standard_normal((i, o)) / math.sqrt(i), rng.standard_normal(o)
+        dz = rng.standard_normal((n, o))
+        yield Case("dense_forward", label, [In(x), In(w), In(b), Out((n, o)), activation])
+        yield Case("dense_input_gradient", label, [In(dz), In(w), In(x), Out((n, i)), below])
+        yield Case("dense_weight_gradient", label, [In(x), In(dz), Out((i, o)), Out((o,))])
+
+
+# (n, h, w, c), (kh, kw, k), (stride h, stride w, top, left), (p, q)
+CONV_SHAPES = [
+    ((1, 1, 1, 1), (1, 1, 1), (1, 1, 0, 0), (1, 1)),
+    ((2, 5, 7, 3), (1, 1, 5), (1, 1, 0, 0), (5, 7)),
+    ((2, 6, 5, 3), (2, 2, 4), (2, 2, 0, 0), (3, 2)),
+    ((3, 8, 7, 1), (3, 3, 5), (2, 2, 1, 1), (4, 4)),
+    ((3, 7, 9, 5), (3, 3, 1), (1, 1, 1, 1), (7, 9)),
+    ((1, 11, 13, 7), (5, 5, 3), (1, 1, 2, 2), (11, 13)),
+    ((2, 13, 11, 2), (3, 5, 17), (3, 2, 1, 2), (5, 6)),
+    ((2, 9, 9, 4), (3, 3, 6), (2, 2, 0, 0), (5, 5)),
+    ((2, 10, 8, 3), (5, 3, 2), (3, 3, 2, 1), (4, 3)),
+    ((2, 4, 4, 3), (3, 3, 33), (2, 2, 0, 1), (2, 2)),
+    ((1, 2, 2, 31), (5, 5, 32), (2, 2, 2, 2), (1, 1)),
+    ((2, 12, 12, 3), (2, 2, 5), (3, 3, 0, 0), (4, 4)),
+    ((37, 14, 14, 8), (3, 3, 16), (1, 1, 1, 1), (14, 14)),
+    ((5, 28, 28, 1), (3, 3, 32), (2, 2, 1, 1), (14, 14)),
+    ((5, 28, 28, 1), (3, 3, 32), (1, 1, 1, 1), (28, 28)),
+    ((6, 28, 28, 32), (3, 3, 64), (2, 2, 1, 1), (14, 14)),
+    ((7, 7, 7, 64), (3, 3, 64), (2, 2, 1, 1), (4, 4)),
+]
+
+
+def conv_cases() -> Iterator[Case]:
+    for index, (image, (kh, kw, k), strides, (p, q)) in enumerate(CONV_SHAPES):
+        activation, below = FUSED[index % len(FUSED)], FUSED[(index + 3) % len(FUSED)]
+        n, h, w_, c = image
+        label = f"{n}x{h}x{w_}x{c}-{kh}x{kw}x{k}-stride{strides[0]}x{strides[1]}"
+        rng, geometry = _rng(label), ConvGeometry(*strides)
+        small_shape = (n, p, q, k)
+        w = rng.standard_normal((kh, kw, c, k)) / math.sqrt(kh * kw * c)
+        large, small = rng.standard_normal(image), rng.standard_normal(small_shape)
+        bias_k, bias_c = rng.standard_normal(k), rng.standard_normal(c)
+        large_y, small_y = _outputs_of(below, large), _outputs_of(below, small)
+        out_w = Out(w.shape)
+        yield Case(
+            *("conv2d_forward", label),
+            [In(large), In(w), In(bias_k), Out(small_shape), geometry, activation],
+        )
+        yield Case(
+            *("conv2d_input_gradient", label),
+            [In(small), In(w), In(large_y), Out(image), geometry, below],
+        )
+        yield Case(
+            *("conv2d_weight_gradient", label),
+            [In(large), In(small), out_w, Out((k,)), geometry],
+        )
+        yield Case(
+            *("conv_transpose2d_forward", label),
+            [In(small), In(w), In(bias_c), Out(image), geometry, activation],
+        )
+        yield Case(
+            *("conv_transpose2d_input_gradient", label),
+            [In(large), In(w), In(small_y), Out(small_shape), geometry, below],
+        )
+        yield Case(
+            *("conv_transpose2d_weight_gradient", label),
+            [In(small), In(large), out_w, Out((c,)), geometry],
+        )
+
+
+def latent_cases() -> Iterator[Case]:
+    for n, d in ((1, 1), (2, 3), (33, 20), (31, 50), (7, 16), (128, 20)):
+        label = f"{n}x{d}"
+        rng = _rng(label)
+        head, dz = rng.standard_normal((n, 2 * d)), rng.standard_normal((n, d))
+        noise, state = Noise(SEED, LATENT_STREAM), In(new_state(step=12345))
+        out = Out((n, d))
+        yield Case("latent_forward", label, [In(head), out, out, noise, state])
+        arguments = [In(head), In(dz), In(rng.random(d)), Out((n, 2 * d)), noise, state]
+        yield Case("latent_backward", label, arguments)
+
+
+def loss_cases() -> Iterator[Case]:
+    for n, m in ((1, 1), (3, 31), (2, 32), (5, 33), (31, 784)):
+        rng = _rng(f"{n}x{m}")
+        a, x = 4 * rng.standard_normal((n, m)), rng.random((n, m))
+        outputs = [Out((n,)), Out((n, m))]
+        yield Case("bernoulli_loss", f"{n}x{m}", [In(a), In(x), *outputs, 1 / n])
+        for activation in FUSED:
+            y = _outputs_of(activation, a)
+            arguments = [In(y), In(x), *outputs, 1 / n, 0.5, activation]
+            yield Case("squared_error_loss", f"{activation.kind}-{n}x{m}", arguments)
+
+
+def _schedule(steps: int = 3) -> NDArray:
+    return np.array([[1e-2 / (t + 1), math.sqrt(1e-3 * (t + 1)), 0.99, 0.5] for t in range(steps)])
+
+
+def _state_at(row: int) -> NDArray[np.int64]:
+    state = new_state(step=41, first=128, epoch=2)
+    state[INDEX] = row
+    return state
+
+
+def elbo_cases() -> Iterator[Case]:
+    for n, d in ((1, 1), (33, 20), (127, 50), (64, 0)):
+        for free_bits in (0.0, 0.7):
+            label = f"{n}x{d}-free{free_bits}"
+            rng = _rng(label)
+            # Means spread around the free bits, none of them close enough to tip over.
+            kl = rng.random((n, d)) + np.arange(d) % 2
+            totals = InOut(np.array([1.0, 2.0, 3.0]), fixed=True)
+            yield Case(
+                *("elbo_totals", label),
+                [
+                    *(In(100 * rng.random(n)), In(kl), In(_schedule()), InOut(_state_at(1))),
+                    *(free_bits, Out((d,)), totals),
+                ],
+            )
+
+
+def adam_cases() -> Iterator[Case]:
+    for size in (*AWKWARD, 10007):
+        rng = _rng(f"adam-{size}")
+        p, g, m = rng.standard_normal((3, size))
+        moments = [InOut(m), InOut(rng.random(size))]
+        arguments = [InOut(p), In(g), *moments, In(_schedule()), In(_state_at(2)), 0.9, 0.999, 1e-8]
+        yield Case("adam_update", str(size), arguments)
+        for max_norm in (0.5, 1e6):
+            label = f"{size}-max{max_norm:g}"
+            yield Case("clip_gradient", label, [InOut(2 + g * g), max_norm, Out((1,))])
+
+
+def batch_cases() -> Iterator[Case]:
+    for n, m in ((1, 1), (5, 31), (33, 33), (16, 784)):
+        rng = _rng(f"batch-{n}x{m}")
+        images = n + 9
+        scaled = rng.random((images, m)).astype(np.float32)
+        pixels = {"uint8": rng.integers(0, 256, (images, m), np.uint8), "float32": scaled}
+        permutation = In(rng.permutation(images))
+        state, noise = In(new_state(first=4, epoch=3)), Noise(SEED, BINARIZATION_STREAM)
+        for name, data in pixels.items():
+            for binarization in BINARIZATIONS:
+                yield Case(
+                    *("gather_batch", f"{name}-{binarization}-{n}x{m}"),
+                    [In(data, fixed=True), permutation, state, Out((n, m)), binarization, noise],
+                )
+
+
+def state_cases() -> Iterator[Case]:
+    yield Case("advance_state", "running", [InOut(_state_at(1)), 128])
+
+
+CASES = [
+    *activation_cases(),
+    *dense_cases(),
+    *conv_cases(),
+    *latent_cases(),
+    *loss_cases(),
+    *elbo_cases(),
+    *adam_cases(),
+    *batch_cases(),
+    *state_cases(),
+]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> ReferenceBackend:
+    return backends.get(request.param)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_equivalence(backend: ReferenceBackend, case: Case, dtype: type) -> None:
+    actual, expected = Runner(backend, dtype)(case), reference(case)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        error = relative_error(a, e)
+        assert error < TOLERANCE[dtype], f"written array {index}: relative error {error:.1e}"
+
+
+def test_every_override_has_a_case(backend: ReferenceBackend) -> None:
+    overridden = {
+        name
+        for name in PRIMITIVES
+        if getattr(type(backend), name) is not getattr(ReferenceBackend, name)
+    }
+    assert overridden <= {case.primitive for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES[:: len(CASES) // 40], ids=lambda case: case.id)
+def test_same_call_same_bits(backend: ReferenceBackend, case: Case) -> None:
+    run = Runner(backend, np.float32)
+    first, second = run(case), run(case)
+    for a, b in zip(first, second, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+# In place
+
+
+@pytest.mark.parametrize("kind", DERIVATIVE_FROM_OUTPUT)
+def test_activations_work_in_place(backend: ReferenceBackend, kind: str) -> None:
+    activation, rng = Activation(kind, 0.2), _rng(kind)
+    z, dy = (rng.standard_normal((3, 33)).astype(np.float32) for _ in range(2))
+    y, dz = backend.asarray(z), backend.asarray(dy)
+    backend.activation_forward(y, y, activation)
+    backend.activation_backward(None, y, dz, dz, activation)
+    expected = _outputs_of(activation, z.astype(np.float64))
+    assert relative_error(backend.to_numpy(y), expected) < TOLERANCE[np.float32]
+    expected_dz = np.empty_like(expected)
+    backends.get("reference").activation_backward(
+        None, expected, dy.astype(np.float64), expected_dz, activation
+    )
+    assert relative_error(backend.to_numpy(dz), expected_dz) < TOLERANCE[np.float32]
+
+
+# Numbers that are not finite
+
+EXTREMES = np.array(
+    [0, -0.0, 1e-30, -1e-30, 1e-8, 30, -30, 88, -88, 100, -100, 1e30, -1e30, np.inf, -np.inf],
+    np.float32,
+)
+
+
+@pytest.mark.parametrize("kind", DERIVATIVE_FROM_OUTPUT + DERIVATIVE_FROM_INPUT)
+def test_activations_at_the_extremes(backend: ReferenceBackend, kind: str) -> None:
+    z = np.append(EXTREMES, np.float32(np.nan))[None]
+    activation = Activation(kind, 0.2)
+    y = backend.zeros(z.shape)
+    with np.errstate(all="ignore"):
+        backend.activation_forward(backend.asarray(z), y, activation)
+        expected = _outputs_of(activation, z.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(backend.to_numpy(y), expected, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("kind", DERIVATIVE_FROM_OUTPUT + DERIVATIVE_FROM_INPUT)
+def test_derivatives_keep_nan(backend: ReferenceBackend, kind: str) -> None:
+    z = backend.asarray(np.linspace(-2, 2, 40, dtype=np.float32))
+    y, dz = backend.zeros((40,)), backend.zeros((40,))
+    backend.activation_forward(z, y, Activation(kind, 0.2))
+    dy = backend.asarray(np.full(40, np.nan, np.float32))
+    backend.activation_backward(z, y, dy, dz, Activation(kind, 0.2))
+    assert np.isnan(backend.to_numpy(dz)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [0, 17, 32])
+def test_losses_of_numbers_that_are_not_finite(
+    backend: ReferenceBackend, bad: float, position: int
+) -> None:
+    outputs = np.ones((2, 33))
+    outputs[1, position] = bad
+    x = In(np.full((2, 33), 0.25))
+    written = [Out((2,)), Out((2, 33))]
+    for case in (
+        Case("bernoulli_loss", "", [In(outputs), x, *written, 0.5]),
+        Case("squared_error_loss", "", [In(outputs), x, *written, 0.5, 1.0, IDENTITY]),
+    ):
+        with np.errstate(all="ignore"):
+            actual, expected = Runner(backend, np.float32)(case), reference(case)
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5)
+        assert not np.isfinite(actual[0][1])
+
+
+@pytest.mark.parametrize("logvar", [np.nan, np.inf, 200.0])
+def test_kl_of_numbers_that_are_not_finite(backend: ReferenceBackend, logvar: float) -> None:
+    head = np.zeros((2, 6))
+    head[1, 4] = logvar
+    noise, state = Noise(SEED, LATENT_STREAM), In(new_state())
+    case = Case("latent_forward", "", [In(head), Out((2, 3)), Out((2, 3)), noise, state])
+    with np.errstate(all="ignore"):
+        _, kl = Runner(backend, np.float32)(case)
+    assert not np.isfinite(kl[1, 1])
+    assert np.isfinite(kl).sum() == 5
+
+
+def test_bernoulli_loss_of_confident_logits(backend: ReferenceBackend) -> None:
+    logits = np.array([[100.0, -100.0, 1e4, -1e4, 100.0, -100.0]])
+    x = np.array([[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]])
+    case = Case("bernoulli_loss", "", [In(logits), In(x), Out((1,)), Out((1, 6)), 1.0])
+    loss, dlogits = Runner(backend, np.float32)(case)
+    np.testing.assert_allclose(loss, [200], rtol=1e-6)
+    np.testing.assert_allclose(dlogits, [[0, 0, 0, 0, 1, -1]], atol=1e-30)
+
+
+# The latch
+
+
+def _elbo(backend: ReferenceBackend, loss: float, state: NDArray) -> tuple[NDArray, NDArray]:
+    case = Case(
+        *("elbo_totals", "latch"),
+        [
+            *(In(np.array([1.0, loss])), In(np.full((2, 1), 0.5)), In(_schedule())),
+            *(InOut(state), 0.0, Out((1,)), InOut(np.zeros(3), fixed=True)),
+        ],
+    )
+    state, _, totals = Runner(backend, np.float32)(case)
+    return state, totals
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_sets_the_latch(backend: ReferenceBackend, loss: float) -> None:
+    state, totals = _elbo(backend, loss, _state_at(0))
+    assert state[FAILED] == 1
+    assert (totals == 0).all()
+
+
+def test_totals_of_a_good_step(backend: ReferenceBackend) -> None:
+    state, totals = _elbo(backend, 2.0, _state_at(0))
+    assert state[FAILED] == 0
+    assert totals[RECONSTRUCTION] == pytest.approx(3)
+    assert totals[KL] == pytest.approx(1)
+    assert totals[LOSS] == pytest.approx(3 + _schedule()[0, BETA])
+
+
+def test_after_the_latch_nothing_changes(backend: ReferenceBackend) -> None:
+    failed = _state_at(1)
+    failed[FAILED] = 1
+    state, totals = _elbo(backend, 2.0, failed)
+    assert (totals == 0).all()
+    np.testing.assert_array_equal(state, failed)
+
+    run = Runner(backend, np.float32)
+    ones = np.ones(33)
+    adam = [InOut(ones), In(ones), InOut(ones), InOut(ones), In(_schedule()), In(failed)]
+    for array in run(Case("adam_update", "", [*adam, 0.9, 0.999, 1e-8])):
+        assert (array == 1).all()
+    (state,) = run(Case("advance_state", "", [InOut(failed), 128]))
+    np.testing.assert_array_equal(state, failed)
+
+
+def test_advance_state(backend: ReferenceBackend) -> None:
+    state = backend.asarray(_state_at(1))
+    backend.advance_state(state, 128)
+    after, before = backend.to_numpy(state), _state_at(1)
+    assert after[STEP] == before[STEP] + 1
+    assert after[INDEX] == before[INDEX] + 1
+    assert after[FIRST] == before[FIRST] + 128
+    assert after[EPOCH] == before[EPOCH]
+
+
+# Noise and batches
+
+KNOWN_ANSWERS = [
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+"""Random123's `kat_vectors`: counter, key, words."""
+
+
+def _words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
+    low, high = _words(key)
+    words = philox.philox4x32(np.array(_words(counter), np.uint32), (low, high))
+    assert words.tolist() == _words(answer)
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_compiled_philox_known_answers(counter: str, key: str, answer: str) -> None:
+    from minivae.backends.cpu_kernels import philox4x32
+
+    arguments = [np.uint64(word) for word in _words(counter) + _words(key)]
+    assert list(philox4x32(*arguments)) == _words(answer)
+
+
+def test_noise_is_the_reference_noise(backend: ReferenceBackend) -> None:
+    noise, n, d = Noise(SEED, LATENT_STREAM), 65, 50
+    z, kl = backend.zeros((n, d)), backend.zeros((n, d))
+    state = backend.asarray(new_state(step=2**32 + 7))
+    backend.latent_forward(backend.zeros((n, 2 * d)), z, kl, noise, state)
+    expected = philox.standard_normal((n, d), noise, 2**32 + 7, np.float64)
+    # Near u = 1, where ln u is near 0, the rounding of u to float32 is the error.
+    np.testing.assert_allclose(backend.to_numpy(z), expected, atol=2e-5)
+    assert (backend.to_numpy(kl) == 0).all()
+
+
+def _binarized(backend: ReferenceBackend, data: NDArray, epoch: int = 0) -> NDArray:
+    images, m = data.shape
+    x, order = backend.zeros((images, m)), backend.asarray(np.arange(images))
+    state = backend.asarray(new_state(epoch=epoch))
+    noise = Noise(SEED, BINARIZATION_STREAM)
+    backend.gather_batch(backend.asarray(data), order, state, x, "stochastic", noise)
+    return backend.to_numpy(x)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1)])
+def test_white_stays_white_and_black_black(
+    backend: ReferenceBackend, dtype: type, white: int
+) -> None:
+    data = np.zeros((2, 100_003), dtype)
+    data[1] = white
+    x = _binarized(backend, data)
+    assert (x[0] == 0).all()
+    assert (x[1] == 1).all()
+
+
+def test_stochastic_binarization_has_the_pixels_mean(backend: ReferenceBackend) -> None:
+    x = _binarized(backend, np.full((1, 100_000), 51, np.uint8))
+    assert x.mean() == pytest.approx(0.2, abs=5 * math.sqrt(0.2 * 0.8 / 100_000))
+    assert set(np.unique(x)) == {0, 1}
+
+
+def test_every_epoch_binarizes_afresh(backend: ReferenceBackend) -> None:
+    gray = np.full((3, 784), 128, np.uint8)
+    assert (_binarized(backend, gray, epoch=1) != _binarized(backend, gray, epoch=2)).any()
+
+
+# The compiled elementary functions
+
+
+def _ulps(actual: NDArray, exact: NDArray) -> float:
+    spacing = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    return float(np.max(np.abs(actual.astype(np.float64) - exact) / spacing))
+
+
+def _mapped(name: str, x: NDArray) -> NDArray[np.float32]:
+    from numba import njit
+
+    from minivae.backends import cpu_kernels
+
+    function = getattr(cpu_kernels, name)
+
+    @njit
+    def mapped(x: NDArray) -> NDArray:
+        y = np.empty_like(x)
+        for i in range(x.size):
+            y[i] = function(x[i])
+        return y
+
+    return mapped(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "low", "high"),
+    [
+        ("exp", np.exp, -103.9, 88.7),
+        ("expm1", np.expm1, -30, 88.7),
+        ("expm1", np.expm1, -1e-3, 1e-3),
+        ("log1p_of_fraction", np.log1p, 0, 1),
+        ("log1p_of_fraction", np.log1p, 0, 1e-3),
+        ("log", np.log, 2.0**-33, 1),
+        ("log", np.log, 1e-37, 1e37),
+    ],
+)
+def test_elementary_functions_to_two_ulp(name: str, exact: Any, low: float, high: float) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.uniform(low, high, 1_000_000).astype(np.float32)
+    if name == "log":
+        x = np.exp(rng.uniform(math.log(low), math.log(high), 1_000_000)).astype(np.float32)
+    x = x[(x >= np.float32(low)) & (x <= np.float32(high))]
+    assert _ulps(_mapped(name, x), exact(x.astype(np.float64))) < 2
+
+
+def test_exp_at_the_ends() -> None:
+    x = np.array([np.inf, 1e30, 88.8, 0, -104, -1e30, -np.inf], np.float32)
+    np.testing.assert_array_equal(_mapped("exp", x), [np.inf, np.inf, np.inf, 1, 0, 0, 0])
+    assert np.isnan(_mapped("exp", np.array([np.nan], np.float32))).all()
+
+
+# The registry
+
+
+def test_unknown_backend_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'cpu'"):
+        backends.get("cpuu")
+
+
+def test_auto_is_a_backend() -> None:
+    assert isinstance(backends.get("auto"), ReferenceBackend)
+
+
+def test_a_missing_requirement_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.BACKENDS, "broken", "no_such_module:Backend")
+    with pytest.raises(InputError, match="device 'broken' needs"):
+        backends.get("broken")

@@ -1,0 +1,280 @@
+"""The command line as a user types it, and one clear line for each bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
+from minivae.cli import main
+from minivae.train import read_metrics
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty labelled images of two shapes, ten of them for testing."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 60, (60, 28, 28), dtype=np.uint8)
+    images[labels == 0, 8:20, 8:20] += 150
+    images[labels == 1, 4:24, 12:16] += 150
+    path = tmp_path_factory.mktemp("data") / "shapes.npz"
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--data", str(data), "--epochs", "3", "--batch-size", "10", "--hidden", "32"]
+    assert train(folder, *arguments) == 0
+    return folder
+
+
+def train(folder: Path, *arguments: str) -> int:
+    return main(["train", "--device", "cpu", "--quiet", "--out", str(folder), *arguments])
+
+
+def complains(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
+    """Checks that a command fails with exit code 2 and one line on stderr with all the words."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minivae: error: ")
+    assert captured.err.count("\n") == 1, captured.err
+    for word in words:
+        assert word in captured.err
+
+
+def test_train_leaves_a_run_folder(run: Path) -> None:
+    assert {CONFIG, CHECKPOINT, METRICS, "pictures"} == {path.name for path in run.iterdir()}
+    assert [record["epoch"] for record in read_metrics(run / METRICS)] == [1, 2, 3]
+
+
+def test_the_configuration_is_readable(run: Path) -> None:
+    config = json.loads((run / CONFIG).read_text())
+    assert config["preset"] == "glyphs"
+    assert config["training"]["batch_size"] == 10
+    assert config["model"]["encoder"][1] == {"layer": "dense", "units": 32}
+
+
+def test_train_leaves_the_pictures_of_a_labelled_vae(run: Path) -> None:
+    expected = {
+        *("loss_curves", "reconstructions", "samples", "error_histogram", "class_reconstructions"),
+        *("latent_means", "latent_logvars", "kl_per_dimension", "traversals"),
+    }
+    pictures = {path.stem: path.read_bytes() for path in (run / "pictures").iterdir()}
+    assert pictures.keys() == expected
+    assert all(content.startswith(PNG) for content in pictures.values())
+
+
+def test_two_latent_dimensions_add_the_manifold(data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(data), "--epochs", "1", "--batch-size", "10", "--latent", "2"]
+    assert train(tmp_path / "run", *arguments) == 0
+    assert (tmp_path / "run" / "pictures" / "manifold.png").exists()
+
+
+def test_a_plain_autoencoder_draws_its_progress_and_codes(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--preset", "mnist-conv-ae", "--data", str(data), "--batch-size", "10"]
+    assert train(folder, *arguments, "--steps", "4", "--picture-every", "2") == 0
+    pictures = {path.stem for path in (folder / "pictures").iterdir()}
+    assert {"step_000002", "step_000004", "codes", "reconstructions"} <= pictures
+
+
+def test_reconstruct_writes_a_picture(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pairs.png"
+    assert main(["reconstruct", str(run), "-o", str(output), "--count", "3"]) == 0
+    assert output.read_bytes().startswith(PNG)
+
+
+def test_sample_writes_a_picture(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "samples.png"
+    assert main(["sample", str(run), "-o", str(output), "--count", "4"]) == 0
+    assert output.read_bytes().startswith(PNG)
+
+
+def test_encode_writes_the_latent_and_the_labels(run: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "codes.npz"
+    assert main(["encode", str(run), "--data", str(data), "-o", str(output)]) == 0
+    with np.load(output) as codes:
+        assert codes["mu"].shape == codes["logvar"].shape == (6, 20)
+        assert codes["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_plot_draws_the_pictures_again(run: Path) -> None:
+    (run / "pictures" / "samples.png").unlink()
+    assert main(["plot", str(run)]) == 0
+    assert (run / "pictures" / "samples.png").exists()
+
+
+def test_export_writes_torch_tensors(run: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    output = tmp_path / "model.safetensors"
+    assert main(["export", str(run), "--to", "torch", "-o", str(output)]) == 0
+    assert load_file(output)["encoder.1.weight"].shape == (32, 784)
+
+
+def test_gradcheck_prints_an_error_for_each_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gradcheck", "--preset", "glyphs"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [
+        f"{part}.{kind}"
+        for part in ("encoder.1", "encoder.3", "decoder.0", "decoder.2")
+        for kind in ("weight", "bias")
+    ]
+    assert all(line.endswith("ok") for line in lines)
+
+
+def test_info_names_devices_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("cpu", "mnist-conv-ae", "glyphs"))
+
+
+def test_info_describes_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "dense" in printed
+    assert "parameters" in printed
+
+
+def test_resume_goes_on_for_more_epochs(data: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "run", ["--data", str(data), "--batch-size", "10"]
+    assert train(folder, *options, "--epochs", "1") == 0
+    assert main(["train", "--resume", str(folder), "--epochs", "2", "--quiet"]) == 0
+    assert [record["epoch"] for record in read_metrics(folder / METRICS)] == [1, 2]
+
+
+def test_resume_with_the_same_command_is_accepted(run: Path) -> None:
+    arguments = ["--preset", "glyphs", "--hidden", "32", "--epochs", "3", "--batch-size", "10"]
+    assert main(["train", "--resume", str(run), "--quiet", *arguments]) == 0
+
+
+def test_resume_with_another_model_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / CHECKPOINT).read_bytes()
+    complains(
+        capsys, ["train", "--resume", str(run), "--preset", "mnist-conv"], "another model", str(run)
+    )
+    assert (run / CHECKPOINT).read_bytes() == before
+
+
+def test_resume_with_another_learning_rate_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complains(capsys, ["train", "--resume", str(run), "--lr", "0.5"], "--lr is 0.5", "0.001")
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complains(capsys, ["train", "--preset", "mnist-conf"], "'mnist-conf'", "'mnist-conv'")
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complains(capsys, ["train", "--data", "fashion"], "fashion", "fashion-mnist")
+
+
+def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    complains(capsys, ["train", "--epoch-count", "3"], "--epoch-count", "minivae")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], ["epochs is 0"]),
+        (["--epochs", "two"], ["--epochs", "'two'"]),
+        (["--batch-size", "-1"], ["batch_size is -1"]),
+        (["--batch-size", "99"], ["batch_size is 99", "54"]),
+        (["--lr", "nan"], ["lr is nan"]),
+        (["--lr", "0"], ["lr is 0"]),
+        (["--latent", "-3"], ["latent", "-3"]),
+        (["--hidden", "64,x"], ["--hidden", "64,x"]),
+        (["--beta", "-1"], ["beta is -1"]),
+        (["--free-bits", "inf"], ["free_bits is inf"]),
+        (["--seed", "-1"], ["seed is -1"]),
+        (["--schedule", "linear"], ["schedule", "'linear'", "cosine"]),
+        (["--binarization", "x"], ["binarization", "'x'", "stochastic"]),
+        (["--device", "cpux"], ["cpux", "cpu"]),
+        (["--preset", "mnist-conv", "--hidden", "64"], ["hidden"]),
+        (["--preset", "mnist-conv-ae", "--latent", "4"], ["latent"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_bad_option_is_named_and_nothing_is_written(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    folder = tmp_path / "run"
+    command = ["train", "--quiet", "--data", str(data), "--out", str(folder), *arguments]
+    complains(capsys, command, *words)
+    assert not folder.exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    complains(capsys, ["train", "--data", str(tmp_path / "no.npz")], "no.npz")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / CHECKPOINT).read_bytes()
+    complains(capsys, ["train", "--data", str(data), "--out", str(run)], str(run), "--resume")
+    assert (run / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "sample", "plot", "info"])
+def test_a_folder_that_is_not_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    complains(capsys, [command, str(tmp_path)], str(tmp_path), "is not a run folder")
+
+
+def test_images_of_another_size_than_the_model_takes_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "small.npz", images=np.zeros((20, 8, 8), np.uint8))
+    command = ["reconstruct", str(run), "--data", str(tmp_path / "small.npz")]
+    complains(capsys, command, "28, 28, 1", "8, 8, 1")
+
+
+def test_sampling_a_plain_autoencoder_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--preset", "mnist-conv-ae", "--data", str(data), "--batch-size", "10"]
+    assert train(folder, *arguments, "--steps", "1") == 0
+    complains(capsys, ["sample", str(folder)], str(folder), "no prior")
+
+
+def test_a_loss_that_is_not_finite_is_one_line_with_exit_code_1(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = train(tmp_path / "run", "--data", str(data), "--batch-size", "10", "--lr", "1e30")
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "the loss is not finite at step" in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "minivae.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("train", "reconstruct", "sample", "encode", "plot", "gradcheck", "export"):
+        assert command in done.stdout

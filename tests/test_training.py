@@ -1,0 +1,284 @@
+"""The training loop: it learns, it is deterministic, and stopping it anywhere changes nothing."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from minivae import VAE, Adam, Dense, Flatten, InputError, Objective, ReLU, Training, fit, load
+from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
+from minivae.data import Dataset, Splits
+from minivae.train import Interrupted, NotFiniteError, read_metrics
+
+IMAGES, TEST_IMAGES, SIZE = 50, 20, 6
+
+
+def splits() -> Splits:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (IMAGES + TEST_IMAGES, SIZE, SIZE, 1), dtype=np.uint8)
+    return Splits("noise", Dataset(images[:IMAGES], None), Dataset(images[IMAGES:], None))
+
+
+def small_vae(seed: int = 0, **objective: Any) -> VAE:
+    encoder = [Flatten(), Dense(16), ReLU(), Dense(6)]
+    decoder = [Dense(16), ReLU(), Dense(SIZE * SIZE)]
+    return VAE(encoder, decoder, Objective(**objective), (SIZE, SIZE, 1), seed=seed)
+
+
+def train(model: VAE, training: Training, **options: Any) -> list[dict[str, Any]]:
+    return fit(model, splits(), training, device="cpu", progress=False, **options)
+
+
+def without_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in metrics]
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return load(folder, "cpu").tensors()
+
+
+def assert_same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.tobytes() == second[name].tobytes(), name
+
+
+# Batches of 16 from 50 images: three whole ones and a partial one of 2.
+BUSY = Training(
+    epochs=4,
+    batch_size=16,
+    keep_last=True,
+    binarization="stochastic",
+    log_every=3,
+    checkpoint_every=5,
+    optimizer=Adam(lr=3e-3, weight_decay=0.01, schedule="cosine", warmup_steps=3, clip_norm=5),
+)
+
+
+def test_the_loss_falls() -> None:
+    metrics = train(small_vae(), Training(epochs=30, batch_size=10))
+    losses = [record["train"]["loss"] for record in metrics]
+    # Noise cannot be learned, but its mean can.
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_an_epoch_record_has_the_documented_keys() -> None:
+    record = train(small_vae(), Training(epochs=1, batch_size=16))[0]
+    assert set(record) == {"epoch", "step", "train", "test", "seconds"}
+    assert set(record["train"]) == set(record["test"]) == {"loss", "reconstruction", "kl"}
+    assert (record["epoch"], record["step"]) == (1, 3)
+
+
+def test_the_loss_is_reconstruction_plus_beta_times_kl() -> None:
+    for record in train(small_vae(beta=2.5), Training(epochs=2, batch_size=16)):
+        for split in ("train", "test"):
+            terms = record[split]
+            expected = terms["reconstruction"] + 2.5 * terms["kl"]
+            # Float32 sums over 36 pixels.
+            assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_seed_gives_the_same_bits_twice() -> None:
+    first, second = small_vae(), small_vae()
+    metrics = [train(model, BUSY) for model in (first, second)]
+    assert_same_bits(first.tensors(), second.tensors())
+    assert without_seconds(metrics[0]) == without_seconds(metrics[1])
+
+
+def test_another_seed_gives_another_run() -> None:
+    first = train(small_vae(seed=0), Training(epochs=1, batch_size=16, seed=0))
+    second = train(small_vae(seed=0), Training(epochs=1, batch_size=16, seed=1))
+    assert first[0]["train"]["loss"] != second[0]["train"]["loss"]
+
+
+def test_the_last_partial_batch_is_dropped_unless_kept() -> None:
+    dropped = train(small_vae(), Training(epochs=1, batch_size=16))
+    kept = train(small_vae(), Training(epochs=1, batch_size=16, keep_last=True))
+    assert (dropped[-1]["step"], kept[-1]["step"]) == (3, 4)
+
+
+def test_the_train_loss_is_the_mean_over_images_whatever_the_batch_sizes() -> None:
+    # With a vanishing learning rate the model stays the same, and only the noise differs.
+    frozen = Adam(lr=1e-12)
+    partial = train(
+        small_vae(beta=0), Training(epochs=1, batch_size=48, keep_last=True, optimizer=frozen)
+    )
+    whole = train(small_vae(beta=0), Training(epochs=1, batch_size=50, optimizer=frozen))
+    # Weighting the partial batch of two images as a whole one would shift the loss by far more.
+    assert partial[0]["train"]["loss"] == pytest.approx(whole[0]["train"]["loss"], rel=5e-3)
+
+
+def test_steps_end_a_run_inside_an_epoch() -> None:
+    metrics = train(small_vae(), Training(epochs=9, batch_size=16, steps=5, log_every=2))
+    assert [record["step"] for record in metrics] == [2, 3, 4, 5]
+    assert metrics[-1]["epoch"] == 2
+
+
+def test_step_records_average_to_the_epoch_record() -> None:
+    metrics = train(small_vae(), Training(epochs=1, batch_size=10, log_every=1))
+    steps = [record["train"]["loss"] for record in metrics if "epoch" not in record]
+    assert len(steps) == 5
+    # Sums in float64 of float32 losses.
+    assert np.mean(steps) == pytest.approx(metrics[-1]["train"]["loss"], rel=1e-9)
+
+
+def test_patience_ends_a_run_whose_test_loss_rises() -> None:
+    training = Training(epochs=500, batch_size=10, patience=3, optimizer=Adam(lr=0.02))
+    metrics = train(small_vae(), training)
+    losses = [record["test"]["loss"] for record in metrics]
+    assert len(losses) < 500
+    assert int(np.argmin(losses)) == len(losses) - 4
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 10, 15])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_by_a_signal_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, stop: int, number: signal.Signals
+) -> None:
+    def send_signal(step: int, model: Any) -> None:
+        if step == stop:
+            os.kill(os.getpid(), number)
+
+    whole = train(small_vae(), BUSY, out=tmp_path / "whole")
+    training = Training(**{**vars(BUSY), "picture_every": 1})
+    with pytest.raises(Interrupted, match=f"at step {stop}"):
+        train(small_vae(), training, out=tmp_path / "stopped", on_step=send_signal)
+    resumed = train(small_vae(), training, out=tmp_path / "stopped", resume=True)
+    assert_same_bits(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "stopped"))
+    assert without_seconds(whole) == without_seconds(resumed)
+    on_disk = read_metrics(tmp_path / "stopped" / METRICS)
+    assert without_seconds(on_disk) == without_seconds(whole)
+
+
+KILLED_RUN = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_training import BUSY, small_vae, train
+from minivae import Training
+def kill(step, model):
+    if step == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+training = Training(**{**vars(BUSY), "picture_every": 1})
+train(small_vae(), training, out=sys.argv[2], on_step=kill, resume=len(sys.argv) > 4)
+"""
+
+
+def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    train(small_vae(), BUSY, out=tmp_path / "whole")
+    steps = np.random.default_rng().choice(np.arange(1, 16), 3, replace=False)
+    resume: list[str] = []
+    for step in [*sorted(steps), 10**6]:
+        arguments = [str(Path(__file__).parent), str(tmp_path / "killed"), str(step), *resume]
+        done = subprocess.run([sys.executable, "-c", KILLED_RUN, *arguments], check=False)
+        assert done.returncode == (0 if step == 10**6 else -signal.SIGKILL), steps
+        resume = ["resume"]
+    assert_same_bits(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "killed"))
+    whole, killed = (read_metrics(tmp_path / name / METRICS) for name in ("whole", "killed"))
+    assert without_seconds(whole) == without_seconds(killed), steps
+
+
+def test_a_metrics_line_cut_off_while_being_written_is_dropped(tmp_path: Path) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"epoch": 9, "st')
+    assert read_metrics(tmp_path / METRICS)[-1]["epoch"] == 4
+
+
+@pytest.mark.parametrize("name", ["encoder.1.weight", "decoder.0.bias"])
+def test_a_loss_that_is_not_finite_names_step_and_tensor_and_keeps_the_checkpoint(
+    tmp_path: Path, name: str
+) -> None:
+    def poison(step: int, model: VAE) -> None:
+        if step == 4:
+            model.parameters.values[name].flat[3] = np.nan
+
+    training = Training(epochs=5, batch_size=16, picture_every=1)
+    with pytest.raises(NotFiniteError, match=f"at step 5: see {name}"):
+        train(small_vae(), training, out=tmp_path, on_step=poison)
+    kept = tensors_of(tmp_path)
+    assert all(np.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_parameters_survive_a_loss_that_is_not_finite() -> None:
+    model = small_vae()
+    model.to("cpu")
+    model.parameters.values["decoder.2.bias"][0] = np.inf
+    before = model.tensors()
+    with pytest.raises(NotFiniteError):
+        train(model, Training(epochs=1, batch_size=16))
+    assert_same_bits(before, model.tensors())
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(InputError, match="No space left on device"):
+        train(small_vae(), Training(**{**vars(BUSY), "epochs": 6}), out=tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, CONFIG, METRICS}
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size is 51, expected at most the 50"):
+        train(small_vae(), Training(epochs=1, batch_size=51))
+
+
+def test_images_of_another_size_are_refused() -> None:
+    model = VAE([Flatten(), Dense(4)], [Dense(64)], Objective(), (8, 8, 1))
+    with pytest.raises(InputError, match=r"noise: images are \(6, 6, 1\)"):
+        train(model, Training(epochs=1, batch_size=16))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["model"]["encoder"][1]["units"] = 17
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"{CHECKPOINT}: holds another model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path, keep: int) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(whole[:keep])
+    with pytest.raises(InputError, match=f"{CHECKPOINT}: not a whole safetensors file"):
+        load(tmp_path)
+
+
+def test_a_saved_model_is_loaded_with_the_same_bits(tmp_path: Path) -> None:
+    from minivae import save
+
+    model = small_vae()
+    train(model, BUSY)
+    save(model, tmp_path / "saved")
+    assert_same_bits(model.tensors(), tensors_of(tmp_path / "saved"))
+
+
+def test_beta_warm_up_weighs_the_kl_step_by_step() -> None:
+    objective = Objective(beta=4.0, beta_warmup_steps=4)
+    assert [objective.beta_at(step) for step in range(6)] == [1, 2, 3, 4, 4, 4]
+
+
+def test_evaluation_does_not_depend_on_the_training_batch() -> None:
+    model = small_vae()
+    model.to("cpu")
+    images = splits().test.images
+    model.bind(7)
+    first = model.evaluate(images)
+    model.bind(400)
+    assert model.evaluate(images) == first
