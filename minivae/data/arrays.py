@@ -3,7 +3,6 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,36 +29,40 @@ def _damaged(path: Path, error: Exception) -> InputError:
 READ_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
 
 
-def _load(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except READ_ERRORS as error:
-        raise _damaged(path, error) from None
+def _load(path: Path) -> dict[str, NDArray]:
+    """The arrays of the file by name; the one of an .npy is called images."""
+    # Opened here, since NumPy leaves a file open that it cannot read.
+    with open(path, "rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"images": loaded}
+            return {key: loaded[key] for key in loaded}
+        except READ_ERRORS as error:
+            raise _damaged(path, error) from None
 
 
 def load_npy(path: Path) -> Splits:
     """Images n x h x w or n x h x w x c of an .npy file, without labels."""
-    return hold_out(dataset(_load(path), None, path), path.name, path)
+    return hold_out(dataset(_load(path)["images"], None, path), path.name, path)
 
 
 def load_npz(path: Path) -> Splits:
     """The arrays `images`, and if they are there `labels`, `test_images` and `test_labels`, or
     `x_train`, `y_train`, `x_test` and `y_test`, of an .npz file."""
-    parts: dict[str, NDArray | None] = {}
-    with _load(path) as file:
-        for part, keys in KEYS.items():
-            key = next((key for key in keys if key in file), None)
-            try:
-                parts[part] = None if key is None else file[key]
-            except READ_ERRORS as error:
-                raise _damaged(path, error) from None
-        found = ", ".join(file.files)
-    if parts["images"] is None:
+    arrays = _load(path)
+    parts = {
+        part: next((arrays[key] for key in keys if key in arrays), None)
+        for part, keys in KEYS.items()
+    }
+    images, test_images = parts["images"], parts["test_images"]
+    if images is None:
+        found = ", ".join(arrays)
         raise InputError(f'{path}: expected an array "images" or "x_train", found {found}')
-    train = dataset(parts["images"], _flat(parts["labels"]), path)
-    if parts["test_images"] is None:
+    train = dataset(images, _flat(parts["labels"]), path)
+    if test_images is None:
         return hold_out(train, path.name, path)
-    test = dataset(parts["test_images"], _flat(parts["test_labels"]), path)
+    test = dataset(test_images, _flat(parts["test_labels"]), path)
     same_image_shape(train, test, path)
     return Splits(path.name, train, test)
 

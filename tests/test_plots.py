@@ -1,0 +1,117 @@
+"""Each picture: written whole or not at all, with a title and labelled axes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from minivae import InputError, plots
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((24, 7, 5, 1))
+COLOUR = RNG.integers(0, 256, (24, 7, 5, 3), dtype=np.uint8)
+LABELS = np.arange(24) % 3
+CODES = RNG.standard_normal((24, 4))
+TERMS = {"loss": 3.0, "reconstruction": 2.0, "kl": 1.0}
+EPOCHS = [{"epoch": e, "step": 9 * e, "train": TERMS, "test": TERMS} for e in (1, 2, 3)]
+STEPS = [{"step": s, "train": TERMS} for s in range(1, 60)]
+PLAIN = {"loss": 3.0, "reconstruction": 3.0, "kl": 0.0}
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "loss curves": lambda p: plots.loss_curves(p, EPOCHS),
+    "loss curves of one epoch": lambda p: plots.loss_curves(p, EPOCHS[:1]),
+    "loss curves by step": lambda p: plots.loss_curves(p, [*STEPS, *EPOCHS]),
+    "loss curves without test": lambda p: plots.loss_curves(p, STEPS),
+    "loss curves without KL": lambda p: plots.loss_curves(p, [{"epoch": 1, "train": PLAIN}]),
+    "reconstructions": lambda p: plots.reconstructions(p, IMAGES, IMAGES),
+    "one reconstruction": lambda p: plots.reconstructions(p, IMAGES[:1], IMAGES[:1]),
+    "colour reconstructions": lambda p: plots.reconstructions(p, COLOUR, COLOUR),
+    "samples": lambda p: plots.sample_grid(p, IMAGES),
+    "one sample": lambda p: plots.sample_grid(p, IMAGES[:1]),
+    "an odd number of colour samples": lambda p: plots.sample_grid(p, COLOUR[:11]),
+    "classes": lambda p: plots.class_reconstructions(p, IMAGES, IMAGES, LABELS),
+    "classes of one image": lambda p: plots.class_reconstructions(
+        p, IMAGES[:3], IMAGES[:3], LABELS[:3]
+    ),
+    "scatter by principal components": lambda p: plots.latent_scatter(p, CODES, LABELS),
+    "scatter of two dimensions": lambda p: plots.latent_scatter(p, CODES[:, :2], LABELS),
+    "scatter of one dimension": lambda p: plots.latent_scatter(p, CODES[:, :1], LABELS),
+    "scatter without labels": lambda p: plots.latent_scatter(p, CODES, None),
+    "manifold": lambda p: plots.manifold(p, IMAGES[:16], 4),
+    "traversals": lambda p: plots.traversals(p, IMAGES.reshape(4, 6, 7, 5, 1), np.arange(6.0)),
+    "error histogram": lambda p: plots.error_histogram(p, RNG.random(200)),
+    "histogram of one error": lambda p: plots.error_histogram(p, RNG.random(1)),
+    "KL bars": lambda p: plots.kl_per_dimension(p, RNG.random(50)),
+    "side by side": lambda p: plots.compare_grids(
+        p,
+        {"left": IMAGES.reshape(4, 6, 7, 5, 1), "right": IMAGES[:8].reshape(4, 2, 7, 5, 1)},
+        title="Two grids",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_picture_is_a_readable_file_with_content(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "picture.png"
+    PICTURES[name](path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 150
+    assert pixels.std() > 5
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_picture_has_a_title_and_labelled_axes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda path, figure: saved.append(figure))
+    PICTURES[name](tmp_path)
+    assert saved[0].get_suptitle()
+    for axes in saved[0].axes:
+        assert axes.get_xlabel() or axes.get_ylabel()
+        assert axes.get_xlabel() or [label.get_text() for label in axes.get_xticklabels()]
+        assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()]
+
+
+def test_a_picture_that_fails_leaves_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+
+    def fail(self: Figure, *arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(InputError, match=r"picture\.png: No space left"):
+        plots.sample_grid(path, IMAGES)
+    assert path.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_principal_components_find_the_directions_of_largest_variance() -> None:
+    spread = np.array([5.0, 0.1, 2.0])
+    x = RNG.standard_normal((4000, 3)) * spread
+    projection, shares = plots.principal_components(x, 2)
+    # Four thousand draws: a few percent of sampling error.
+    assert projection.std(axis=0) == pytest.approx([5.0, 2.0], rel=0.05)
+    assert shares == pytest.approx([25 / 29.01, 4 / 29.01], rel=0.05)
+
+
+def test_principal_components_have_a_fixed_sign() -> None:
+    x = RNG.standard_normal((50, 4)) * [3, 1, 1, 1]
+    assert np.corrcoef(plots.principal_components(x, 1)[0][:, 0], x[:, 0])[0, 1] > 0.9
+
+
+def test_the_manifold_runs_from_top_left_to_bottom_right() -> None:
+    grid = plots.manifold_grid(3)
+    # The 2.5th and 97.5th percentiles of the standard normal.
+    assert grid[0] == pytest.approx([-1.95996, 1.95996], abs=1e-4)
+    assert grid[4] == pytest.approx([0, 0], abs=1e-12)
+    assert grid[8] == pytest.approx([1.95996, -1.95996], abs=1e-4)
