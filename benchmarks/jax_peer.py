@@ -73,8 +73,9 @@ class JaxPeer:
             for name, value in model.parameters.values.items()
         }
         self.data = jnp.asarray(case.splits.train.images)
-        zeros = {name: jnp.zeros_like(value) for name, value in self.values.items()}
-        self._carry = (self.values, zeros, zeros, jnp.zeros((), jnp.int32), jax.random.key(0))
+        # Every array of the carry is donated, so none may stand in it twice.
+        copies = [{n: jnp.array(v) * s for n, v in self.values.items()} for s in (1, 0, 0)]
+        self._carry = (*copies, jnp.zeros((), jnp.int32), jax.random.key(0))
         self._run = jax.jit(self._many if scan > 1 else self._one, donate_argnums=0)
 
     def _loss(self, values: dict[str, Any], x: Any, eps: Any) -> Any:

@@ -89,7 +89,8 @@ class TorchPeer:
 
     def loss(self, x: torch.Tensor, eps: torch.Tensor) -> float:
         """The loss of given images and noise, for the comparison before timing."""
-        return float(self.model(x.to(self.device), eps.to(self.device)))
+        with torch.no_grad():
+            return float(self.model(x.to(self.device), eps.to(self.device)))
 
     def _step(self, index: torch.Tensor) -> None:
         x = self.data[index].float().div_(255)

@@ -28,7 +28,7 @@ from .layers import (
     WeightedLayer,
 )
 from .models import Autoencoder
-from .network import Network
+from .network import VIEWS, Network
 
 ACTIVATION_MODULES = {
     "relu": "ReLU",
@@ -67,25 +67,25 @@ def _channels_first(shape: Shape) -> NDArray[np.int64]:
 
 
 def _image_shape_after(network: Network, index: int) -> Shape | None:
-    """The image that the vector after layer `index` is reshaped to, if only activations lie
-    between."""
+    """The image that the vector after layer `index` is reshaped to, if only activations and views
+    lie between."""
     for follower in range(index + 1, len(network.layers)):
-        layer = network.layers[follower]
-        if isinstance(layer, Reshape) and len(layer.shape) == 3:
-            return layer.shape
-        if not isinstance(layer, ActivationLayer):
+        layer, shape = network.layers[follower], network.shapes[follower + 1]
+        if len(shape) == 3 and isinstance(layer, VIEWS):
+            return shape
+        if not isinstance(layer, (ActivationLayer, *VIEWS)):
             return None
     return None
 
 
 def _image_shape_before(network: Network, index: int) -> Shape | None:
-    """The image that the vector before layer `index` was flattened from, if only activations lie
-    between."""
+    """The image that the vector before layer `index` was flattened from, if only activations and
+    views lie between."""
     for before in range(index - 1, -1, -1):
-        layer = network.layers[before]
-        if isinstance(layer, Flatten) and len(network.shapes[before]) == 3:
-            return network.shapes[before]
-        if not isinstance(layer, ActivationLayer):
+        layer, shape = network.layers[before], network.shapes[before]
+        if len(shape) == 3 and isinstance(layer, VIEWS):
+            return shape
+        if not isinstance(layer, (ActivationLayer, *VIEWS)):
             return None
     return None
 
@@ -96,8 +96,9 @@ def modules(network: Network, values: dict[str, NDArray]) -> list[Module]:
     Args:
         values: the network's parameters by name, in minivae's layouts.
 
-    Raises InputError for a reshape that has no counterpart with channels first.
+    Raises InputError for a reshape, or an output, that has no counterpart with channels first.
     """
+    _check_output(network)
     result: list[Module] = []
     for index, layer in enumerate(network.layers):
         tensors = {}
@@ -112,6 +113,16 @@ def modules(network: Network, values: dict[str, NDArray]) -> list[Module]:
         else:
             result.append(_without_weights(network, index, layer))
     return result
+
+
+def _check_output(network: Network) -> None:
+    """Raises InputError if the output is a flattened image, whose order nobody could restore."""
+    image = _image_shape_before(network, len(network.layers))
+    if len(network.output_shape) == 1 and image and image[2] > 1 and image[0] * image[1] > 1:
+        raise InputError(
+            f"{network.name}: a flattened image {image} as output has no counterpart with channels "
+            "first: leave out the last Flatten, or put a Dense after it"
+        )
 
 
 def _dense(network: Network, index: int, tensors: dict[str, NDArray]) -> Module:
@@ -162,23 +173,25 @@ def _without_weights(network: Network, index: int, layer: Layer) -> Module:
     if isinstance(layer, Flatten):
         return Module("Flatten", {}, {})
     if isinstance(layer, Reshape):
-        if len(before) == 3 and before != after:
+        if before == after:
+            return Module("Identity", {}, {})
+        image = _image_shape_before(network, index)
+        if len(before) != 1 or (len(after) == 3 and image not in (None, after)):
             raise InputError(
-                f"{network.name}.{index}: reshaping an image {before} to {after} has no "
+                f"{network.name}.{index}: reshaping {image or before} to {after} has no "
                 "counterpart with channels first"
             )
         shape = (after[2], after[0], after[1]) if len(after) == 3 else after
-        return Module("Unflatten" if len(before) == 1 else "Identity", _positional(1, shape), {})
+        return Module("Unflatten", _positional(1, shape), {})
     arguments = {"0": layer.slope} if isinstance(layer, LeakyReLU) else {}
     return Module(ACTIVATION_MODULES[layer.kind], arguments, {})
 
 
-def _networks(model: Autoencoder) -> Iterator[tuple[Network, list[Module]]]:
+def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
     values = {
         name: model.backend.to_numpy(value) for name, value in model.parameters.values.items()
     }
-    for network in (model.encoder, model.decoder):
-        yield network, modules(network, values)
+    return [(network, modules(network, values)) for network in (model.encoder, model.decoder)]
 
 
 def to_torch(model: Autoencoder, path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import backends
 from .errors import InputError
 from .layers import Layer, Shape, Sigmoid, layer_from_config
-from .network import Buffers, Network, Pass
+from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
 from .ops.philox import EVALUATION_STREAM, SAMPLING_STREAM, Noise
@@ -158,8 +158,9 @@ class Autoencoder:
                 f"the decoder makes {produced}, expected the {self.pixels} numbers of an image "
                 f"{self.image_shape}"
             )
+        computing = [layer for layer in self.decoder.layers if not isinstance(layer, VIEWS)]
         on_logits = self.objective.likelihood == "bernoulli"
-        if on_logits and self.decoder.output_activation == Sigmoid().activation:
+        if on_logits and computing and isinstance(computing[-1], Sigmoid):
             raise InputError(
                 "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
             )
@@ -433,7 +434,7 @@ class ModelPass:
             below = IDENTITY
         else:
             self.code, dcode = self.encoder.output, self.encoder.output_gradient
-            below = model.encoder.output_activation
+            below = self.encoder.output_activation
         self.dcode = dcode
         self.decoder = Pass(
             model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
@@ -459,10 +460,11 @@ class ModelPass:
         scale = 1 / self.rows
         if objective.likelihood == "bernoulli":
             self.backend.bernoulli_loss(output, self.x, self.reconstruction, doutput, scale)
+            self.decoder.carry_output_gradient()
         else:
             self.backend.squared_error_loss(
                 *(output, self.x, self.reconstruction, doutput, scale),
-                *(objective.error_weight, self.model.decoder.output_activation),
+                *(objective.error_weight, self.decoder.output_activation),
             )
 
     def backward(self, noise: Noise, state: Any) -> None:
@@ -473,6 +475,7 @@ class ModelPass:
                 *(self.encoder.output, self.dcode, self.kl_weight),
                 *(self.encoder.output_gradient, noise, state),
             )
+            self.encoder.carry_output_gradient()
         self.encoder.backward()
 
     def named_tensors(self) -> Iterator[tuple[str, Any]]:

@@ -39,15 +39,6 @@ class Network:
     def output_shape(self) -> Shape:
         return self.shapes[-1]
 
-    @property
-    def output_activation(self) -> Activation:
-        """The activation fused into the last computing layer, through which an objective must
-        carry its gradient; identity if there is none."""
-        index = len(self.layers) - 1
-        while index > 0 and isinstance(self.layers[index], VIEWS):
-            index -= 1
-        return self.activation(index) if self.fused(index) else IDENTITY
-
     def activation(self, index: int) -> Activation:
         """The activation that layer `index` is; identity if it is none."""
         layer = self.layers[index]
@@ -147,7 +138,8 @@ class Pass:
 
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
     nobody needs it. `output` holds the result of `forward`; the caller writes the gradient before
-    `output_activation` into `output_gradient` and then calls `backward`.
+    `output_activation`, the activation that made the output, into `output_gradient` and then calls
+    `backward`.
     """
 
     def __init__(
@@ -187,7 +179,15 @@ class Pass:
             )
             x, dx = y, dz
             below = network.activation(follower) if fused else IDENTITY
-        self.output, self.output_gradient = x, dx
+        self.output, self.output_gradient, self.output_activation = x, dx, below
+
+    def carry_output_gradient(self) -> None:
+        """Carries `output_gradient` through `output_activation`, for a caller who cannot."""
+        if self.output_activation != IDENTITY:
+            self.backend.activation_backward(
+                *(None, self.output, self.output_gradient, self.output_gradient),
+                self.output_activation,
+            )
 
     def forward(self) -> None:
         """`output` from the input."""

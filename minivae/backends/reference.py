@@ -51,6 +51,9 @@ class ReferenceBackend:
         """A NumPy copy of the backend's array."""
         return np.array(array)
 
+    def synchronize(self) -> None:
+        """Returns once the work that was asked for is done."""
+
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """What to call instead of `step`, which does the same each time: a backend that records
         its work once and replays it returns the replay."""

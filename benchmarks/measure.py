@@ -1,0 +1,102 @@
+"""Timing that a shared, noisy machine cannot spoil: candidates take turns within one process run,
+and each figure is a median with its 20th and 80th percentile."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROUNDS = 15
+SECONDS_A_TURN = 0.15
+PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
+
+
+class Candidate(NamedTuple):
+    """Something to time: `run` does `calls` units of work, `wait` returns once the device has."""
+
+    run: Callable[[], None]
+    wait: Callable[[], None] = lambda: None
+    calls: int = 1
+
+
+def interleaved(
+    candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
+) -> dict[str, dict[str, float]]:
+    """Milliseconds a unit of each candidate: median, p20 and p80 over `rounds` turns, in each of
+    which every candidate runs for about `seconds`."""
+    repeats = {name: _calibrated(candidate, seconds) for name, candidate in candidates.items()}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                candidate.run()
+            candidate.wait()
+            passed = time.perf_counter() - started
+            times[name].append(1e3 * passed / (repeats[name] * candidate.calls))
+    return {name: summary(values) for name, values in times.items()}
+
+
+def _calibrated(candidate: Candidate, seconds: float) -> int:
+    """How often to call a warmed-up candidate in a turn."""
+    for _ in range(2):
+        candidate.run()
+    candidate.wait()
+    started = time.perf_counter()
+    candidate.run()
+    candidate.wait()
+    return max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, p20 and p80, to four digits."""
+    low, middle, high = np.percentile(values, (20, 50, 80))
+    digits = {"median": middle, "p20": low, "p80": high}
+    return {name: float(f"{value:.4g}") for name, value in digits.items()}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a figure depends on: machine, versions and commit."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "device": device,
+        "machine": _machine(device),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "commit": _commit(),
+    }
+
+
+def _machine(device: str) -> str:
+    if device in ("cuda", "numba_cuda"):
+        import cupy
+
+        return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(__file__).resolve().parent
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

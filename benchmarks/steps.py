@@ -1,0 +1,119 @@
+"""Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
+compared before the clock starts, taking turns in one process."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
+from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
+from minivae.train import Trainer
+
+from .cases import Case, step_cases
+from .measure import ROUNDS, SECONDS_A_TURN, Candidate, interleaved
+
+LOSS_TOLERANCE = 1e-4
+SCAN = 8
+
+
+def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
+    """The peers that can run here by name, and what is missing."""
+    found: dict[str, Callable[[Case], Any]] = {}
+    missing = []
+    try:
+        import torch
+
+        from .torch_peer import TorchPeer
+
+        gpu = device == "cuda" and torch.cuda.is_available()
+        where = "cuda" if gpu else "cpu"
+        modes = ["eager", "compile", *(("compile-max-autotune", "graph") if gpu else ())]
+        for mode in modes:
+            found[f"torch {mode}"] = lambda case, mode=mode: TorchPeer(case, where, mode)
+    except ImportError:
+        missing.append("torch")
+    try:
+        import jax
+
+        from .jax_peer import JaxPeer
+
+        jax.config.update("jax_platforms", "cuda,cpu" if device == "cuda" else "cpu")
+        found["jax jit"] = lambda case: JaxPeer(case)
+        found["jax scan"] = lambda case: JaxPeer(case, SCAN)
+    except ImportError:
+        missing.append("jax")
+    return found, missing
+
+
+def _own_loss(case: Case, images: np.ndarray) -> float:
+    """The loss of some images, with the noise of the first step."""
+    model = case.model
+    backend = model.backend
+    bound = model.bind(len(images))
+    bound.x[...] = backend.asarray(images.reshape(bound.x.shape))
+    schedule = np.zeros((1, SCHEDULE_COLUMNS), np.float32)
+    schedule[0, BETA] = model.objective.beta
+    totals, state = backend.zeros((3,), np.float64), backend.asarray(new_state())
+    bound.forward(Noise(0, LATENT_STREAM), backend.asarray(schedule), state, totals)
+    return float(backend.to_numpy(totals)[0]) / len(images)
+
+
+def _peer_loss(name: str, peer: Any, images: np.ndarray, eps: np.ndarray) -> float:
+    if name.startswith("torch"):
+        import torch
+
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return float(peer.loss(x, torch.from_numpy(eps)))
+    return float(peer.loss(images, eps))
+
+
+def measure_case(
+    case: Case,
+    device: str,
+    names: list[str] | None = None,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS_A_TURN,
+) -> dict[str, Any]:
+    """Milliseconds a step of minivae and of every peer; the failures of peers by name.
+
+    Raises RuntimeError if a peer's loss differs.
+    """
+    case.model.to(device)
+    images = case.model.images(case.splits.train.images[: case.training.batch_size])
+    shape = (len(images), max(case.model.latent, 1))
+    eps = standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
+    own = _own_loss(case, images)
+    trainer = Trainer(case.model, case.splits, case.training)
+    candidates = {"minivae": Candidate(trainer.step, case.model.backend.synchronize)}
+    builders, missing = peers(device)
+    failures = {name: "not installed" for name in missing}
+    for name, build in builders.items():
+        if names is not None and name not in names:
+            continue
+        try:
+            peer = build(case)
+            loss = _peer_loss(name, peer, images, eps)
+            peer.step()
+        except Exception as error:  # a peer that cannot run is named, and the others are timed
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            continue
+        if not abs(loss - own) <= LOSS_TOLERANCE * abs(own):
+            raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
+        candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
+    times = interleaved(candidates, rounds, seconds)
+    fastest = min((t["median"] for name, t in times.items() if name != "minivae"), default=None)
+    own_time = times["minivae"]["median"]
+    return {
+        "case": case.name,
+        "loss": float(f"{own:.6g}"),
+        "milliseconds": times,
+        "failures": failures,
+        "times_as_fast_as_the_fastest_peer": fastest and float(f"{fastest / own_time:.3g}"),
+    }
+
+
+def measure_steps(device: str, quick: bool) -> list[dict[str, Any]]:
+    """Every case of `step_cases`; with `quick` a few short turns each."""
+    options = {"rounds": 3, "seconds": 0.02} if quick else {}
+    return [measure_case(case, device, **options) for case in step_cases()]  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+// The latent, by the equations of ops/latent.py. A thread has four columns of one row: one counter
+// of Philox makes the noise of four.
+
+// head (n, 2 d), z and kl (n, d), state (5,). One thread for each of n ceil(d / 4).
+extern "C" __global__ void latent_forward(
+    const float* __restrict__ head, float* __restrict__ z, float* __restrict__ kl,
+    unsigned long long seed, unsigned int stream, const long long* __restrict__ state, int n,
+    int d) {
+  int blocks = ceil_div(d, 4);
+  int thread = blockIdx.x * blockDim.x + threadIdx.x;
+  if (thread >= n * blocks) return;
+  int row = thread / blocks, block = thread % blocks;
+  float eps[4];
+  normal4(random_words(block, row, state[STEP], seed, stream), eps);
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {
+    int j = 4 * block + lane;
+    if (j < d) {
+      float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
+      z[row * d + j] = mu + expf(0.5f * logvar) * eps[lane];            // latent.E1
+      kl[row * d + j] = 0.5f * (mu * mu + expm1f(logvar) - logvar);     // latent.E2
+    }
+  }
+}
+
+// head and dhead (n, 2 d), dz (n, d), kl_weight (d,), state (5,). Threads as in latent_forward.
+extern "C" __global__ void latent_backward(
+    const float* __restrict__ head, const float* __restrict__ dz,
+    const float* __restrict__ kl_weight, float* __restrict__ dhead, unsigned long long seed,
+    unsigned int stream, const long long* __restrict__ state, int n, int d) {
+  int blocks = ceil_div(d, 4);
+  int thread = blockIdx.x * blockDim.x + threadIdx.x;
+  if (thread >= n * blocks) return;
+  int row = thread / blocks, block = thread % blocks;
+  float eps[4];
+  normal4(random_words(block, row, state[STEP], seed, stream), eps);
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {
+    int j = 4 * block + lane;
+    if (j < d) {
+      float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
+      float upstream = dz[row * d + j], c = kl_weight[j];
+      float through_z = upstream * eps[lane] * expf(0.5f * logvar);
+      dhead[2 * row * d + j] = upstream + c * mu;                                 // latent.E3
+      dhead[2 * row * d + d + j] = 0.5f * (through_z + c * expm1f(logvar));       // latent.E4
+    }
+  }
+}

@@ -1,0 +1,138 @@
+"""The Numba twins in Numba's simulator. test_numba_twins.py runs this file in a Python of its own,
+since the simulator must be chosen before Numba is imported:
+
+    NUMBA_ENABLE_CUDASIM=1 pytest tests/simulated_twins.py
+
+The cases and most of the tests are those of every backend, with a `backend` fixture of this file.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from numba import config
+from test_backends import (
+    CASES,
+    KNOWN_ANSWERS,
+    TOLERANCE,
+    Case,
+    Runner,
+    _words,
+    reference,
+    relative_error,
+    test_a_loss_that_is_not_finite_sets_the_latch,
+    test_after_the_latch_nothing_changes,
+    test_bernoulli_loss_of_confident_logits,
+    test_kl_of_numbers_that_are_not_finite,
+    test_losses_of_numbers_that_are_not_finite,
+    test_noise_is_the_reference_noise,
+    test_totals_of_a_good_step,
+)
+
+from minivae.backends.numba_cuda import NumbaCudaBackend
+from minivae.backends.reference import PRIMITIVES, ReferenceBackend
+from minivae.data.dataset import Dataset, Splits
+from minivae.kernels import philox_numba
+from minivae.layers import Dense, Flatten, ReLU
+from minivae.models import VAE, Objective
+from minivae.ops.elbo import LOSS
+from minivae.optim import Adam
+from minivae.presets import Training
+from minivae.train import Trainer
+
+__all__ = [
+    "test_a_loss_that_is_not_finite_sets_the_latch",
+    "test_after_the_latch_nothing_changes",
+    "test_bernoulli_loss_of_confident_logits",
+    "test_kl_of_numbers_that_are_not_finite",
+    "test_losses_of_numbers_that_are_not_finite",
+    "test_noise_is_the_reference_noise",
+    "test_totals_of_a_good_step",
+]
+
+# A thread of the simulator is a thread of Python, which does not inherit the caller's np.errstate.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+
+TWINS = {
+    name
+    for name in PRIMITIVES
+    if getattr(NumbaCudaBackend, name) is not getattr(ReferenceBackend, name)
+}
+SLOW = ("31x784", "10007")
+"""A case of each is seconds of simulation, and the sizes between cover the same tails."""
+
+TWIN_CASES = [
+    case for case in CASES if case.primitive in TWINS and not any(s in case.label for s in SLOW)
+]
+
+
+@pytest.fixture(scope="module")
+def backend() -> ReferenceBackend:
+    assert config.ENABLE_CUDASIM, "set NUMBA_ENABLE_CUDASIM=1"
+    return NumbaCudaBackend()
+
+
+def test_the_twins_are_these() -> None:
+    assert TWINS == {
+        *("latent_forward", "latent_backward", "bernoulli_loss", "squared_error_loss"),
+        *("elbo_totals", "adam_update", "clip_gradient"),
+    }
+    assert {case.primitive for case in TWIN_CASES} == TWINS
+
+
+@pytest.mark.parametrize("case", TWIN_CASES, ids=lambda case: case.id)
+def test_equivalence(backend: ReferenceBackend, case: Case) -> None:
+    actual, expected = Runner(backend, np.float32)(case), reference(case)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        error = relative_error(a, e)
+        assert error < TOLERANCE[np.float32], f"written array {index}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    "case", {case.primitive: case for case in TWIN_CASES}.values(), ids=lambda case: case.id
+)
+def test_same_call_same_bits(backend: ReferenceBackend, case: Case) -> None:
+    run = Runner(backend, np.float32)
+    for first, second in zip(run(case), run(case), strict=True):
+        assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
+    words = [np.uint64(word) for word in _words(counter) + _words(key)]
+    assert list(philox_numba.philox4x32.fn(*words)) == _words(answer)
+
+
+def test_other_types_and_layouts_are_refused(backend: ReferenceBackend) -> None:
+    x = backend.zeros((4, 6))
+    with pytest.raises(TypeError, match=r"float64, shape \(4, 6\)"):
+        backend.bernoulli_loss(x.astype(np.float64), x, backend.zeros((4,)), x.copy(), 1.0)
+    with pytest.raises(TypeError, match="a strided one"):
+        backend.bernoulli_loss(backend.zeros((6, 4)).T, x, backend.zeros((4,)), x.copy(), 1.0)
+
+
+def _trained(backend: ReferenceBackend, steps: int) -> Trainer:
+    pixels = np.random.default_rng(5).integers(0, 256, (24, 5, 5, 1), np.uint8)
+    split = Dataset(pixels, None)
+    model = VAE(
+        [Flatten(), Dense(7), ReLU(), Dense(6)],
+        [Dense(7), ReLU(), Dense(25)],
+        Objective(free_bits=0.05),
+        (5, 5, 1),
+    ).to(backend)
+    optimizer = Adam(lr=1e-2, weight_decay=0.1, clip_norm=1.0)
+    training = Training(batch_size=8, steps=steps, optimizer=optimizer, binarization="stochastic")
+    trainer = Trainer(model, Splits("noise", split, split), training)
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
+def test_a_model_trains_to_the_references_parameters(backend: ReferenceBackend) -> None:
+    actual, expected = (_trained(b, 4) for b in (backend, ReferenceBackend()))
+    tensors = expected.model.tensors()
+    for name, tensor in actual.model.tensors().items():
+        # Four steps of Adam, which divides by the gradient's size, carry some roundings on.
+        np.testing.assert_allclose(tensor, tensors[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    losses = [trainer.progress.totals[LOSS] / 32 for trainer in (actual, expected)]
+    assert math.isclose(*losses, rel_tol=1e-6)
