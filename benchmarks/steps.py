@@ -87,7 +87,7 @@ def measure_case(
     trainer = Trainer(case.model, case.splits, case.training)
     candidates = {"minivae": Candidate(trainer.step, case.model.backend.synchronize)}
     builders, missing = peers(device)
-    failures = {name: "not installed" for name in missing}
+    failures = dict.fromkeys(missing, "not installed")
     for name, build in builders.items():
         if names is not None and name not in names:
             continue

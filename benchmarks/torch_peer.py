@@ -72,7 +72,7 @@ class TorchPeer:
             fused=True,
             **captured,
         )
-        images = torch.from_numpy(case.splits.train.images).permute(0, 3, 1, 2)
+        images = torch.tensor(case.splits.train.images).permute(0, 3, 1, 2)
         self.data = images.contiguous().to(self.device)
         self.eps = torch.zeros(self.batch, max(case.model.latent, 1), device=self.device)
         compiled = {"compile": "default", "compile-max-autotune": "max-autotune"}.get(mode)

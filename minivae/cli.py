@@ -84,6 +84,7 @@ def _parser() -> _Parser:
     )
     gradcheck.add_argument("--preset", metavar="NAME", help="default: every preset")
     gradcheck.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    _add_bench(commands)
     info = commands.add_parser(
         "info",
         help="show versions, devices and presets, or describe a run",
@@ -148,6 +149,34 @@ def _add_train(commands: Any) -> None:
     option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
     run.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time minivae beside PyTorch and JAX",
+        description="Time training steps, primitives, scaling and whole runs beside PyTorch and "
+        "JAX (the extra peers), and write one result file.",
+    )
+    bench.add_argument(
+        "sections",
+        metavar="SECTION",
+        nargs="*",
+        help="steps, primitives, scaling, end-to-end; default: steps and primitives",
+    )
+    bench.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
+    bench.add_argument("--data", default="mnist", metavar="NAME|PATH", help="for end-to-end")
+    bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
+    bench.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="instead: fail where the lead over the fastest peer shrank between two result files",
+    )
+    bench.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=Path("bench.json"), help="the result"
+    )
 
 
 MODEL_OPTIONS = ("latent", "hidden", "beta")
@@ -474,6 +503,20 @@ def _describe_run(folder: Path) -> None:
         print(f"epoch {last['epoch']}    test loss {last['test']['loss']:.2f}")
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    from minivae.benchmarks.run import compare, run_suite
+
+    if arguments.compare is not None:
+        slower = compare(*arguments.compare)
+        if slower:
+            raise SystemExit("\n".join(slower))
+        return
+    sections = arguments.sections or ["steps", "primitives"]
+    run_suite(
+        arguments.device, sections, arguments.output, quick=arguments.quick, data=arguments.data
+    )
+
+
 COMMANDS = {
     "train": _train,
     "reconstruct": _reconstruct,
@@ -482,6 +525,7 @@ COMMANDS = {
     "plot": _plot,
     "export": _export,
     "gradcheck": _gradcheck,
+    "bench": _bench,
     "info": _info,
 }
 
