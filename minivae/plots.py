@@ -298,8 +298,8 @@ def kl_per_dimension(
 def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> None:
     """Grids of images (rows, columns, h, w, c) side by side, each under its name."""
     grids = list(columns.values())
-    width = sum(0.62 * grid.shape[1] + 0.6 for grid in grids)
-    height = max(0.62 * grid.shape[0] for grid in grids) + 1.3
+    width = sum(0.7 * grid.shape[1] + 0.7 for grid in grids)
+    height = max(0.7 * grid.shape[0] for grid in grids) + 1.4
     figure = _figure(max(width, 5), height, title)
     ratios = [grid.shape[1] for grid in grids]
     panels = np.atleast_1d(figure.subplots(1, len(grids), width_ratios=ratios))
