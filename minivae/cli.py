@@ -69,7 +69,10 @@ def _parser() -> _Parser:
     sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     output(sample, "samples.png", "the picture")
-    encode = run_command("encode", "write the latent of each test image")
+    encode = run_command("encode", "write the latent of each image")
+    encode.add_argument(
+        "--split", choices=("test", "train", "all"), default="test", help="default: test"
+    )
     output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
     run_command("plot", "draw a run's pictures again")
     export = run_command("export", "write a run's model for another framework", data=False)
@@ -407,11 +410,15 @@ def _encode(arguments: argparse.Namespace) -> None:
     from .models import VAE
 
     model, splits = _open_run(arguments)
-    code = model.encode(splits.test.images)
-    arrays = dict(zip(("mu", "logvar"), code, strict=True)) if isinstance(model, VAE) else None
-    arrays = arrays or {"code": code}
-    if splits.test.labels is not None:
-        arrays["labels"] = splits.test.labels
+    names = ("train", "test") if arguments.split == "all" else (arguments.split,)
+    parts = [getattr(splits, name) for name in names]
+    code = model.encode(np.concatenate([part.images for part in parts]))
+    if isinstance(model, VAE):
+        arrays = dict(zip(("mu", "logvar"), code, strict=True))
+    else:
+        arrays = {"code": code}
+    if all(part.labels is not None for part in parts):
+        arrays["labels"] = np.concatenate([part.labels for part in parts])
     with replacing(arguments.output) as path, open(path, "wb") as file:
         np.savez(file, **arrays)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())

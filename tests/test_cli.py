@@ -108,6 +108,24 @@ def test_encode_writes_the_latent_and_the_labels(run: Path, data: Path, tmp_path
         assert codes["labels"].tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def test_encode_takes_all_images_in_their_order(run: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "codes.npz"
+    arguments = ["--data", str(data), "--split", "all", "-o", str(output)]
+    assert main(["encode", str(run), *arguments]) == 0
+    with np.load(output) as codes:
+        assert codes["labels"].tolist() == [0, 1] * 30
+
+
+def test_tensorboard_gets_every_scalar_and_the_pictures(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    folder = tmp_path / "run"
+    arguments = ["--data", str(data), "--epochs", "1", "--batch-size", "10", "--tensorboard"]
+    assert train(folder, *arguments, "--picture-every", "3") == 0
+    events = next((folder / "tensorboard").iterdir()).read_bytes()
+    for tag in ("loss/train", "loss/test", "reconstruction/train", "kl/test", "progress"):
+        assert tag.encode() in events
+
+
 def test_plot_draws_the_pictures_again(run: Path) -> None:
     (run / "pictures" / "samples.png").unlink()
     assert main(["plot", str(run)]) == 0
