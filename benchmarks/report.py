@@ -43,10 +43,11 @@ def runs_table() -> str:
         last = len(run["epochs"])
         for epoch in sorted({*(e for e in published if e <= last), last}):
             record = run["epochs"][epoch - 1]
-            row = (run["preset"], epoch, f"{record['test']['loss']:.2f}", published.get(epoch, "-"))
-            rows.append([*map(str, row), f"{record['seconds']:.0f}"])
+            own = f"{record['test']['loss']:.2f}"
+            row = (run["preset"], run["training"]["seed"], epoch, own, published.get(epoch, "-"))
+            rows.append([str(cell) for cell in row])
     unique = list(dict.fromkeys(map(tuple, rows)))
-    header = ["preset", "epochs", "test loss", "PyTorch", "seconds so far"]
+    header = ["preset", "seed", "epochs", "test loss", "PyTorch"]
     return _table(header, [list(row) for row in unique])
 
 

@@ -11,7 +11,7 @@ from numba import cuda
 from ..ops.state import DECAY, FAILED, INDEX, ROOT, STEP_SIZE
 from .block_numba import THREADS, block_sum
 
-PARTIALS = 32
+PARTIALS = 16
 ZERO, ONE = numba.float32(0), numba.float32(1)
 
 

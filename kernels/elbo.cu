@@ -43,7 +43,7 @@ const int TOTALS_ROWS = 16;
 //
 // `totals` are the running sums of a whole run, and float64 by their contract: what one thread
 // adds to them here is the only float64 arithmetic of all kernels.
-extern "C" __global__ void __launch_bounds__(TOTALS_COLUMNS* TOTALS_ROWS) elbo_totals(
+extern "C" __global__ void __launch_bounds__(TOTALS_COLUMNS * TOTALS_ROWS) elbo_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,
     const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
     float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {

@@ -17,8 +17,8 @@ extern "C" __global__ void latent_forward(
     int j = 4 * block + lane;
     if (j < d) {
       float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
-      z[row * d + j] = mu + expf(0.5f * logvar) * eps[lane];            // latent.E1
-      kl[row * d + j] = 0.5f * (mu * mu + expm1f(logvar) - logvar);     // latent.E2
+      z[row * d + j] = mu + expf(0.5f * logvar) * eps[lane];         // latent.E1
+      kl[row * d + j] = 0.5f * (mu * mu + expm1f(logvar) - logvar);  // latent.E2
     }
   }
 }
@@ -41,8 +41,8 @@ extern "C" __global__ void latent_backward(
       float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
       float upstream = dz[row * d + j], c = kl_weight[j];
       float through_z = upstream * eps[lane] * expf(0.5f * logvar);
-      dhead[2 * row * d + j] = upstream + c * mu;                                 // latent.E3
-      dhead[2 * row * d + d + j] = 0.5f * (through_z + c * expm1f(logvar));       // latent.E4
+      dhead[2 * row * d + j] = upstream + c * mu;                            // latent.E3
+      dhead[2 * row * d + d + j] = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
     }
   }
 }

@@ -7,9 +7,9 @@ half is a shift away.
 import math
 
 import numba
-from numba import config, cuda
+from numba import cuda
 
-if config.ENABLE_CUDASIM:
+if cuda.config.ENABLE_CUDASIM:
 
     def sincospi(x):
         """(sin, cos) of pi x, for the simulator, which has no libdevice."""

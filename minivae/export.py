@@ -244,11 +244,14 @@ def _onnx_graph(network: Network, sequence: list[Module]) -> Any:
         constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
+    def tensor(name: str, array: NDArray) -> str:
+        return constant(name, array.astype(np.float32))
+
     current = "input"
     for index, module in enumerate(sequence):
         name = f"{network.name}.{index}"
         output = "output" if index == len(sequence) - 1 else name
-        inputs = [current, *(constant(f"{name}.{k}", v) for k, v in module.tensors.items())]
+        inputs = [current, *(tensor(f"{name}.{k}", v) for k, v in module.tensors.items())]
         operator, attributes, operands = _onnx_operator(module)
         inputs += [constant(f"{name}.{k}", v) for k, v in operands.items()]
         if module.name == "SiLU":

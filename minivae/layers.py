@@ -29,6 +29,12 @@ def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def _is_pair(value: Any, least: int) -> bool:
+    """Whether `value` is an integer or two of them, none below `least`."""
+    numbers = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(isinstance(number, int) and number >= least for number in numbers)
+
+
 def _check(holds: bool, layer: "Layer", expected: str) -> None:
     if not holds:
         raise InputError(f"{layer}: expected {expected}")
@@ -65,6 +71,10 @@ class Reshape(Layer):
 
     shape: Shape
     kind = "reshape"
+
+    def __post_init__(self) -> None:
+        valid = all(isinstance(size, int) and size >= 1 for size in self.shape)
+        _check(valid, self, "sizes of at least 1")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         fits = math.prod(self.shape) == math.prod(input_shape)
@@ -108,7 +118,7 @@ class LeakyReLU(ActivationLayer):
 
     def __post_init__(self) -> None:
         # A negative slope would make the output positive on both sides, and its sign useless.
-        _check(self.slope >= 0, self, "a slope of 0 or above")
+        _check(0 <= self.slope < math.inf, self, "a slope of 0 or above")
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ class Dense(WeightedLayer):
     kind = "dense"
 
     def __post_init__(self) -> None:
-        _check(self.units >= 1, self, "at least 1 unit")
+        _check(isinstance(self.units, int) and self.units >= 1, self, "at least 1 unit")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         _check(len(input_shape) == 1, self, f"a vector (put Flatten before), got {input_shape}")
@@ -277,13 +287,11 @@ class Convolution(WeightedLayer):
     padding: Pair | str = 0
 
     def __post_init__(self) -> None:
-        _check(self.channels >= 1, self, "at least 1 channel")
-        _check(min(_pair(self.kernel)) >= 1, self, "a kernel of at least 1 x 1")
-        _check(min(_pair(self.stride)) >= 1, self, "a stride of at least 1")
-        valid = self.padding == "same" or (
-            not isinstance(self.padding, str) and min(_pair(self.padding)) >= 0
-        )
-        _check(valid, self, 'a padding of 0 or above, or "same"')
+        _check(isinstance(self.channels, int) and self.channels >= 1, self, "at least 1 channel")
+        _check(_is_pair(self.kernel, 1), self, "a kernel of at least 1 x 1, as one number or two")
+        _check(_is_pair(self.stride, 1), self, "a stride of at least 1, as one number or two")
+        valid = self.padding == "same" or _is_pair(self.padding, 0)
+        _check(valid, self, 'a padding of 0 or above, as one number or two, or "same"')
 
     def axes(self) -> list[tuple[int, int, int | str]]:
         """(kernel, stride, padding) of the height and of the width."""
@@ -375,11 +383,13 @@ class ConvTranspose2d(Convolution):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        below_stride = all(
-            0 <= o < s for o, s in zip(_pair(self.output_padding), _pair(self.stride), strict=True)
+        below_stride = _is_pair(self.output_padding, 0) and all(
+            o < s for o, s in zip(_pair(self.output_padding), _pair(self.stride), strict=True)
         )
         _check(below_stride, self, "an output_padding of 0 or above and below the stride")
-        twice = self.output_padding != 0 and (
+        sized = self.output_size is None or _is_pair(self.output_size, 1)
+        _check(sized, self, "an output_size of at least 1, as one number or two")
+        twice = max(_pair(self.output_padding)) > 0 and (
             self.output_size is not None or self.padding == "same"
         )
         _check(not twice, self, 'output_padding alone, without output_size or "same"')

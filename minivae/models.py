@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .errors import InputError
-from .layers import Layer, Shape, Sigmoid, layer_from_config
+from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
@@ -124,6 +124,9 @@ class Autoencoder:
             raise InputError(f"image_shape is {image_shape}, expected (height, width, channels)")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
+        if initialization not in INITIALIZATIONS:
+            known = ", ".join(INITIALIZATIONS)
+            raise InputError(f"initialization is {initialization!r}, expected one of {known}")
         self.image_shape = tuple(image_shape)
         self.objective = objective
         self.initialization = initialization

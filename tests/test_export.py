@@ -311,6 +311,15 @@ def test_onnxruntime_computes_the_same(
     assert_same_numbers(model, *map(function, written))
 
 
+def test_a_float64_model_is_an_onnx_graph_in_float32(tmp_path: Path, runtime: Any) -> None:
+    model = with_activation(Tanh()).to("reference", np.float64)
+    path, _ = to_onnx(model, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = random_images(model, ROWS)
+    expected = np.concatenate(model.encode(images), axis=1)
+    assert_close(session.run(None, {"input": channels_first(images)})[0], expected, TOLERANCE)
+
+
 def test_an_onnx_graph_takes_any_number_of_rows(tmp_path: Path, runtime: Any) -> None:
     model = ODD_MODELS["same padding"].to("reference")
     path, _ = to_onnx(model, tmp_path / "model.onnx")

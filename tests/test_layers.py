@@ -144,9 +144,19 @@ def test_a_transposed_same_convolution_is_the_adjoint_of_the_same_convolution(
     ("build", "expected"),
     [
         (lambda: Dense(0), "at least 1 unit"),
+        (lambda: Dense(2.0), "at least 1 unit"),  # type: ignore[arg-type]
+        (lambda: Reshape((-4, -5)), "sizes of at least 1"),
         (lambda: Conv2d(0, 3), "at least 1 channel"),
         (lambda: Conv2d(4, 0), "a kernel of at least 1 x 1"),
         (lambda: Conv2d(4, (3, 0)), "a kernel of at least 1 x 1"),
+        (lambda: Conv2d(4, (3,)), "a kernel of at least 1 x 1, as one number or two"),
+        (lambda: Conv2d(4, (3, 3, 3)), "a kernel of at least 1 x 1, as one number or two"),
+        (lambda: Conv2d(4, 3.5), "a kernel of at least 1 x 1"),  # type: ignore[arg-type]
+        (lambda: Conv2d(4, "3"), "a kernel of at least 1 x 1"),  # type: ignore[arg-type]
+        (lambda: Conv2d(1.5, 3), "at least 1 channel"),  # type: ignore[arg-type]
+        (lambda: Conv2d(4, 3, padding=(1, 1, 1)), "a padding of 0 or above"),
+        (lambda: ConvTranspose2d(4, 3, output_size=(0, 5)), "an output_size of at least 1"),
+        (lambda: ConvTranspose2d(4, 3, 2, output_padding=(1,)), "below the stride"),
         (lambda: Conv2d(4, 3, stride=0), "a stride of at least 1"),
         (lambda: Conv2d(4, 3, padding=-1), "a padding of 0 or above"),
         (lambda: Conv2d(4, 3, padding=(1, -1)), "a padding of 0 or above"),
@@ -163,6 +173,7 @@ def test_a_transposed_same_convolution_is_the_adjoint_of_the_same_convolution(
         ),
         (lambda: LeakyReLU(-0.1), "a slope of 0 or above"),
         (lambda: LeakyReLU(math.nan), "a slope of 0 or above"),
+        (lambda: LeakyReLU(math.inf), "a slope of 0 or above"),
     ],
 )
 def test_a_bad_argument_is_refused_with_what_was_expected(
@@ -314,6 +325,8 @@ def test_initial_weights_are_a_function_of_the_seed(scheme: str) -> None:
 def test_an_unknown_initialisation_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="'xavier', expected one of torch, he, glorot"):
         initial(Dense(3), (2,), "xavier")
+    with pytest.raises(InputError, match="'xavier', expected one of torch, he, glorot"):
+        VAE([Flatten(), Dense(4)], [Dense(9)], Objective(), (3, 3, 1), initialization="xavier")
 
 
 # Networks

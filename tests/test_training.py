@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from minivae import VAE, Adam, Dense, Flatten, InputError, Objective, ReLU, Training, fit, load
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.data import Dataset, Splits

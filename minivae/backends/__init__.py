@@ -9,6 +9,7 @@ from .reference import ReferenceBackend
 BACKENDS = {
     "reference": "reference:ReferenceBackend",
     "cpu": "cpu:CpuBackend",
+    "numba_cuda": "numba_cuda:NumbaCudaBackend",
 }
 """Where the class of each name is, as "module:Class" in this package. A module is imported only
 when its name is asked for, and a constructor raises InputError where a requirement is missing."""

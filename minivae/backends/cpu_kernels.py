@@ -134,7 +134,7 @@ def _log1p_reduced(f, n):
 @kernel
 def log(x):
     """ln x for a finite normal x > 0."""
-    bits = bits_of_float(x)
+    bits: np.int32 = bits_of_float(x)
     exponent = (bits - SQRT_HALF_BITS) >> 23
     mantissa = float_of_bits(np.int32(bits - (exponent << 23)))
     return _log1p_reduced(mantissa - ONE, np.float32(exponent))

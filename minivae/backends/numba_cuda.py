@@ -1,17 +1,15 @@
-"""The Numba CUDA backend: the CUDA table with the latent, ELBO and Adam kernels' Numba twins, the
-kernels to read first.
+"""The latent, ELBO and Adam kernels' Numba twins, the kernels to read first, in Numba's simulator.
 
-With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is imported, the twins run in Numba's
-simulator: no GPU, arrays are NumPy's, a debugger stops inside a kernel, and the remaining
-primitives are the reference's.
+With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is imported, no GPU is needed, arrays
+are NumPy's, a debugger stops inside a kernel, and the remaining primitives are the reference's.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
-from numba import config, cuda
+from numba import cuda
 
+from ..errors import InputError
 from ..kernels import adam_numba, elbo_numba, latent_numba
 from ..kernels.block_numba import THREADS
 from ..ops.activations import KINDS, Activation
@@ -21,7 +19,8 @@ from .reference import ReferenceBackend
 
 # A dense step's kernels are a few blocks each: that is their size, not an oversight, so Numba's
 # warning about grids smaller than the GPU has nothing to say.
-config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+settings: Any = cuda.config
+settings.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
@@ -47,26 +46,23 @@ def _noise(noise: Noise) -> tuple[np.uint64, np.uint64]:
     return np.uint64(noise.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(noise.stream)
 
 
-class _Twins(ReferenceBackend):
-    """The primitives that have a twin, over the table that comes next."""
+class NumbaCudaBackend(ReferenceBackend):
+    """The primitives that have a twin, over the reference. Raises InputError outside of the
+    simulator."""
 
     name = "numba_cuda"
 
     def __init__(self) -> None:
-        super().__init__()
+        if not settings.ENABLE_CUDASIM:
+            raise InputError(
+                "device 'numba_cuda' runs in Numba's simulator: set NUMBA_ENABLE_CUDASIM=1"
+            )
         self._partials = self.zeros((adam_numba.PARTIALS,))
 
     def _launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
         """Runs a kernel on `blocks` blocks of THREADS. A Python float goes as a float32."""
-        passed = [np.float32(a) if isinstance(a, float) else self._wrap(a) for a in arguments]
-        kernel[blocks, THREADS, self._numba_stream()](*passed)
-
-    def _wrap(self, argument: Any) -> Any:
-        """A kernel argument as Numba takes it."""
-        return argument
-
-    def _numba_stream(self) -> Any:
-        return 0
+        passed = [np.float32(a) if isinstance(a, float) else a for a in arguments]
+        kernel[blocks, THREADS](*passed)
 
     def latent_forward(self, head: Any, z: Any, kl: Any, noise: Noise, state: Any) -> None:
         _check(head, z, kl)
@@ -154,36 +150,3 @@ class _Twins(ReferenceBackend):
             *(adam_numba.clip_gradient, _blocks(g.size, LARGEST_GRID)),
             *(g, float(max_norm), norm, partials, g.size),
         )
-
-
-if config.ENABLE_CUDASIM:
-
-    class NumbaCudaBackend(_Twins):
-        """The twins in Numba's simulator, on NumPy's arrays, over the reference."""
-
-else:
-    import cupy
-
-    from .cuda import CudaBackend
-
-    @functools.lru_cache(maxsize=1024)
-    def _device_array(pointer: int, shape: tuple[int, ...], dtype: str) -> Any:
-        """What Numba calls an array: a description, which neither owns nor keeps the memory, and so
-        serves whichever CuPy array of this shape has it."""
-        interface = {"data": (pointer, False), "shape": shape, "typestr": dtype, "version": 3}
-        return cuda.from_cuda_array_interface(interface, owner=None, sync=False)
-
-    _stream = functools.lru_cache(maxsize=16)(cuda.external_stream)
-
-    class NumbaCudaBackend(_Twins, CudaBackend):  # type: ignore[no-redef]
-        """The twins on a GPU, over the CUDA C++ kernels."""
-
-        name = "numba_cuda"
-
-        def _wrap(self, argument: Any) -> Any:
-            if not isinstance(argument, cupy.ndarray):
-                return argument
-            return _device_array(argument.data.ptr, argument.shape, argument.dtype.str)
-
-        def _numba_stream(self) -> Any:
-            return _stream(cupy.cuda.get_current_stream().ptr)

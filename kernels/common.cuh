@@ -1,0 +1,106 @@
+// What all kernels share: the state's layout, reductions in a fixed order, activations, and one
+// element of Adam. Every reduction adds in the same order each time, so that two runs have the
+// same bits.
+
+// ops/state.py and ops/elbo.py
+enum State { STEP, INDEX, FIRST, EPOCH, FAILED };
+enum Schedule { STEP_SIZE, ROOT, DECAY, BETA, SCHEDULE_COLUMNS };
+enum Totals { LOSS, RECONSTRUCTION, KL };
+
+// activations.KINDS, in order
+enum Kind { IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU };
+
+const int WARP = 32;
+const unsigned int WHOLE_WARP = 0xffffffffu;
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// The sum of a value over a warp, in every lane.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = WARP / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(WHOLE_WARP, value, offset);
+  }
+  return value;
+}
+
+// The sum of a value over a block of whole warps, in every thread.
+__device__ __forceinline__ float block_sum(float value) {
+  __shared__ float sums[WARP];
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  value = warp_sum(value);
+  __syncthreads();  // a sum before this one may still be read
+  if (lane == 0) sums[warp] = value;
+  __syncthreads();
+  return warp_sum(lane < warps ? sums[lane] : 0.0f);
+}
+
+__device__ __forceinline__ float sigmoid(float z) {
+  float e = expf(-fabsf(z));
+  return (z >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+
+__device__ __forceinline__ float normal_cdf(float z) {
+  return 0.5f * (1.0f + erff(z * 0.70710678f));
+}
+
+// f(z), by the table of activations.
+__device__ __forceinline__ float activate(int kind, float slope, float z) {
+  switch (kind) {
+    case RELU: return z < 0.0f ? 0.0f : z;  // NaN stays NaN
+    case LEAKY_RELU: return z > 0.0f ? z : slope * z;
+    case TANH: return tanhf(z);
+    case SIGMOID: return sigmoid(z);
+    case SOFTPLUS: return fmaxf(z, 0.0f) + log1pf(expf(-fabsf(z)));
+    case ELU: return z > 0.0f ? z : expm1f(z);
+    case GELU: return z * normal_cdf(z);
+    case SILU: return z * sigmoid(z);
+    default: return z;
+  }
+}
+
+// f'(z), from the output y where the table of activations has it there, else from z.
+__device__ __forceinline__ float activation_derivative(int kind, float slope, float z, float y) {
+  switch (kind) {
+    case RELU: return y > 0.0f ? 1.0f : 0.0f;
+    case LEAKY_RELU: return y > 0.0f ? 1.0f : slope;
+    case TANH: return 1.0f - y * y;
+    case SIGMOID: return y * (1.0f - y);
+    case SOFTPLUS: return -expm1f(-y);
+    case ELU: return y > 0.0f ? 1.0f : y + 1.0f;
+    case GELU: return normal_cdf(z) + z * 0.39894228f * expf(-0.5f * z * z);
+    case SILU: {
+      float s = sigmoid(z);
+      return s + z * s * (1.0f - s);
+    }
+    default: return 1.0f;
+  }
+}
+
+// dy f'(z) for the kinds whose derivative follows from y (activations.E1).
+__device__ __forceinline__ float activation_backward_from_output(
+    int kind, float slope, float y, float dy) {
+  return dy * activation_derivative(kind, slope, 0.0f, y);
+}
+
+// What a step of Adam has the same for all elements.
+struct AdamStep {
+  float step_size, root, decay, beta1, beta2, epsilon;
+};
+
+__device__ __forceinline__ AdamStep adam_step(
+    const float* __restrict__ schedule, const long long* __restrict__ state, float beta1,
+    float beta2, float epsilon) {
+  const float* row = schedule + SCHEDULE_COLUMNS * state[INDEX];
+  return {row[STEP_SIZE], row[ROOT], row[DECAY], beta1, beta2, epsilon};
+}
+
+// One element of adam.E1 to E4. The contractions are written out, so that every kernel that updates
+// a parameter gives the same bits.
+__device__ __forceinline__ void adam_element(
+    float& p, float g, float& m, float& v, const AdamStep& step) {
+  m = __fmaf_rn(1.0f - step.beta1, g - m, m);
+  v = __fmaf_rn(1.0f - step.beta2, __fmaf_rn(g, g, -v), v);
+  float divisor = __fdiv_rn(__fsqrt_rn(v), step.root) + step.epsilon;
+  p = __fmaf_rn(p, step.decay, -__fdiv_rn(step.step_size * m, divisor));
+}
