@@ -239,7 +239,7 @@ class Dense(WeightedLayer):
     kind = "dense"
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.units, int) and self.units >= 1, self, "at least 1 unit")
+        _check(isinstance(self.units, int) and self.units >= 1, self, "at least 1 unit, as an int")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         _check(len(input_shape) == 1, self, f"a vector (put Flatten before), got {input_shape}")
@@ -287,11 +287,15 @@ class Convolution(WeightedLayer):
     padding: Pair | str = 0
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.channels, int) and self.channels >= 1, self, "at least 1 channel")
-        _check(_is_pair(self.kernel, 1), self, "a kernel of at least 1 x 1, as one number or two")
-        _check(_is_pair(self.stride, 1), self, "a stride of at least 1, as one number or two")
+        _check(
+            isinstance(self.channels, int) and self.channels >= 1,
+            self,
+            "at least 1 channel, as an int",
+        )
+        _check(_is_pair(self.kernel, 1), self, "a kernel of at least 1 x 1, as one int or two")
+        _check(_is_pair(self.stride, 1), self, "a stride of at least 1, as one int or two")
         valid = self.padding == "same" or _is_pair(self.padding, 0)
-        _check(valid, self, 'a padding of 0 or above, as one number or two, or "same"')
+        _check(valid, self, 'a padding of 0 or above, as one int or two, or "same"')
 
     def axes(self) -> list[tuple[int, int, int | str]]:
         """(kernel, stride, padding) of the height and of the width."""
@@ -388,7 +392,7 @@ class ConvTranspose2d(Convolution):
         )
         _check(below_stride, self, "an output_padding of 0 or above and below the stride")
         sized = self.output_size is None or _is_pair(self.output_size, 1)
-        _check(sized, self, "an output_size of at least 1, as one number or two")
+        _check(sized, self, "an output_size of at least 1, as one int or two")
         twice = max(_pair(self.output_padding)) > 0 and (
             self.output_size is not None or self.padding == "same"
         )

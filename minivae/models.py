@@ -277,6 +277,9 @@ class Autoencoder:
                 + ", ".join(map(str, self.image_shape))
                 + ")"
             )
+        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+            kind = "uint8 or floating point in [0, 1]"
+            raise InputError(f"images are {array.dtype}, expected {kind}")
         scale = 255 if array.dtype == np.uint8 else 1
         return np.asarray(array / np.float32(scale), np.float32)
 

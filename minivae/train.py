@@ -293,9 +293,10 @@ def fit(
             "model": model.config(),
             "training": dataclasses.asdict(training),
         }
-        write_config(folder, config)
-        (folder / METRICS).write_text("")
+        # The configuration last: a folder that has one can be resumed.
         run.checkpoint()
+        (folder / METRICS).write_text("")
+        write_config(folder, config)
     # A loss that is no longer finite is reported once, by the latch, and not at each operation.
     with _pending_signal() as pending, np.errstate(all="ignore"):
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))

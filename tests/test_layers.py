@@ -149,8 +149,8 @@ def test_a_transposed_same_convolution_is_the_adjoint_of_the_same_convolution(
         (lambda: Conv2d(0, 3), "at least 1 channel"),
         (lambda: Conv2d(4, 0), "a kernel of at least 1 x 1"),
         (lambda: Conv2d(4, (3, 0)), "a kernel of at least 1 x 1"),
-        (lambda: Conv2d(4, (3,)), "a kernel of at least 1 x 1, as one number or two"),
-        (lambda: Conv2d(4, (3, 3, 3)), "a kernel of at least 1 x 1, as one number or two"),
+        (lambda: Conv2d(4, (3,)), "a kernel of at least 1 x 1, as one int or two"),
+        (lambda: Conv2d(4, (3, 3, 3)), "a kernel of at least 1 x 1, as one int or two"),
         (lambda: Conv2d(4, 3.5), "a kernel of at least 1 x 1"),  # type: ignore[arg-type]
         (lambda: Conv2d(4, "3"), "a kernel of at least 1 x 1"),  # type: ignore[arg-type]
         (lambda: Conv2d(1.5, 3), "at least 1 channel"),  # type: ignore[arg-type]

@@ -283,3 +283,8 @@ def test_evaluation_does_not_depend_on_the_training_batch() -> None:
     first = model.evaluate(images)
     model.bind(400)
     assert model.evaluate(images) == first
+
+
+def test_images_of_wide_integers_are_refused() -> None:
+    with pytest.raises(InputError, match="images are int64, expected uint8"):
+        small_vae().encode(np.zeros((2, SIZE, SIZE), np.int64))
