@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .backends.reference import ReferenceBackend
     from .data import Splits
     from .models import Autoencoder
     from .presets import Preset, Training
@@ -144,7 +145,15 @@ def _add_train(commands: Any) -> None:
         help="train on the last partial batch of an epoch too",
     )
     run = train.add_argument_group("run")
-    run.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu; default: auto")
+    run.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
+    )
+    run.add_argument(
+        "--precision", default="fp32", metavar="NAME", help="fp32 or, on a GPU, tf32; default: fp32"
+    )
     option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
     option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
     option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
@@ -321,7 +330,7 @@ def _run_training(
     from .train import fit
 
     board = _tensorboard(folder) if arguments.tensorboard else None
-    model.to(arguments.device)
+    model.to(_device(arguments))
     print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
@@ -341,7 +350,7 @@ def _run_training(
         training,
         out=folder,
         resume=resume,
-        device=arguments.device,
+        device=model.backend,
         progress=not arguments.quiet,
         on_step=on_step,
         on_metrics=None if board is None else board.record,
@@ -355,6 +364,18 @@ def _run_training(
     print(f"pictures   {len(paths)} in {folder / 'pictures'}")
     if board is not None:
         board.close()
+
+
+def _device(arguments: argparse.Namespace) -> "ReferenceBackend":
+    """The backend that was asked for; for "auto", with a line for each better one that is missing."""
+    from . import backends
+
+    if arguments.device != "auto":
+        return backends.get(arguments.device, arguments.precision)
+    backend, reasons = backends.choose(arguments.precision)
+    for reason in reasons:
+        print(f"no GPU     {reason}")
+    return backend
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.reference import ReferenceBackend
+from .backends.reference import ReferenceBackend, WeightGradient
 from .errors import InputError
 from .ops.activations import DERIVATIVE_FROM_OUTPUT, Activation
 from .ops.conv import ConvGeometry
@@ -224,10 +224,8 @@ class WeightedLayer(Layer):
         """dx from dz, carried through `below`, the activation that made x (dense.E4)."""
         raise NotImplementedError
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
-        """The gradients of weight and bias from dz."""
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> WeightGradient:
+        """How the gradients of weight and bias follow from dz."""
         raise NotImplementedError
 
 
@@ -268,10 +266,9 @@ class Dense(WeightedLayer):
     ) -> None:
         backend.dense_input_gradient(dz, values["weight"], x, dx, below)
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
-        backend.dense_weight_gradient(x, dz, gradients["weight"], gradients["bias"])
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> WeightGradient:
+        arguments = (x, dz, gradients["weight"], gradients["bias"])
+        return WeightGradient("dense_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -365,11 +362,10 @@ class Conv2d(Convolution):
         geometry = self.geometry(x.shape[1:], dz.shape[1:])
         backend.conv2d_input_gradient(dz, values["weight"], x, dx, geometry, below)
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> WeightGradient:
         geometry = self.geometry(x.shape[1:], dz.shape[1:])
-        backend.conv2d_weight_gradient(x, dz, gradients["weight"], gradients["bias"], geometry)
+        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
+        return WeightGradient("conv2d_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -450,13 +446,10 @@ class ConvTranspose2d(Convolution):
         geometry = self.geometry(dz.shape[1:], x.shape[1:])
         backend.conv_transpose2d_input_gradient(dz, values["weight"], x, dx, geometry, below)
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> WeightGradient:
         geometry = self.geometry(dz.shape[1:], x.shape[1:])
-        backend.conv_transpose2d_weight_gradient(
-            x, dz, gradients["weight"], gradients["bias"], geometry
-        )
+        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
+        return WeightGradient("conv_transpose2d_weight_gradient", arguments)
 
 
 LAYERS: dict[str, type[Layer]] = {

@@ -445,6 +445,8 @@ class ModelPass:
         self.decoder = Pass(
             model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
         )
+        # They come after all input gradients, since the optimizer may change the weights with them.
+        self.weight_gradients = [*self.decoder.weight_gradients, *self.encoder.weight_gradients]
 
     def forward(self, noise: Noise, schedule: Any, state: Any, totals: Any) -> None:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
@@ -473,16 +475,22 @@ class ModelPass:
                 *(objective.error_weight, self.decoder.output_activation),
             )
 
-    def backward(self, noise: Noise, state: Any) -> None:
-        """All parameter gradients, after `forward` with the same noise and state."""
-        self.decoder.backward()
+    def input_gradients(self, noise: Noise, state: Any) -> None:
+        """The gradient at every layer's output, after `forward` with the same noise and state."""
+        self.decoder.input_gradients()
         if self.model.latent:
             self.backend.latent_backward(
                 *(self.encoder.output, self.dcode, self.kl_weight),
                 *(self.encoder.output_gradient, noise, state),
             )
             self.encoder.carry_output_gradient()
-        self.encoder.backward()
+        self.encoder.input_gradients()
+
+    def backward(self, noise: Noise, state: Any) -> None:
+        """All parameter gradients, after `forward` with the same noise and state."""
+        self.input_gradients(noise, state)
+        gradients = self.model.parameters.flat["gradients"]
+        self.backend.weight_gradients(self.weight_gradients, gradients)
 
     def named_tensors(self) -> Iterator[tuple[str, Any]]:
         """Every tensor of the step in the order in which it is computed, for a search for the

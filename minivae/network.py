@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .backends.reference import ReferenceBackend
+from .backends.reference import ReferenceBackend, WeightGradient
 from .layers import ActivationLayer, Flatten, Layer, Reshape, Shape, Tensors, WeightedLayer
 from .ops.activations import IDENTITY, Activation
 from .params import Parameters
@@ -127,10 +127,11 @@ class Stage:
         if self.below != IDENTITY:
             backend.activation_backward(None, self.x, self.dx, self.dx, self.below)
 
-    def weight_gradient(self, backend: ReferenceBackend) -> None:
-        """The gradients of the layer's weight and bias, if it has them."""
+    def weight_gradient(self) -> WeightGradient | None:
+        """How the gradients of the layer's weight and bias follow from dz, if it has them."""
         if isinstance(self.layer, WeightedLayer):
-            self.layer.weight_gradient(backend, self.x, self.dz, self.gradients)
+            return self.layer.weight_gradient(self.x, self.dz, self.gradients)
+        return None
 
 
 class Pass:
@@ -139,7 +140,7 @@ class Pass:
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
     nobody needs it. `output` holds the result of `forward`; the caller writes the gradient before
     `output_activation`, the activation that made the output, into `output_gradient` and then calls
-    `backward`.
+    `backward`, or `input_gradients` and later each of `weight_gradients`.
     """
 
     def __init__(
@@ -180,6 +181,8 @@ class Pass:
             x, dx = y, dz
             below = network.activation(follower) if fused else IDENTITY
         self.output, self.output_gradient, self.output_activation = x, dx, below
+        jobs = [stage.weight_gradient() for stage in reversed(self.stages)]
+        self.weight_gradients = [job for job in jobs if job is not None]
 
     def carry_output_gradient(self) -> None:
         """Carries `output_gradient` through `output_activation`, for a caller who cannot."""
@@ -194,17 +197,17 @@ class Pass:
         for stage in self.stages:
             stage.forward(self.backend)
 
-    def backward(self) -> None:
-        """The input's gradient and all weight gradients from `output_gradient`.
-
-        The weight gradients run after all input gradients, so that a backend may update a weight
-        where it computes its gradient.
-        """
+    def input_gradients(self) -> None:
+        """Every stage's dz, and the input's gradient, from `output_gradient`."""
         for stage in reversed(self.stages):
             if stage.dx is not None:
                 stage.input_gradient(self.backend)
-        for stage in reversed(self.stages):
-            stage.weight_gradient(self.backend)
+
+    def backward(self) -> None:
+        """The input's gradient and all weight gradients from `output_gradient`."""
+        self.input_gradients()
+        for job in self.weight_gradients:
+            job.run(self.backend)
 
 
 def _tensors(views: dict[str, Any], prefix: str) -> Tensors:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
+from .backends.reference import ReferenceBackend
 from .checkpoint import (
     METRICS,
     NOT_STARTED,
@@ -142,25 +143,22 @@ class Trainer:
         bound = self.model.bind(rows)
         backend, optimizer = self.model.backend, self.training.optimizer
         flat = self.model.parameters.flat
+        gradients, values = flat["gradients"], flat["values"]
+        moments = flat["first_moments"], flat["second_moments"]
+        adam: Any = (*moments, self.schedule, self.state)
+        adam += (optimizer.beta1, optimizer.beta2, optimizer.epsilon)
         backend.gather_batch(
             *(self.data, self.permutation, self.state, bound.x),
             *(self.training.binarization, self.binarization_noise),
         )
         bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
-        bound.backward(self.latent_noise, self.state)
+        bound.input_gradients(self.latent_noise, self.state)
         if optimizer.clip_norm:
-            backend.clip_gradient(flat["gradients"], optimizer.clip_norm, self.clip_norm)
-        backend.adam_update(
-            flat["values"],
-            flat["gradients"],
-            flat["first_moments"],
-            flat["second_moments"],
-            self.schedule,
-            self.state,
-            optimizer.beta1,
-            optimizer.beta2,
-            optimizer.epsilon,
-        )
+            backend.weight_gradients(bound.weight_gradients, gradients)
+            backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
+            backend.adam_update(values, gradients, *adam)
+        else:
+            backend.update_weights(bound.weight_gradients, values, gradients, *adam)
         backend.advance_state(self.state, self.training.batch_size)
 
     def check(self) -> None:
@@ -255,7 +253,7 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    device: str = "auto",
+    device: str | ReferenceBackend = "auto",
     progress: bool = True,
     on_step: Callable[[int, Autoencoder], None] | None = None,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
@@ -267,7 +265,7 @@ def fit(
         data: the splits, or a name or path that `minivae.data.load` takes.
         out: the run folder for configuration, metrics and checkpoints; none by default.
         resume: go on from the checkpoint in `out`.
-        device: where to train; see `minivae.backends`.
+        device: where to train: a name that `minivae.backends.get` takes, or a backend.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
         on_metrics: called with each metrics record.

@@ -4,13 +4,24 @@ A backend is a class with this table. It overrides the primitives that it does b
 the rest, with the same names, the same arguments and the same meaning.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..ops import activations, adam, batch, conv, dense, elbo, latent, state
+
+
+class WeightGradient(NamedTuple):
+    """A weight gradient that is still to be computed: a primitive's name and its arguments, the
+    gradients of weight and bias third and fourth among them."""
+
+    primitive: str
+    arguments: tuple[Any, ...]
+
+    def run(self, backend: "ReferenceBackend") -> None:
+        getattr(backend, self.primitive)(*self.arguments)
 
 
 class ReferenceBackend:
@@ -38,6 +49,29 @@ class ReferenceBackend:
     clip_gradient = staticmethod(adam.clip_gradient)
     gather_batch = staticmethod(batch.gather_batch)
     advance_state = staticmethod(state.advance_state)
+
+    def weight_gradients(self, jobs: Sequence[WeightGradient], g: Any) -> None:
+        """The weight gradients of a step, all of them views of the flat buffer `g`."""
+        for job in jobs:
+            job.run(self)
+
+    def update_weights(
+        self,
+        jobs: Sequence[WeightGradient],
+        p: Any,
+        g: Any,
+        m: Any,
+        v: Any,
+        schedule: Any,
+        state: Any,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+    ) -> None:
+        """The weight gradients of a step, and `adam_update` with them on the flat buffers. A backend
+        that fuses the two need not write `g`."""
+        self.weight_gradients(jobs, g)
+        self.adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
         """A new array of the backend, filled with zeros."""
