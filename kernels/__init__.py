@@ -3,7 +3,12 @@
 from pathlib import Path
 
 STEMS = ("adam", "batch", "conv", "elbo", "elementwise", "gemm", "latent", "weights")
-_PRODUCTS = ("conv", "gemm", "weights")
+WITH_TILES = {"conv": (16, 64), "gemm": (16, 64), "weights": (64,)}
+"""The sources of matrix products, with the columns that their tiles may have."""
+
+OPTIONS = ("--std=c++17",)
+"""What NVRTC is asked for, beside the architecture; CuPy adds -ftz=true."""
+
 FOLDER = Path(__file__).parent
 
 
@@ -11,11 +16,13 @@ def source(stem: str, *, tensor_cores: bool = False, tile_columns: int = 64) -> 
     """The shared headers and `stem.cu` as one string: CuPy's kernel cache knows the source that it
     is given, and no header beside it.
 
-    The matrix products come in one specialisation for each value of `tensor_cores` and of
-    `tile_columns` (16 or 64); the other sources are the same for all.
+    The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of
+    `tile_columns`; the others are the same for all.
     """
-    headers, settings = ["common.cuh", "philox.cuh"], ""
-    if stem in _PRODUCTS:
+    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh"], ""
+    if stem in WITH_TILES:
         headers += ["async.cuh", "mma.cuh", "tile.cuh"]
-        settings = f"#define TENSOR_CORES {int(tensor_cores)}\n#define TILE_COLUMNS {tile_columns}\n"
+        settings = (
+            f"#define TENSOR_CORES {int(tensor_cores)}\n#define TILE_COLUMNS {tile_columns}\n"
+        )
     return settings + "\n".join((FOLDER / name).read_text() for name in (*headers, f"{stem}.cu"))

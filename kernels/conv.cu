@@ -207,7 +207,7 @@ __device__ __forceinline__ void column_sums(
 // w (taps_h, taps_w, channels, filters); partials and arrivals as tile.cuh has them.
 
 // x large, y small, b (filters,). E1.
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_forward(
 }
 
 // dz small, x and dx large. E2.
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_input_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradient(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
     float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
@@ -231,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_input_gradient(
 }
 
 // x large, dz small, dw as w, db (filters,). E3 and E4.
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_gradient(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
     float* __restrict__ db, float* __restrict__ partials, int* __restrict__ arrivals,
     int images, int height, int width, int channels, int rows, int columns,
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(
 }
 
 // The same, and Adam on w and b, which begin at `weight` and `bias` in the flat buffers p, m, v.
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_update(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_update(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
     float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
     const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_update(
 }
 
 // x small, y large, b (channels,). E5.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_forward(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
@@ -271,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_forward(
 }
 
 // dz large, x and dx small. E6.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_input_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_input_gradient(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
     float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
@@ -283,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_input_gra
 }
 
 // x small, dz large, dw as w. E7.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_gradient(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
     float* __restrict__ partials, int* __restrict__ arrivals,
     int images, int height, int width, int channels, int rows, int columns,
@@ -294,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_weight_gr
 }
 
 // The same, and Adam on w.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_weight_update(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_update(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
     float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
     const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
@@ -310,14 +310,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_transpose2d_weight_up
 }
 
 // dz (rows, columns), db (columns,). E4.
-extern "C" __global__ void __launch_bounds__(THREADS) bias_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
     const float* __restrict__ dz, float* __restrict__ db, float* __restrict__ partials,
     int* __restrict__ arrivals, int rows, int columns) {
   column_sums(dz, partials, arrivals, rows, columns, Store{db});
 }
 
 // The same, and Adam on the bias.
-extern "C" __global__ void __launch_bounds__(THREADS) bias_update(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_update(
     const float* __restrict__ dz, float* __restrict__ p, float* __restrict__ m,
     float* __restrict__ v, const float* __restrict__ schedule,
     const long long* __restrict__ state, float beta1, float beta2, float epsilon, int bias,

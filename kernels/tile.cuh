@@ -15,7 +15,7 @@ const int ROWS = COLUMNS == 64 ? 64 : 128;
 const int DEPTH = 16;
 const int STAGES = 3;
 const int THREADS = 128;
-const int WARPS = THREADS / WARP;
+const int BLOCKS = 4;  // that a multiprocessor must have room for: at most 128 registers a thread
 
 // A warp has 32 rows of the tile's product, and all or half of its columns.
 const int WARP_ROWS = 32;

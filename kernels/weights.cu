@@ -40,7 +40,7 @@ __device__ __forceinline__ const Job* this_job(const long long* jobs, int count)
 
 // The weight gradients of a group of layers, jobs (count,), into the flat buffer g. Grid: the tiles
 // of all layers, by splits.
-extern "C" __global__ void __launch_bounds__(THREADS) dense_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float* __restrict__ partials,
     int* __restrict__ arrivals, int count, int n) {
   const Job* job = this_job(jobs, count);
@@ -50,12 +50,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_weight_gradient(
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
-// buffers, schedule (steps, 4), state (5,).
-extern "C" __global__ void __launch_bounds__(THREADS) dense_weight_update(
+// buffers, schedule (steps, 4), state (5,). The block that arrives last, at `all`, goes on to the
+// next step.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_update(
     const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,
-    float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float beta1, float beta2, float epsilon,
-    float* __restrict__ partials, int* __restrict__ arrivals, int count, int n) {
+    float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
+    float beta1, float beta2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
+    int* __restrict__ arrivals, int batch_size, int count, int n) {
   if (state[FAILED]) return;
   const Job* job = this_job(jobs, count);
   AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
@@ -64,4 +65,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) dense_weight_update(
       Update{p + job->weight, m + job->weight, v + job->weight, step},
       Update{p + job->bias, m + job->bias, v + job->bias, step}, n, (int)job->inputs,
       (int)job->outputs);
+  bool last = last_to_arrive(all, gridDim.x * gridDim.y);
+  if (last && threadIdx.x == 0) next_step(state, batch_size);
 }

@@ -367,7 +367,7 @@ def _run_training(
 
 
 def _device(arguments: argparse.Namespace) -> "ReferenceBackend":
-    """The backend that was asked for; for "auto", with a line for each better one that is missing."""
+    """The backend that was asked for; for "auto", with a line on each better one that fails."""
     from . import backends
 
     if arguments.device != "auto":

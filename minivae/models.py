@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
+from .backends.reference import Call
 from .errors import InputError
 from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
@@ -446,51 +447,51 @@ class ModelPass:
             model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
         )
         # They come after all input gradients, since the optimizer may change the weights with them.
-        self.weight_gradients = [*self.decoder.weight_gradients, *self.encoder.weight_gradients]
+        self.weight_gradient_calls = [
+            *self.decoder.weight_gradient_calls,
+            *self.encoder.weight_gradient_calls,
+        ]
 
     def forward(self, noise: Noise, schedule: Any, state: Any, totals: Any) -> None:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
         output."""
-        self.encoder.forward()
+        calls = list(self.encoder.forward_calls)
         if self.model.latent:
-            self.backend.latent_forward(self.encoder.output, self.code, self.kl, noise, state)
-        self.decoder.forward()
-        self._reconstruction_loss()
-        self.backend.elbo_totals(
-            *(self.reconstruction, self.kl, schedule, state),
-            *(self.model.objective.free_bits, self.kl_weight, totals),
-        )
+            drawn = (self.encoder.output, self.code, self.kl, noise, state)
+            calls.append(Call("latent_forward", drawn))
+        calls += self.decoder.forward_calls
+        calls += self._reconstruction_loss()
+        summed = (self.reconstruction, self.kl, schedule, state)
+        weights = (self.model.objective.free_bits, self.kl_weight, totals)
+        self.backend.sequence(*calls, Call("elbo_totals", (*summed, *weights)))
 
-    def _reconstruction_loss(self) -> None:
+    def _reconstruction_loss(self) -> list[Call]:
+        """The loss and its gradient before the activation that made the output."""
         objective = self.model.objective
         output = self.decoder.output.reshape(self.x.shape)
         doutput = self.decoder.output_gradient.reshape(self.x.shape)
-        scale = 1 / self.rows
+        arguments = (output, self.x, self.reconstruction, doutput, 1 / self.rows)
         if objective.likelihood == "bernoulli":
-            self.backend.bernoulli_loss(output, self.x, self.reconstruction, doutput, scale)
-            self.decoder.carry_output_gradient()
-        else:
-            self.backend.squared_error_loss(
-                *(output, self.x, self.reconstruction, doutput, scale),
-                *(objective.error_weight, self.decoder.output_activation),
-            )
+            loss = Call("bernoulli_loss", arguments)
+            return [loss, *self.decoder.carry_output_gradient()]
+        weight, activation = objective.error_weight, self.decoder.output_activation
+        return [Call("squared_error_loss", (*arguments, weight, activation))]
 
     def input_gradients(self, noise: Noise, state: Any) -> None:
         """The gradient at every layer's output, after `forward` with the same noise and state."""
-        self.decoder.input_gradients()
+        calls = list(self.decoder.input_gradient_calls)
         if self.model.latent:
-            self.backend.latent_backward(
-                *(self.encoder.output, self.dcode, self.kl_weight),
-                *(self.encoder.output_gradient, noise, state),
-            )
-            self.encoder.carry_output_gradient()
-        self.encoder.input_gradients()
+            upstream = (self.encoder.output, self.dcode, self.kl_weight)
+            arguments = (*upstream, self.encoder.output_gradient, noise, state)
+            calls.append(Call("latent_backward", arguments))
+            calls += self.encoder.carry_output_gradient()
+        self.backend.sequence(*calls, *self.encoder.input_gradient_calls)
 
     def backward(self, noise: Noise, state: Any) -> None:
         """All parameter gradients, after `forward` with the same noise and state."""
         self.input_gradients(noise, state)
         gradients = self.model.parameters.flat["gradients"]
-        self.backend.weight_gradients(self.weight_gradients, gradients)
+        self.backend.weight_gradients(self.weight_gradient_calls, gradients)
 
     def named_tensors(self) -> Iterator[tuple[str, Any]]:
         """Every tensor of the step in the order in which it is computed, for a search for the

@@ -145,8 +145,9 @@ class Trainer:
         flat = self.model.parameters.flat
         gradients, values = flat["gradients"], flat["values"]
         moments = flat["first_moments"], flat["second_moments"]
-        adam: Any = (*moments, self.schedule, self.state)
-        adam += (optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+        batch_size = self.training.batch_size
+        constants = optimizer.beta1, optimizer.beta2, optimizer.epsilon
+        adam = (*moments, self.schedule, self.state, *constants)
         backend.gather_batch(
             *(self.data, self.permutation, self.state, bound.x),
             *(self.training.binarization, self.binarization_noise),
@@ -154,12 +155,13 @@ class Trainer:
         bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
         bound.input_gradients(self.latent_noise, self.state)
         if optimizer.clip_norm:
-            backend.weight_gradients(bound.weight_gradients, gradients)
+            backend.weight_gradients(bound.weight_gradient_calls, gradients)
             backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
             backend.adam_update(values, gradients, *adam)
+            backend.advance_state(self.state, batch_size)
         else:
-            backend.update_weights(bound.weight_gradients, values, gradients, *adam)
-        backend.advance_state(self.state, self.training.batch_size)
+            calls = bound.weight_gradient_calls
+            backend.optimizer_step(calls, values, gradients, *adam, batch_size)
 
     def check(self) -> None:
         """Raises NotFiniteError if a step since the last check had a loss that was not finite."""

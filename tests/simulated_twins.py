@@ -52,9 +52,7 @@ __all__ = [
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 
 TWINS = {
-    name
-    for name in PRIMITIVES
-    if getattr(_Twins, name) is not getattr(ReferenceBackend, name)
+    name for name in PRIMITIVES if getattr(_Twins, name) is not getattr(ReferenceBackend, name)
 }
 SLOW = ("31x784", "10007", "clip_gradient-31", "clip_gradient-32")
 """Seconds of simulation each, for tails that other sizes have too."""

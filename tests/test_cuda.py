@@ -75,47 +75,105 @@ def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
         backend.zeros((2**22,))
 
 
-def parameters_after(device: str | ReferenceBackend, steps: int, **options: Any) -> bytes:
-    model = preset("glyphs").model(**SMALL).to(device)
-    trainer = Trainer(model, load("glyphs"), Training(batch_size=100, **options))
+def trained(
+    backend: ReferenceBackend,
+    steps: int,
+    *,
+    model: str = "glyphs",
+    graph: bool = True,
+    **options: Any,
+) -> tuple[bytes, list[float]]:
+    """The parameters after some steps, and the loss of each step."""
+    if not graph:
+        backend.capture = lambda step: step  # type: ignore[method-assign]
+    built = preset(model).model(**(SMALL if model == "glyphs" else {})).to(backend)
+    trainer = Trainer(built, load("glyphs"), Training(**options))
+    losses = []
     for _ in range(steps):
+        before = trainer.progress.totals
         trainer.step()
+        losses.append(trainer.means_since(before, 1)["loss"])
     trainer.check()
-    return model.backend.to_numpy(model.parameters.flat["values"]).tobytes()
+    return backend.to_numpy(built.parameters.flat["values"]).tobytes(), losses
 
 
-def test_a_replayed_graph_is_the_eager_step(without_a_card: Any) -> None:
+# Over the end of an epoch of five batches, the last of them partial: schedule, permutation, state
+# and batch size change under the graphs.
+EPOCHS: dict[str, Any] = {"steps": 12, "batch_size": 900, "keep_last": True}
+
+
+def test_a_replayed_graph_has_the_bits_of_eager_steps(without_a_card: Any) -> None:
     without_a_card()
-    # Beyond the end of an epoch, so that schedule, permutation and state have changed under it.
-    steps = 5
-    options = {"keep_last": True, "batch_size": 1000}
-    assert graphed(steps, **options) == eager(steps, **options)
+    assert load("glyphs").train.images.shape[0] < 12 * 900
+    graphed, eager = (trained(backends.get("cuda"), graph=g, **EPOCHS) for g in (True, False))
+    assert graphed == eager
 
 
-def graphed(steps: int, **options: Any) -> bytes:
-    return _parameters(backends.get("cuda"), steps, **options)
-
-
-def eager(steps: int, **options: Any) -> bytes:
-    backend = backends.get("cuda")
-    backend.capture = lambda step: step  # type: ignore[method-assign]
-    return _parameters(backend, steps, **options)
-
-
-def _parameters(backend: ReferenceBackend, steps: int, **options: Any) -> bytes:
-    model = preset("glyphs").model(**SMALL).to(backend)
-    trainer = Trainer(model, load("glyphs"), Training(**options))
-    for _ in range(steps):
-        trainer.step()
-    trainer.check()
-    return backend.to_numpy(model.parameters.flat["values"]).tobytes()
-
-
-def test_a_dense_step_is_this_many_launches(without_a_card: Any) -> None:
+@pytest.mark.parametrize(("name", "launches"), [("glyphs", 10), ("mnist-dense", 14)])
+def test_a_dense_step_is_this_many_launches(without_a_card: Any, name: str, launches: int) -> None:
     cupy = without_a_card()
-    model = preset("glyphs").model().to("cuda")
-    trainer = Trainer(model, load("glyphs"), Training())
+    chosen = preset(name)
+    trainer = Trainer(chosen.model().to("cuda"), load("glyphs"), chosen.training)
     trainer.step()
-    del cupy.launches[:]
-    trainer.step()
-    assert len(cupy.launches) == 13
+    assert len(cupy.launches) == launches
+
+
+# On a card
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", backends.PRECISIONS)
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv", "mnist-conv-ae"])
+def test_on_a_card_a_replayed_graph_has_the_bits_of_eager_steps(model: str, precision: str) -> None:
+    graphed, eager = (
+        trained(backends.get("cuda", precision), model=model, graph=graph, **EPOCHS)
+        for graph in (True, False)
+    )
+    assert graphed == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv"])
+def test_on_a_card_two_runs_have_the_same_bits(model: str) -> None:
+    first, second = (trained(backends.get("cuda"), 50, model=model) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("device", "precision", "tolerance"),
+    [("cuda", "fp32", 1e-3), ("cuda", "tf32", 1e-2), ("numba_cuda", "fp32", 1e-3)],
+)
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv"])
+def test_on_a_card_200_steps_follow_the_cpus_losses(
+    model: str, device: str, precision: str, tolerance: float
+) -> None:
+    _, actual = trained(backends.get(device, precision), 200, model=model)
+    _, expected = trained(backends.get("cpu"), 200, model=model)
+    # Rounding grows with the steps, in both: the curves agree, not the bits.
+    np.testing.assert_allclose(actual, expected, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_on_a_card_a_run_goes_on_on_the_other_device(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    for steps, device in ((30, first), (60, second)):
+        model = preset("glyphs").model(**SMALL)
+        training = Training(steps=steps, log_every=1)
+        options: dict[str, Any] = {"out": tmp_path, "progress": False, "resume": steps == 60}
+        metrics = fit(model, "glyphs", training, device=device, **options)
+    actual = [line["train"]["loss"] for line in metrics if "epoch" not in line]
+    _, expected = trained(backends.get("cpu"), 60)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_a_card_a_step_is_one_graph_of_ten_nodes() -> None:
+    built = preset("glyphs").model().to("cuda")
+    trainer = Trainer(built, load("glyphs"), Training())
+    for _ in range(3):
+        trainer.step()
+    graph = next(iter(trainer._captured.values()))._graph  # type: ignore[attr-defined]
+    assert graph.debug_dot_str().count("KERNEL") <= 10

@@ -1,10 +1,11 @@
-"""The shipped CUDA C++ kernels on the CPU, beyond the cases of every backend in test_backends.py:
-orders of threads, fused against unfused updates, training, and planted bugs, which must be caught."""
+"""The shipped CUDA C++ kernels on the CPU, beyond every backend's cases in test_backends.py: orders
+of threads, fused launches, training, and planted bugs, which must be caught."""
 
 import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from test_backends import CASES, TOLERANCE, Case, Runner, check, relative_error
 from minivae import backends
 from minivae.backends import emulated
 from minivae.backends.emulated import EmulatedBackend
-from minivae.backends.reference import ReferenceBackend, WeightGradient
+from minivae.backends.reference import Call, ReferenceBackend
 from minivae.data import load
 from minivae.kernels import source
+from minivae.ops.activations import IDENTITY, Activation
 from minivae.ops.conv import ConvGeometry
+from minivae.ops.philox import LATENT_STREAM, Noise
 from minivae.ops.state import FAILED, SCHEDULE_COLUMNS, new_state
 from minivae.presets import Training, preset
 from minivae.train import Trainer, fit
@@ -91,7 +94,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(
 GEOMETRY = ConvGeometry(2, 2, 1, 1)
 
 
-def layers(backend: ReferenceBackend, views: list[Any]) -> list[WeightGradient]:
+def layers(backend: ReferenceBackend, views: list[Any]) -> list[Call]:
     """Two dense layers, a convolution and a transposed one, on arrays of `backend`."""
     rng = np.random.default_rng(4)
 
@@ -100,13 +103,13 @@ def layers(backend: ReferenceBackend, views: list[Any]) -> list[WeightGradient]:
 
     n = 33
     return [
-        WeightGradient("dense_weight_gradient", (normal(n, 131), normal(n, 67), *views[0:2])),
-        WeightGradient("dense_weight_gradient", (normal(n, 7), normal(n, 5), *views[2:4])),
-        WeightGradient(
+        Call("dense_weight_gradient", (normal(n, 131), normal(n, 67), *views[0:2])),
+        Call("dense_weight_gradient", (normal(n, 7), normal(n, 5), *views[2:4])),
+        Call(
             "conv2d_weight_gradient",
             (normal(n, 7, 7, 3), normal(n, 4, 4, 5), *views[4:6], GEOMETRY),
         ),
-        WeightGradient(
+        Call(
             "conv_transpose2d_weight_gradient",
             (normal(n, 4, 4, 5), normal(n, 7, 7, 3), *views[6:8], GEOMETRY),
         ),
@@ -130,16 +133,17 @@ def updated(
     ]
     state = new_state()
     state[FAILED] = failed
-    schedule = np.full((1, SCHEDULE_COLUMNS), 0.3, np.float32)
+    schedule = np.full((steps, SCHEDULE_COLUMNS), 0.3, np.float32)
     flat = [backend.asarray(array) for array in (p, m, v)]
     rest = (backend.asarray(schedule), backend.asarray(state), 0.9, 0.999, 1e-8)
     jobs = layers(backend, views)
     for _ in range(steps):
         if fused:
-            backend.update_weights(jobs, flat[0], g, flat[1], flat[2], *rest)
+            backend.optimizer_step(jobs, flat[0], g, flat[1], flat[2], *rest, 0)
         else:
             backend.weight_gradients(jobs, g)
             backend.adam_update(flat[0], g, flat[1], flat[2], *rest)
+            backend.advance_state(rest[1], 0)
     used = np.concatenate(
         [np.arange(int(np.prod(s))) + sum(sizes[:i]) for i, s in enumerate(SHAPES)]
     )
@@ -166,6 +170,79 @@ def test_a_fused_update_of_a_failed_step_changes_nothing() -> None:
     before, after = (updated(EmulatedBackend(), True, steps=s, failed=1) for s in (0, 2))
     for first, last in zip(before, after, strict=True):
         assert first.tobytes() == last.tobytes()
+
+
+# Fused sequences
+
+
+def dense_elbo(
+    rng: np.random.Generator, likelihood: str, n: int, i: int, o: int, d: int
+) -> tuple[list[Any], Callable[[list[Any], Any, Any], list[Call]]]:
+    """Arrays, and the calls on them: the decoder's last layer, its loss, the totals."""
+    arrays: list[Any] = [
+        *(rng.standard_normal((n, i)), rng.standard_normal((i, o)) / i**0.5, rng.random(o)),
+        *(np.full((n, o), np.nan), rng.random((n, o)), np.full(n, np.nan), np.full((n, o), np.nan)),
+        *(rng.random((n, d)), np.full((1, SCHEDULE_COLUMNS), 0.7), np.full(d, np.nan)),
+    ]
+
+    def calls(a: list[Any], state: Any, totals: Any) -> list[Call]:
+        x, w, b, y, target, loss, dz, kl, schedule, kl_weight = a
+        activation = Activation("sigmoid") if likelihood == "squared_error" else IDENTITY
+        scored = (y, target, loss, dz, 1 / n)
+        extra = (0.5, activation) if likelihood == "squared_error" else ()
+        return [
+            Call("dense_forward", (x, w, b, y, activation)),
+            Call(f"{likelihood}_loss", (*scored, *extra)),
+            Call("elbo_totals", (loss, kl, schedule, state, 0.45, kl_weight, totals)),
+        ]
+
+    return arrays, calls
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
+@pytest.mark.parametrize(
+    ("n", "i", "o", "d"), [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (129, 400, 784, 33)]
+)
+def test_a_fused_loss_is_the_references(likelihood: str, n: int, i: int, o: int, d: int) -> None:
+    arrays, calls = dense_elbo(np.random.default_rng([n, i]), likelihood, n, i, o, d)
+    found = []
+    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+        own = [backend.asarray(a.astype(np.float32).astype(dtype)) for a in arrays]
+        totals = backend.zeros((3,), np.float64)
+        backend.sequence(*calls(own, backend.asarray(new_state()), totals))
+        found.append([*(own[index] for index in (3, 5, 6, 9)), totals])
+    for actual, expected in zip(*found, strict=True):
+        assert relative_error(actual, expected) < TOLERANCE[np.float32]
+
+
+@pytest.mark.parametrize(("n", "d", "o"), [(1, 1, 1), (33, 5, 67), (128, 20, 400)])
+def test_a_fused_latent_backward_is_the_references(n: int, d: int, o: int) -> None:
+    rng = np.random.default_rng([n, d])
+    shapes = ((n, o), (d, o), (n, d), (n, d), (n, 2 * d), (d,), (n, 2 * d))
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    found = []
+    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+        dz, w, x, dx, head, weight, dhead = (backend.asarray(a.astype(dtype)) for a in arrays)
+        noise, state = Noise(7, LATENT_STREAM), backend.asarray(new_state(step=9))
+        backend.sequence(
+            Call("dense_input_gradient", (dz, w, x, dx, IDENTITY)),
+            Call("latent_backward", (head, dx, weight, dhead, noise, state)),
+        )
+        found.append(dhead)
+    assert relative_error(*found) < TOLERANCE[np.float32]
+
+
+def test_calls_that_do_not_follow_from_each_other_are_not_fused() -> None:
+    backend = EmulatedBackend()
+    arrays, calls = dense_elbo(np.random.default_rng(0), "bernoulli", 5, 3, 4, 2)
+    own = [backend.asarray(a.astype(np.float32)) for a in arrays]
+    other = own[3].copy()
+    own[3] = np.zeros_like(own[3])
+    forward, loss, totals = calls(own, new_state(), np.zeros(3))
+    elsewhere = Call("dense_forward", (*forward.arguments[:3], other, IDENTITY))
+    backend.sequence(elsewhere, loss, totals)
+    assert np.isfinite(other).all()
+    np.testing.assert_allclose(own[6], (0.5 - own[4]) / 5, rtol=1e-6)
 
 
 # Training
@@ -223,20 +300,14 @@ def test_a_strided_array_is_refused() -> None:
     backend = EmulatedBackend()
     x, w, b, y = (np.zeros(s, np.float32) for s in ((4, 6), (3, 2), (2,), (4, 2)))
     with pytest.raises(TypeError, match="dense_forward: x is a strided array"):
-        backend.dense_forward(x[:, ::2], w, b, y, backends_identity())
+        backend.dense_forward(x[:, ::2], w, b, y, IDENTITY)
 
 
 def test_an_array_of_another_type_is_refused() -> None:
     backend = EmulatedBackend()
     x, w, b, y = (np.zeros(s) for s in ((4, 3), (3, 2), (2,), (4, 2)))
     with pytest.raises(TypeError, match="x is a C-contiguous array of float64"):
-        backend.dense_forward(x, w, b, y, backends_identity())
-
-
-def backends_identity() -> Any:
-    from minivae.ops.activations import IDENTITY
-
-    return IDENTITY
+        backend.dense_forward(x, w, b, y, IDENTITY)
 
 
 # Planted bugs

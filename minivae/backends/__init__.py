@@ -14,7 +14,7 @@ BACKENDS = {
     "emulated": "emulated:EmulatedBackend",
 }
 """What makes the backend of each name, as "module:callable" in this package. A module is imported
-only when its name is asked for, and the callable raises InputError where a requirement is missing."""
+when its name is asked for, and the callable raises InputError where a requirement is missing."""
 
 AUTOMATIC = ("cuda", "cpu")
 """What "auto" tries, in order of preference."""

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
-from ..kernels import source
+from ..kernels import OPTIONS, source
 from .kernel_backend import KernelBackend, kernels
 
 OLDEST = 75
 """The oldest compute capability that the kernels serve, times ten."""
 
 OLDEST_TF32 = 80
-OPTIONS = ("--std=c++17",)
 NULL = np.uint64(0)
 INSUFFICIENT_DRIVER = 35
 """cudaErrorInsufficientDriver: the driver is older than the runtime that CuPy was built with."""
@@ -118,7 +117,8 @@ class _GraphedStep:
 
     def __init__(self, step: Callable[[], None], stream: Any) -> None:
         self._step, self._stream = step, stream
-        self._called, self._graph = False, None
+        self._called = False
+        self._graph: Any = None
 
     def __call__(self) -> None:
         if not self._called:

@@ -1,7 +1,7 @@
-"""The CUDA kernels on a CPU: g++ builds the sources that a GPU runs, with kernels/host.h before them.
+"""The CUDA kernels on a CPU: g++ builds the sources that a GPU runs, after kernels/host.h.
 
-For proofs, not for speed: every CUDA thread is a fiber, one after another. The libraries are kept in
-the user's cache folder, by the hash of their source.
+For proofs, not for speed: every CUDA thread is a fiber, one after another. The libraries are kept
+in the user's cache folder, by the hash of their source.
 """
 
 import ctypes
@@ -33,7 +33,8 @@ def host_program(text: str) -> str:
         wrappers.append(
             f'extern "C" bool run_{name}(unsigned grid_x, unsigned grid_y, '
             f"unsigned grid_z, unsigned block_x, {declared}) {{\n"
-            f"  return host::run({{grid_x, grid_y, grid_z}}, {{block_x}}, [=] {{ {name}({passed}); }});\n}}"
+            f"  return host::run({{grid_x, grid_y, grid_z}}, {{block_x}}, "
+            f"[=] {{ {name}({passed}); }});\n}}"
         )
     header = (FOLDER / "host.h").read_text()
     return "\n".join((header, "namespace {", text, "}", *wrappers, ""))

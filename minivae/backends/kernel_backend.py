@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..kernels import STEMS, source
-from ..ops.activations import KINDS, Activation
+from ..ops.activations import IDENTITY, KINDS, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
-from .reference import ReferenceBackend, WeightGradient
+from .reference import Call, ReferenceBackend
 
 POINTERS = {
     "float": np.float32,
@@ -50,10 +50,20 @@ WIDE = 64
 RESULT = {WIDE: 65 * 64, NARROW: 129 * 16}
 """DEPTH, COLUMNS and RESULT of kernels/tile.cuh."""
 
+LARGEST_FUSED_ROWS = 2**18
+"""Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
+
 CLIP_PARTIALS = 256
 TOTALS_BLOCK = 512
 
-_DECLARATION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)')
+FUSED_LOSSES = {
+    ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
+    ("dense_forward", "squared_error_loss", "elbo_totals"): "dense_squared_error_elbo",
+}
+
+_DECLARATION = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
+)
 
 
 class Kernel(NamedTuple):
@@ -106,7 +116,7 @@ def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int
 
 
 def splits_of(depth: int, tiles: int) -> int:
-    """Into how many parts a contraction of `depth` is split, where the launch has `tiles`: enough to
+    """Into how many parts a contraction of `depth` is split where the launch has `tiles`: enough to
     fill a GPU, but no part below 64 deep."""
     slices = max(1, -(-depth // DEPTH))
     splits = min(-(-FILLING_BLOCKS // tiles), max(1, slices // 4))
@@ -117,7 +127,7 @@ class Tiles(NamedTuple):
     """How a matrix product is divided: columns of a tile, tiles, splits of the contraction."""
 
     columns: int
-    count: int
+    tiles: int
     splits: int
 
 
@@ -141,7 +151,11 @@ class KernelBackend(ReferenceBackend):
         # A product is split only where it has fewer than FILLING_BLOCKS tiles, and then into fewer
         # than twice as many parts.
         self._partials = self.zeros((2 * FILLING_BLOCKS * RESULT[WIDE],))
-        self._arrivals = self.zeros((4 * FILLING_BLOCKS,), np.int32)
+        self._arrivals = self.zeros((FILLING_BLOCKS,), np.int32)
+        # What the kernels that end in sums over the whole launch need.
+        self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
+        self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
+        self._all_arrivals = self.zeros((1,), np.int32)
         self._norm_partials = self.zeros((CLIP_PARTIALS,))
         self._jobs: dict[tuple[int, ...], Any] = {}
 
@@ -188,6 +202,63 @@ class KernelBackend(ReferenceBackend):
         ]
         self.run(kernel, tile_columns, (x, y, z), block, passed)
 
+    # Sequences
+
+    def sequence(self, *calls: Call) -> None:
+        index = 0
+        while index < len(calls):
+            for length, fused in ((3, self._dense_elbo), (2, self._dense_latent_backward)):
+                if fused(calls[index : index + length]):
+                    index += length
+                    break
+            else:
+                calls[index].run(self)
+                index += 1
+
+    def _dense_elbo(self, calls: Sequence[Call]) -> bool:
+        """A dense layer, its loss and the totals in one launch; False if `calls` are not these."""
+        names = tuple(call.primitive for call in calls)
+        if names not in FUSED_LOSSES:
+            return False
+        (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
+        output, target, loss, dz, *constants = loss_arguments
+        reconstruction, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
+        (n, i), o = x.shape, w.shape[1]
+        tiles = tiles_of(n, o, i)
+        columns_of_tiles = -(-o // tiles.columns)
+        follows = self.address(output) == self.address(y) and self.address(
+            reconstruction
+        ) == self.address(loss)
+        if not follows or n * columns_of_tiles > LARGEST_FUSED_ROWS:
+            return False
+        self.launch(
+            *(FUSED_LOSSES[names], (tiles.tiles, tiles.splits)),
+            *(x, w, b, y, *_code(activation), target, loss, dz, *constants[:2]),
+            *(kl, schedule, state, free_bits, kl_weight, totals),
+            *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
+            *(n, i, o, kl.shape[1]),
+            tile_columns=tiles.columns,
+        )
+        return True
+
+    def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
+        """The input gradient of the decoder's first layer and the latent's in one launch; False if
+        `calls` are not these."""
+        names = tuple(call.primitive for call in calls)
+        if names != ("dense_input_gradient", "latent_backward"):
+            return False
+        (dz, w, _, dx, activation), (head, upstream, kl_weight, dhead, noise, state) = (
+            call.arguments for call in calls
+        )
+        if self.address(dx) != self.address(upstream) or activation != IDENTITY:
+            return False
+        (n, o), d = dz.shape, w.shape[0]
+        self._launch_product(
+            *("dense_latent_backward", tiles_of(n, d, o), 1),
+            *(dz, w, head, kl_weight, dhead, *_noise(noise), state, (n, d, o)),
+        )
+        return True
+
     # Activations
 
     def activation_forward(self, z: Any, y: Any, activation: Activation) -> None:
@@ -205,7 +276,7 @@ class KernelBackend(ReferenceBackend):
         """Launches a kernel whose arguments go on with partials, arrivals and sizes."""
         *operands, sizes = arguments
         self.launch(
-            *(kernel, (tiles.count, tiles.splits, phases), *operands),
+            *(kernel, (tiles.tiles, tiles.splits, phases), *operands),
             *(self._partials, self._arrivals, *sizes),
             tile_columns=tiles.columns,
         )
@@ -225,14 +296,19 @@ class KernelBackend(ReferenceBackend):
         )
 
     def dense_weight_gradient(self, x: Any, dz: Any, dw: Any, db: Any) -> None:
-        jobs = [WeightGradient("dense_weight_gradient", (x, dz, dw, db))]
-        self._launch_group("dense_weight_gradient", jobs, dw, dw)
+        call = Call("dense_weight_gradient", (x, dz, dw, db))
+        self._launch_group("dense_weight_gradient", [call], dw, dw)
 
     def _launch_group(
-        self, kernel: str, jobs: Sequence[WeightGradient], flat: Any, *operands: Any
+        self,
+        kernel: str,
+        calls: Sequence[Call],
+        flat: Any,
+        *operands: Any,
+        sizes: tuple[int, ...] = (),
     ) -> None:
-        """One launch for the dense layers among `jobs`, whose gradients are views of `flat`."""
-        dense = [job.arguments for job in jobs if job.primitive == "dense_weight_gradient"]
+        """One launch for the dense layers among `calls`, whose gradients are views of `flat`."""
+        dense = [call.arguments for call in calls if call.primitive == "dense_weight_gradient"]
         if not dense:
             return
         n = dense[0][0].shape[0]
@@ -248,7 +324,7 @@ class KernelBackend(ReferenceBackend):
             self._jobs[key] = self.asarray(np.array(table, np.int64))
         self.launch(
             *(kernel, (sum(tiles), splits_of(n, sum(tiles))), self._jobs[key], *operands),
-            *(self._partials, self._arrivals, len(dense), n),
+            *(self._partials, self._arrivals, *sizes, len(dense), n),
         )
 
     def _correlate(
@@ -396,16 +472,14 @@ class KernelBackend(ReferenceBackend):
         blocks = min(_blocks(g.size), LARGEST_GRID)
         self.launch("clip_gradient", blocks, g, max_norm, norm, partials, g.size)
 
-    def weight_gradients(self, jobs: Sequence[WeightGradient], g: Any) -> None:
+    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
         """One launch for all dense layers, then the convolutions."""
-        self._launch_group("dense_weight_gradient", jobs, g, g)
-        for job in jobs:
-            if job.primitive != "dense_weight_gradient":
-                job.run(self)
+        self._launch_group("dense_weight_gradient", calls, g, g)
+        self.sequence(*(call for call in calls if call.primitive != "dense_weight_gradient"))
 
-    def update_weights(
+    def optimizer_step(
         self,
-        jobs: Sequence[WeightGradient],
+        calls: Sequence[Call],
         p: Any,
         g: Any,
         m: Any,
@@ -415,21 +489,29 @@ class KernelBackend(ReferenceBackend):
         beta1: float,
         beta2: float,
         epsilon: float,
+        batch_size: int,
     ) -> None:
-        """One launch for all dense layers, and one or two for each convolution. No gradient is
-        written: the views of `g` only say where each tensor lies in the flat buffers."""
+        """One or two launches for each convolution, then one for all dense layers, which goes on to
+        the next step. No gradient is written: the views of `g` only say where each tensor lies in
+        the flat buffers."""
         adam = (p, m, v, schedule, state, beta1, beta2, epsilon)
-        self._launch_group("dense_weight_update", jobs, g, *adam)
-        for job in jobs:
-            if job.primitive == "conv2d_weight_gradient":
-                x, dz, dw, db, geometry = job.arguments
+        for call in calls:
+            if call.primitive == "conv2d_weight_gradient":
+                x, dz, dw, db, geometry = call.arguments
                 operands = (x, dz, *adam, _offset(self, dw, g), _offset(self, db, g))
                 self._correlate_weight("conv2d_weight_update", x, dz, dw, geometry, *operands)
-            elif job.primitive == "conv_transpose2d_weight_gradient":
-                x, dz, dw, db, geometry = job.arguments
+            elif call.primitive == "conv_transpose2d_weight_gradient":
+                x, dz, dw, db, geometry = call.arguments
                 kernel, offset = "conv_transpose2d_weight_update", _offset(self, dw, g)
                 self._correlate_weight(kernel, dz, x, dw, geometry, x, dz, *adam, offset)
                 self._sum_columns("bias_update", dz, *adam, _offset(self, db, g))
+        if any(call.primitive == "dense_weight_gradient" for call in calls):
+            sizes = (batch_size,)
+            self._launch_group(
+                "dense_weight_update", calls, g, *adam, self._all_arrivals, sizes=sizes
+            )
+        else:
+            self.advance_state(state, batch_size)
 
     # The batch and the state
 
@@ -469,4 +551,3 @@ def _checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:
             f"C-contiguous one of {np.dtype(dtype)}"
         )
     return array
-

@@ -2,8 +2,8 @@
 
 On a GPU they take the place of their CUDA C++ counterparts, on the same arrays and stream, and the
 other primitives are those of `cuda`. With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is
-imported they run in Numba's simulator: no GPU is needed, arrays are NumPy's, a debugger stops inside
-a kernel, and the other primitives are the reference's.
+imported they run in Numba's simulator: no GPU is needed, arrays are NumPy's, a debugger stops
+inside a kernel, and the other primitives are the reference's.
 """
 
 from typing import Any
@@ -81,7 +81,7 @@ def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
 class _Twins(ReferenceBackend):
     """The primitives that have a twin."""
 
-    name = "numba_cuda"
+    name: str = "numba_cuda"
     _norm_squares: Any
 
     def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:

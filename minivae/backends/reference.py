@@ -13,9 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from ..ops import activations, adam, batch, conv, dense, elbo, latent, state
 
 
-class WeightGradient(NamedTuple):
-    """A weight gradient that is still to be computed: a primitive's name and its arguments, the
-    gradients of weight and bias third and fourth among them."""
+class Call(NamedTuple):
+    """A primitive's name and the arguments that it is to be called with."""
 
     primitive: str
     arguments: tuple[Any, ...]
@@ -50,14 +49,19 @@ class ReferenceBackend:
     gather_batch = staticmethod(batch.gather_batch)
     advance_state = staticmethod(state.advance_state)
 
-    def weight_gradients(self, jobs: Sequence[WeightGradient], g: Any) -> None:
-        """The weight gradients of a step, all of them views of the flat buffer `g`."""
-        for job in jobs:
-            job.run(self)
+    def sequence(self, *calls: Call) -> None:
+        """Runs calls one after another. A backend may run neighbours as one; what they write for
+        each other alone need then not be written."""
+        for call in calls:
+            call.run(self)
 
-    def update_weights(
+    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
+        """The weight gradients of a step, all of them views of the flat buffer `g`."""
+        self.sequence(*calls)
+
+    def optimizer_step(
         self,
-        jobs: Sequence[WeightGradient],
+        calls: Sequence[Call],
         p: Any,
         g: Any,
         m: Any,
@@ -67,11 +71,13 @@ class ReferenceBackend:
         beta1: float,
         beta2: float,
         epsilon: float,
+        batch_size: int,
     ) -> None:
-        """The weight gradients of a step, and `adam_update` with them on the flat buffers. A backend
-        that fuses the two need not write `g`."""
-        self.weight_gradients(jobs, g)
+        """The weight gradients of a step, `adam_update` with them on the flat buffers, and
+        `advance_state`. A backend that fuses them need not write `g`."""
+        self.weight_gradients(calls, g)
         self.adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon)
+        self.advance_state(state, batch_size)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
         """A new array of the backend, filled with zeros."""
