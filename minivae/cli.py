@@ -121,6 +121,7 @@ def _add_train(commands: Any) -> None:
     )
     option(source, "--latent", int, "N", "latent dimensions")
     option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    option(source, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
     option(source, "--beta", float, "X", "weight of the KL")
     option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
     option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
@@ -240,6 +241,8 @@ def _model(
         preset, objective=dataclasses.replace(preset.objective, **objective)
     )
     given = _given(arguments, (*MODEL_OPTIONS, "seed"))
+    if arguments.k is not None:
+        given["samples"] = arguments.k
     return preset.model(image_shape, **given)
 
 
@@ -292,7 +295,7 @@ def _resume(arguments: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
     model = model_from_config(config["model"])
     training = training_from_config(config["training"])
-    given = _given(arguments, ("preset", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS))
+    given = _given(arguments, ("preset", "k", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS))
     if given:
         preset = find_preset(arguments.preset or config["preset"])
         other = _model(preset, arguments, model.image_shape).config()

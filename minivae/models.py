@@ -26,6 +26,9 @@ from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
 LIKELIHOODS = ("bernoulli", "squared-error", "gaussian")
+ESTIMATORS = ("analytic", "monte-carlo", "importance")
+HEADS = {"logvar": 1.0, "log-sigma": 2.0}
+"""What the second half of an encoder's head may be, with its factor to the log-variance."""
 INFERENCE_BATCH = 100
 """Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
 row of a batch, and small, so that it seldom needs more memory than training has."""
@@ -42,6 +45,12 @@ class Objective:
         squared-error   weight * sum of (y - x)^2 (elbo.E3)
         gaussian        -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
 
+    With `estimator` "analytic" the KL is that of latent.E2, with one draw of z an image. The others
+    take all of log p(x|z) + log p(z) - log q(z|x) from `samples` draws (importance.E2):
+    "monte-carlo" their mean, the ELBO again; "importance" the log of their exponentials' mean, the
+    tighter bound of the IWAE. They are for the Bernoulli likelihood, beta 1 and no free bits,
+    and report all of the loss as reconstruction.
+
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension.
     """
@@ -52,6 +61,8 @@ class Objective:
     beta: float = 1.0
     beta_warmup_steps: int = 0
     free_bits: float = 0.0
+    estimator: str = "analytic"
+    samples: int = 1
 
     def __post_init__(self) -> None:
         checks = {
@@ -61,11 +72,21 @@ class Objective:
             "beta": (self.beta >= 0, "0 or above"),
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
+            "estimator": (self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
+            "samples": (isinstance(self.samples, int) and self.samples >= 1, "1 or above"),
         }
         for name, (holds, expected) in checks.items():
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise InputError(f"{name} is {value!r}, expected {expected}")
+        if self.estimator == "analytic" and self.samples != 1:
+            raise InputError(f"samples is {self.samples}, expected 1 with an analytic KL")
+        plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits)
+        if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0):
+            raise InputError(
+                f"estimator is {self.estimator!r}, expected 'analytic' for any objective but the "
+                "Bernoulli likelihood with beta 1 and no free bits"
+            )
 
     @property
     def error_weight(self) -> float:
@@ -90,6 +111,12 @@ class Objective:
             "squared-error": f"{self.weight:g} x sum of squared error",
             "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
         }[self.likelihood]
+        if self.estimator != "analytic":
+            bound = "log mean w" if self.estimator == "importance" else "mean log w"
+            return (
+                f"-({bound}), log w = log p(x|z) + log p(z) - log q(z|x), of {self.samples} draws; "
+                "Bernoulli on logits, nats; mean per image"
+            )
         warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
         return f"{reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
@@ -110,6 +137,7 @@ class Autoencoder:
     """
 
     kind = "autoencoder"
+    head = "logvar"
 
     def __init__(
         self,
@@ -123,6 +151,8 @@ class Autoencoder:
     ) -> None:
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise InputError(f"image_shape is {image_shape}, expected (height, width, channels)")
+        if objective.estimator != "analytic" and not isinstance(self, VAE):
+            raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
         if initialization not in INITIALIZATIONS:
@@ -248,14 +278,31 @@ class Autoencoder:
         for name, view in targets.items():
             self._assign(view, tensors[name])
 
-    def bind(self, rows: int) -> "ModelPass":
-        """The model bound to memory for a batch of `rows`, allocating it if there is too little."""
+    def set_output_bias(self, mean: NDArray) -> None:
+        """Makes the decoder's last bias the logits of `mean` (h, w, c), clipped to [0.001, 0.999].
+
+        Raises InputError unless the likelihood is Bernoulli and the decoder ends in a dense layer.
+        """
+        names = [name for name in self.parameters.values if name.startswith("decoder.")]
+        bias = self.parameters.values[names[-1]]
+        if self.objective.likelihood != "bernoulli" or bias.size != self.pixels:
+            raise InputError(
+                "output_bias: expected logits from a dense layer, with a bias for each"
+            )
+        clipped = np.clip(mean.reshape(-1), 0.001, 0.999)
+        self._assign(bias, np.log(clipped / (1 - clipped)))
+
+    def bind(self, rows: int, draws: int | None = None) -> "ModelPass":
+        """The model bound to memory for a batch of `rows` with the objective's draws of z for each,
+        or as many as `draws` says; allocates it if there is too little."""
         parameters = self.parameters
+        draws = draws or self.objective.samples
         if self._memory is None or self._memory.batch < rows:
             self._memory = _Memory(self, max(rows, INFERENCE_BATCH))
-        if rows not in self._memory.passes:
-            self._memory.passes[rows] = ModelPass(self, parameters, self._memory, rows)
-        return self._memory.passes[rows]
+        key = rows, draws
+        if key not in self._memory.passes:
+            self._memory.passes[key] = ModelPass(self, parameters, self._memory, rows, draws)
+        return self._memory.passes[key]
 
     # Inference
 
@@ -288,7 +335,7 @@ class Autoencoder:
         array = self.images(images)
         outputs = []
         for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start)
+            bound = self.bind(chunk.stop - chunk.start, 1)
             self._assign(bound.x, array[chunk].reshape(bound.x.shape))
             bound.encoder.forward()
             outputs.append(self.backend.to_numpy(bound.encoder.output))
@@ -305,7 +352,7 @@ class Autoencoder:
             raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
         outputs = [np.empty((0, *self.image_shape), self.dtype)]
         for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start)
+            bound = self.bind(chunk.stop - chunk.start, 1)
             self._assign(bound.code, array[chunk])
             bound.decoder.forward()
             output = self.backend.to_numpy(bound.decoder.output)
@@ -355,9 +402,33 @@ class VAE(Autoencoder):
     log-variances, of a diagonal Gaussian over the latent; the decoder takes a draw of it.
 
     Arguments as for `Autoencoder`; the encoder must end in 2 d numbers for d latent dimensions.
+    `head` says what the second d are: "logvar", or with the estimators by draws "log-sigma".
     """
 
     kind = "vae"
+
+    def __init__(
+        self,
+        encoder: Sequence[Layer],
+        decoder: Sequence[Layer],
+        objective: Objective,
+        image_shape: Shape,
+        *,
+        initialization: str = "torch",
+        seed: int = 0,
+        head: str = "logvar",
+    ) -> None:
+        if head not in HEADS:
+            raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
+        if head != "logvar" and objective.estimator == "analytic":
+            raise InputError(f"head is {head!r}, expected 'logvar' with an analytic KL")
+        self.head = head
+        super().__init__(
+            encoder, decoder, objective, image_shape, initialization=initialization, seed=seed
+        )
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"head": self.head}
 
     @property
     def latent(self) -> int:
@@ -375,7 +446,12 @@ class VAE(Autoencoder):
     def encode(self, images: ArrayLike) -> tuple[NDArray, NDArray]:
         """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
         head = self._encoded(images)
-        return head[:, : self.latent], head[:, self.latent :]
+        return head[:, : self.latent], self.log_scale * head[:, self.latent :]
+
+    @property
+    def log_scale(self) -> float:
+        """The factor from the head's second half to the log-variance."""
+        return HEADS[self.head]
 
     def reconstruct(self, images: ArrayLike) -> NDArray:
         """The images (n, h, w, c) decoded from the mean of their posterior."""
@@ -401,6 +477,7 @@ def model_from_config(config: dict[str, Any]) -> Autoencoder:
             tuple(config["image_shape"]),
             initialization=config["initialization"],
             seed=config["seed"],
+            **({"head": config["head"]} if "head" in config else {}),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"not a model's configuration: {error}") from None
@@ -411,24 +488,33 @@ class _Memory:
 
     def __init__(self, model: Autoencoder, batch: int) -> None:
         backend, dtype, d = model.backend, model.dtype, model.latent
+        draws = batch * model.objective.samples
+        by_draws = model.objective.estimator != "analytic"
         self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
         self.encoder = Buffers(model.encoder, backend, batch, dtype)
-        self.decoder = Buffers(model.decoder, backend, batch, dtype)
-        self.z = backend.zeros((batch, d), dtype)
-        self.dz = backend.zeros((batch, d), dtype)
-        self.kl = backend.zeros((batch, d), dtype)
-        self.kl_weight = backend.zeros((d,), dtype)
+        self.decoder = Buffers(model.decoder, backend, draws, dtype)
+        self.z = backend.zeros((draws, d), dtype)
+        self.dz = backend.zeros((draws, d), dtype)
+        self.kl = backend.zeros((batch, 0 if by_draws else d), dtype)
+        self.kl_weight = backend.zeros((self.kl.shape[1],), dtype)
+        self.log_ratio = backend.zeros((draws if by_draws else 0,), dtype)
+        self.weights = backend.zeros((draws if by_draws else 0,), dtype)
         self.reconstruction = backend.zeros((batch,), dtype)
-        self.passes: dict[int, ModelPass] = {}
+        self.passes: dict[tuple[int, int], ModelPass] = {}
 
 
 class ModelPass:
     """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
-    `code` the decoder's input."""
+    `code` (rows draws, d) the decoder's input."""
 
     def __init__(
-        self, model: Autoencoder, parameters: Parameters, memory: _Memory, rows: int
+        self,
+        model: Autoencoder,
+        parameters: Parameters,
+        memory: _Memory,
+        rows: int,
+        draws: int = 1,
     ) -> None:
         self.model, self.backend, self.rows = model, model.backend, rows
         self.x = memory.x[:rows]
@@ -437,11 +523,15 @@ class ModelPass:
         images = self.x.reshape(rows, *model.image_shape)
         self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
         if model.latent:
-            self.code, dcode = memory.z[:rows], memory.dz[:rows]
+            self.code, dcode = memory.z[: rows * draws], memory.dz[: rows * draws]
             below = IDENTITY
         else:
             self.code, dcode = self.encoder.output, self.encoder.output_gradient
             below = self.encoder.output_activation
+        self.by_draws = model.objective.estimator != "analytic"
+        self.log_scale = HEADS[model.head]
+        self.log_ratio = memory.log_ratio[: rows * draws]
+        self.weights = memory.weights[: rows * draws]
         self.dcode = dcode
         self.decoder = Pass(
             model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
@@ -456,14 +546,28 @@ class ModelPass:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
         output."""
         calls = list(self.encoder.forward_calls)
-        if self.model.latent:
+        if self.by_draws:
+            scaled = (self.log_ratio, self.log_scale, noise, state)
+            arguments = (self.encoder.output, self.code, *scaled)
+            calls.append(Call("importance_latent_forward", arguments))
+        elif self.model.latent:
             drawn = (self.encoder.output, self.code, self.kl, noise, state)
             calls.append(Call("latent_forward", drawn))
         calls += self.decoder.forward_calls
-        calls += self._reconstruction_loss()
+        calls += self._bound() if self.by_draws else self._reconstruction_loss()
         summed = (self.reconstruction, self.kl, schedule, state)
         weights = (self.model.objective.free_bits, self.kl_weight, totals)
         self.backend.sequence(*calls, Call("elbo_totals", (*summed, *weights)))
+
+    def _bound(self) -> list[Call]:
+        """The loss and its gradient where both come from draws alone."""
+        logits, dlogits = self.decoder.output, self.decoder.output_gradient
+        shape = (len(self.code), self.x.shape[1])
+        arguments = (self.log_ratio, self.weights, self.reconstruction, dlogits.reshape(shape))
+        importance = self.model.objective.estimator == "importance"
+        scaled = (*arguments, 1 / self.rows, importance)
+        loss = Call("importance_loss", (logits.reshape(shape), self.x, *scaled))
+        return [loss, *self.decoder.carry_output_gradient()]
 
     def _reconstruction_loss(self) -> list[Call]:
         """The loss and its gradient before the activation that made the output."""
@@ -480,7 +584,12 @@ class ModelPass:
     def input_gradients(self, noise: Noise, state: Any) -> None:
         """The gradient at every layer's output, after `forward` with the same noise and state."""
         calls = list(self.decoder.input_gradient_calls)
-        if self.model.latent:
+        if self.by_draws:
+            weighted = (self.encoder.output, self.dcode, self.weights, self.encoder.output_gradient)
+            factors = (1 / self.rows, self.log_scale, noise, state)
+            calls.append(Call("importance_latent_backward", (*weighted, *factors)))
+            calls += self.encoder.carry_output_gradient()
+        elif self.model.latent:
             upstream = (self.encoder.output, self.dcode, self.kl_weight)
             arguments = (*upstream, self.encoder.output_gradient, noise, state)
             calls.append(Call("latent_backward", arguments))
@@ -501,7 +610,9 @@ class ModelPass:
         for network in (self.encoder, self.decoder):
             if network is self.decoder and self.model.latent:
                 yield "latent z", self.code
-                yield "KL", self.kl
+                yield (
+                    ("log p(z) - log q(z|x)", self.log_ratio) if self.by_draws else ("KL", self.kl)
+                )
             for stage in network.stages:
                 yield f"output of {stage.name} ({stage.layer.kind})", stage.y
         yield "reconstruction loss", self.reconstruction

@@ -70,10 +70,15 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
-        images = splits.train.images
+        images = splits.train.images[: training.images or None]
         if images.shape[1:] != model.image_shape:
             raise InputError(
                 f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
+            )
+        if training.images > len(images):
+            raise InputError(
+                f"images is {training.images}, expected at most the {len(images)} training images "
+                f"of {splits.name}"
             )
         if training.batch_size > len(images):
             raise InputError(
@@ -99,6 +104,15 @@ class Trainer:
         self._captured: dict[int, Callable[[], None]] = {}
         self._begin_epoch()
 
+    def begin(self) -> None:
+        """What a run sets before its first step, and a resumed one finds set."""
+        model, training = self.model, self.training
+        for moment in model.parameters.second_moments.values():
+            moment[...] = training.optimizer.second_moment
+        if training.output_bias:
+            images = model.images(self.splits.train.images[: self.images])
+            model.set_output_bias(np.asarray(np.mean(images, axis=0, dtype=np.float64)))
+
     @property
     def epoch(self) -> int:
         """Finished epochs."""
@@ -118,7 +132,9 @@ class Trainer:
         rows = self.training.optimizer.schedule_rows(first_step, betas, self.total_steps)
         state = new_state(self.finished_steps, position * self.training.batch_size, self.epoch)
         state[INDEX] = position
-        order = epoch_permutation(self.images, self.training.seed, self.epoch)
+        order = np.arange(self.images)
+        if self.training.shuffle:
+            order = epoch_permutation(self.images, self.training.seed, self.epoch)
         self.schedule[...] = backend.asarray(rows.astype(self.model.dtype))
         self.state[...] = backend.asarray(state)
         self.permutation[...] = backend.asarray(order)
@@ -285,6 +301,8 @@ def fit(
         metrics = _cut_metrics(folder / METRICS, done.step)
     trainer = Trainer(model, splits, training, done)
     run = _Run(trainer, folder, metrics)
+    if not resume:
+        trainer.begin()
     if folder is not None and not resume:
         config = {
             **(extra_config or {}),

@@ -309,6 +309,25 @@ def elbo_cases() -> Iterator[Case]:
             )
 
 
+def importance_cases() -> Iterator[Case]:
+    for n, draws, d, m in ((1, 1, 1, 1), (3, 5, 4, 31), (2, 50, 33, 33), (33, 2, 20, 127)):
+        rng = _rng(f"importance{n}{draws}")
+        rows, noise, state = n * draws, Noise(SEED, LATENT_STREAM), In(new_state(step=2**33 + 5))
+        head, dz = rng.standard_normal((n, 2 * d)), rng.standard_normal((rows, d))
+        logits, x = rng.standard_normal((rows, m)), rng.random((n, m))
+        ratio, weights = rng.standard_normal(rows), rng.random(rows)
+        for log_scale in (1.0, 2.0):
+            label = f"{n}x{draws}x{d}x{m}-scale{log_scale:g}"
+            arguments: list[Any] = [In(head), Out((rows, d)), Out((rows,)), log_scale, noise, state]
+            yield Case("importance_latent_forward", label, arguments)
+            arguments = [In(head), In(dz), In(weights), Out((n, 2 * d)), 1 / n, log_scale]
+            yield Case("importance_latent_backward", label, [*arguments, noise, state])
+        for importance in (True, False):
+            label = f"{n}x{draws}x{d}x{m}-{'importance' if importance else 'mean'}"
+            arguments = [In(logits), In(x), In(ratio), Out((rows,)), Out((n,)), Out((rows, m))]
+            yield Case("importance_loss", label, [*arguments, 1 / n, importance])
+
+
 def adam_cases() -> Iterator[Case]:
     for size in (*AWKWARD, 10007):
         rng = _rng(f"adam-{size}")
@@ -348,6 +367,7 @@ CASES = [
     *latent_cases(),
     *loss_cases(),
     *elbo_cases(),
+    *importance_cases(),
     *adam_cases(),
     *batch_cases(),
     *state_cases(),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..ops import activations, adam, batch, conv, dense, elbo, latent, state
+from ..ops import activations, adam, batch, conv, dense, elbo, importance, latent, state
 
 
 class Call(NamedTuple):
@@ -43,6 +43,9 @@ class ReferenceBackend:
     latent_backward = staticmethod(latent.latent_backward)
     bernoulli_loss = staticmethod(elbo.bernoulli_loss)
     squared_error_loss = staticmethod(elbo.squared_error_loss)
+    importance_latent_forward = staticmethod(importance.importance_latent_forward)
+    importance_latent_backward = staticmethod(importance.importance_latent_backward)
+    importance_loss = staticmethod(importance.importance_loss)
     elbo_totals = staticmethod(elbo.elbo_totals)
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
