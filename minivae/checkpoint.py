@@ -64,6 +64,14 @@ def write_checkpoint(folder: Path, model: Autoencoder, progress: Progress) -> No
         save_file(tensors, path, metadata)
 
 
+def _describes(text: str, model: Autoencoder) -> bool:
+    """Whether a description is that of a model, options that it does not name at their defaults."""
+    try:
+        return model_from_config(json.loads(text)).config() == model.config()
+    except (ValueError, TypeError, InputError):
+        return False
+
+
 def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
     """Puts the checkpoint's tensors into the model and returns where its run stands.
 
@@ -83,7 +91,7 @@ def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
     if metadata.get("format") != "minivae":
         raise InputError(f"{path}: not a checkpoint of minivae")
-    if metadata.get("model") != json.dumps(model.config()):
+    if not _describes(metadata.get("model", ""), model):
         raise InputError(f"{path}: holds another model than {folder / CONFIG} describes")
     try:
         progress = Progress(

@@ -12,6 +12,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .backends.reference import ReferenceBackend
     from .data import Splits
+    from .evaluate import Evaluation
     from .models import Autoencoder
     from .presets import Preset, Training
 
@@ -75,6 +76,19 @@ def _parser() -> _Parser:
         "--split", choices=("test", "train", "all"), default="test", help="default: test"
     )
     output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
+    evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
+    evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help="default: 5000")
+    evaluate.add_argument("--images", type=int, metavar="N", help="default: the whole test split")
+    evaluate.add_argument(
+        "--binarization",
+        metavar="KIND",
+        help="none, threshold or stochastic (once); default: that of the run",
+    )
+    evaluate.add_argument(
+        "--chunk", type=int, default=1000, metavar="N", help="default: 1000 draws"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     run_command("plot", "draw a run's pictures again")
     export = run_command("export", "write a run's model for another framework", data=False)
     export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
@@ -449,6 +463,76 @@ def _encode(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {shapes}")
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+
+    import numpy as np
+
+    from minivae.benchmarks.measure import environment
+
+    from . import plots
+    from .checkpoint import read_config
+    from .evaluate import evaluate
+    from .files import replacing
+
+    model, splits = _open_run(arguments)
+    test = splits.test
+    if arguments.images is not None:
+        _check_count(arguments.images)
+        test = test.take(slice(0, arguments.images))
+    training = read_config(arguments.run).get("training", {})
+    found = evaluate(
+        model,
+        test,
+        samples=arguments.samples,
+        binarization=arguments.binarization or training.get("binarization", "none"),
+        seed=arguments.seed,
+        chunk=arguments.chunk,
+        progress=not arguments.quiet,
+    )
+    _print_evaluation(found)
+    document = {
+        "data": splits.name,
+        **found.as_dict(),
+        "environment": environment(model.backend.name),
+    }
+    path = arguments.run / "evaluation.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    pictures = arguments.run / "pictures"
+    if found.kl_per_dimension:
+        plots.kl_per_dimension(pictures / "evaluation_kl.png", np.array(found.kl_per_dimension))
+    if found.bounds:
+        bounds = {k: (bound.mean, bound.error) for k, bound in found.bounds.items()}
+        plots.importance_bounds(pictures / "evaluation_bounds.png", bounds)
+    print(f"written    {path}, pictures in {pictures}")
+
+
+def _print_evaluation(found: "Evaluation") -> None:
+    print(f"objective  {found.objective}")
+    print(f"data       {found.images:,} test images, binarization {found.binarization}")
+    if found.why_no_likelihood:
+        print(f"a loss, not a likelihood: {found.why_no_likelihood}")
+    rows = [
+        ("loss" if found.why_no_likelihood else "-ELBO", found.loss),
+        ("reconstruction", found.reconstruction),
+        ("KL", found.kl),
+        *((f"bound, k = {k}", bound) for k, bound in found.bounds.items()),
+    ]
+    if found.negative_log_likelihood is not None:
+        rows.append((f"NLL, k = {found.samples}", found.negative_log_likelihood))
+    for name, estimate in rows:
+        print(f"  {name:<18} {estimate}")
+    if found.bits_per_dimension is not None:
+        print(f"  {'bits a pixel':<18} {found.bits_per_dimension:.4f}")
+    if found.kl_per_dimension:
+        mismatch = found.aggregate_posterior["kl_to_prior"]
+        print(f"  {'active units':<18} {found.active_units} of {len(found.kl_per_dimension)}")
+        print(f"  {'KL of aggregate':<18} {mismatch:.3f} nats to the prior")
+    for label, error in found.error_per_class.items():
+        print(f"  squared error of {label:<4} {error:.5f} a pixel")
+
+
 def _plot(arguments: argparse.Namespace) -> None:
     from .checkpoint import METRICS
     from .pictures import draw_run
@@ -553,6 +637,7 @@ COMMANDS = {
     "reconstruct": _reconstruct,
     "sample": _sample,
     "encode": _encode,
+    "evaluate": _evaluate,
     "plot": _plot,
     "export": _export,
     "gradcheck": _gradcheck,

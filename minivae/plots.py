@@ -295,6 +295,21 @@ def kl_per_dimension(
     _save(path, figure)
 
 
+def importance_bounds(
+    path: Path, bounds: Mapping[int, tuple[float, float]], *, title: str = "Bound against draws"
+) -> None:
+    """The bound L_k by k, each a mean and its standard error."""
+    ks = sorted(bounds)
+    figure = _figure(4.8, 3.6, title)
+    axes = figure.subplots()
+    means, errors = zip(*(bounds[k] for k in ks), strict=True)
+    axes.errorbar(ks, means, errors, marker="o", capsize=3, color="tab:blue")
+    axes.set_xscale("log")
+    axes.set_xlabel("draws k of each image")
+    axes.set_ylabel("importance-weighted bound [nats]")
+    _save(path, figure)
+
+
 def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> None:
     """Grids of images (rows, columns, h, w, c) side by side, each under its name."""
     grids = list(columns.values())

@@ -60,6 +60,12 @@ def importance_latent_forward(
     log_ratio[...] = 0.5 * np.sum(eps * eps - z * z + logvar, axis=1)
 
 
+def log_mean_exp(log_weights: NDArray) -> NDArray:
+    """log mean_s exp(log_weights) over the last axis, without overflow (E2)."""
+    largest = np.max(log_weights, axis=-1, keepdims=True)
+    return largest[..., 0] + np.log(np.mean(np.exp(log_weights - largest), axis=-1))
+
+
 def importance_loss(
     logits: NDArray,
     x: NDArray,
@@ -81,11 +87,9 @@ def importance_loss(
     log_weights = log_ratio - np.sum(softplus - pixels * logits, axis=1)
     log_weights = log_weights.reshape(-1, draws)
     if importance:
-        largest = np.max(log_weights, axis=1, keepdims=True)
-        relative = np.exp(log_weights - largest)
-        total = np.sum(relative, axis=1, keepdims=True)
-        loss[...] = -(largest + np.log(total / draws))[:, 0]
-        weights[...] = (relative / total).ravel()
+        bound = log_mean_exp(log_weights)
+        loss[...] = -bound
+        weights[...] = (np.exp(log_weights - bound[:, None]) / draws).ravel()
     else:
         loss[...] = -np.mean(log_weights, axis=1)
         weights[...] = 1 / draws
