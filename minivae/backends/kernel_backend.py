@@ -34,6 +34,7 @@ SCALARS = {
     "unsigned int": np.uint32,
     "unsigned long long": np.uint64,
 }
+WARP = 32
 BLOCK = 128
 """Threads of a block, unless a kernel asks for another number."""
 
@@ -411,6 +412,49 @@ class KernelBackend(ReferenceBackend):
         self.launch(
             *("latent_backward", _blocks(n * -(-d // 4))),
             *(head, dz, kl_weight, dhead, *_noise(noise), state, n, d),
+        )
+
+    def importance_latent_forward(
+        self, head: Any, z: Any, log_ratio: Any, log_scale: float, noise: Noise, state: Any
+    ) -> None:
+        rows, d = z.shape
+        self.launch(
+            *("importance_latent_forward", _blocks(WARP * rows), head, z, log_ratio, log_scale),
+            *(*_noise(noise), state, len(head), rows, d),
+        )
+
+    def importance_latent_backward(
+        self,
+        head: Any,
+        dz: Any,
+        weights: Any,
+        dhead: Any,
+        scale: float,
+        log_scale: float,
+        noise: Noise,
+        state: Any,
+    ) -> None:
+        n, d = len(head), dz.shape[1]
+        self.launch(
+            *("importance_latent_backward", _blocks(n * -(-d // 4)), head, dz, weights, dhead),
+            *(scale, log_scale, *_noise(noise), state, n, len(dz) // n, d),
+        )
+
+    def importance_loss(
+        self,
+        logits: Any,
+        x: Any,
+        log_ratio: Any,
+        weights: Any,
+        loss: Any,
+        dlogits: Any,
+        scale: float,
+        importance: bool,
+    ) -> None:
+        n, m = x.shape
+        self.launch(
+            *("importance_loss", n, logits, x, log_ratio, weights, loss, dlogits),
+            *(scale, importance, len(logits) // n, m),
         )
 
     def bernoulli_loss(self, logits: Any, x: Any, loss: Any, dlogits: Any, scale: float) -> None:
