@@ -49,6 +49,9 @@ def _parser() -> _Parser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("run", metavar="RUN", type=Path, help="a run folder")
         command.add_argument("--device", default="auto", metavar="NAME", help="default: auto")
+        command.add_argument(
+            "--best", action="store_true", help="the best checkpoint by validation, not the last"
+        )
         if data:
             command.add_argument("--data", metavar="NAME|PATH", help="default: the data of the run")
         return command
@@ -152,7 +155,8 @@ def _add_train(commands: Any) -> None:
     option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
     option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
     option(loop, "--seed", int, "N", "of weights, noise and order")
-    option(loop, "--patience", int, "EPOCHS", "stop when the test loss has not improved for these")
+    option(loop, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
+    option(loop, "--validation", int, "N", "hold out the last N training images, keep the best")
     loop.add_argument(
         "--keep-last",
         action="store_const",
@@ -171,6 +175,7 @@ def _add_train(commands: Any) -> None:
     )
     option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
     option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
+    run.add_argument("--best", action="store_true", help="resume from the best checkpoint")
     option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
     option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
     option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
@@ -218,7 +223,16 @@ OPTIMIZER_OPTIONS = {
     "clip_norm": "clip_norm",
 }
 TRAINING_OPTIONS = (
-    *("epochs", "steps", "batch_size", "binarization", "seed", "patience", "keep_last"),
+    *(
+        "epochs",
+        "steps",
+        "batch_size",
+        "binarization",
+        "seed",
+        "patience",
+        "keep_last",
+        "validation",
+    ),
     *("log_every", "picture_every", "checkpoint_every"),
 )
 MAY_CHANGE_ON_RESUME = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
@@ -367,6 +381,7 @@ def _run_training(
         training,
         out=folder,
         resume=resume,
+        best=arguments.best,
         device=model.backend,
         progress=not arguments.quiet,
         on_step=on_step,
@@ -406,7 +421,7 @@ def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
     from .checkpoint import load, read_config
 
     config = read_config(arguments.run)
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     source = arguments.data or config.get("source")
     if source is None:
         raise InputError(f"{arguments.run} names no data: give --data")
@@ -433,7 +448,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .models import VAE
 
     _check_count(arguments.count)
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
     images = model.sample(arguments.count, seed=arguments.seed)
@@ -548,7 +563,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from . import export
     from .checkpoint import load
 
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     for path in export.EXPORTERS[arguments.to](model, arguments.output):
         print(path)
 

@@ -31,6 +31,7 @@ from .ops.batch import BINARIZATIONS, gather_batch
 from .ops.importance import log_mean_exp
 from .ops.philox import EVALUATION_STREAM, Noise
 from .ops.state import STEP, new_state
+from .train import ACTIVE
 
 BLOCK = 100
 """Draws that are made at once. Their noise is a function of (seed, image, block, draw): fixed, so
@@ -40,10 +41,6 @@ DEFAULT_SAMPLES = 5000
 DEFAULT_CHUNK = 1000
 DRAWS_OF_A_LOSS = 100
 """Draws of the reconstruction term where there is no likelihood to estimate."""
-
-ACTIVE = 0.01
-"""Variance of the posterior mean over the data above which a latent dimension is active (Burda et
-al. 2016, section 5.2)."""
 
 
 @dataclass(frozen=True)

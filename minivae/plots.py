@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .files import replacing
 
 DPI = 120
-SPLIT_COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:orange"}
 LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
 
 
@@ -80,6 +80,8 @@ def loss_curves(
         for split, colour in SPLIT_COLOURS.items():
             records = steps if steps and split == "train" else epochs
             points = [(record[unit], record[split][key]) for record in records if split in record]
+            if not points:
+                continue
             marker = "o" if len(points) <= 40 else None
             axes.plot(
                 *np.array(points).reshape(-1, 2).T,

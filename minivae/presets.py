@@ -34,13 +34,15 @@ from .optim import Adam
 class Training:
     """How a model is trained.
 
-    A run ends after `epochs`, or after `steps` where that is above 0, or when the test loss has
-    not improved for `patience` epochs where that is above 0. `keep_last` trains on the last
-    partial batch of an epoch too; without `shuffle` every epoch has the order of the data; only the
-    first `images` are used where that is above 0. With `output_bias` the last bias starts at the
-    logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are written each epoch,
-    and also every `log_every` steps; pictures of samples or reconstructions every `picture_every`
-    steps, and checkpoints every `checkpoint_every` steps beside those of each epoch (0: never).
+    The last `validation` training images are held out: the best checkpoint is the one with the
+    lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0, or when
+    that loss has not improved for `patience` epochs where that is above 0. `keep_last` trains on
+    the last partial batch of an epoch too; without `shuffle` every epoch has the order of the data;
+    only the first `images` are used where that is above 0. With `output_bias` the last bias starts
+    at the logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are written each
+    epoch, and also every `log_every` steps; pictures of samples or reconstructions every
+    `picture_every` steps, and checkpoints every `checkpoint_every` steps beside those of each epoch
+    (0: never).
     """
 
     epochs: int = 20
@@ -53,6 +55,7 @@ class Training:
     keep_last: bool = False
     shuffle: bool = True
     images: int = 0
+    validation: int = 0
     output_bias: bool = False
     log_every: int = 0
     picture_every: int = 0
@@ -66,12 +69,18 @@ class Training:
             "steps",
             "patience",
             "images",
+            "validation",
             "log_every",
             "picture_every",
             "checkpoint_every",
         ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 or above")
+        if self.patience and not self.validation:
+            raise InputError(
+                f"patience is {self.patience} without validation images: expected validation above "
+                "0, since test images must not choose when to stop"
+            )
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
         if self.binarization not in BINARIZATIONS:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from . import __version__
 from .backends.reference import ReferenceBackend
 from .checkpoint import (
+    BEST,
+    CHECKPOINT,
     METRICS,
     NOT_STARTED,
     Progress,
@@ -29,11 +32,11 @@ from .checkpoint import (
     write_checkpoint,
     write_config,
 )
-from .data import Splits, load
+from .data import Dataset, Splits, load
 from .data.batching import epoch_permutation
 from .errors import InputError
 from .files import replacing
-from .models import Autoencoder
+from .models import VAE, Autoencoder
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
@@ -70,15 +73,10 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
-        images = splits.train.images[: training.images or None]
+        images = self._split(splits.train)
         if images.shape[1:] != model.image_shape:
             raise InputError(
                 f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
-            )
-        if training.images > len(images):
-            raise InputError(
-                f"images is {training.images}, expected at most the {len(images)} training images "
-                f"of {splits.name}"
             )
         if training.batch_size > len(images):
             raise InputError(
@@ -103,6 +101,18 @@ class Trainer:
         self.permutation = backend.zeros((self.images,), np.int64)
         self._captured: dict[int, Callable[[], None]] = {}
         self._begin_epoch()
+
+    def _split(self, train: Dataset) -> NDArray:
+        """The images to train on; the others that are asked for become `validation`."""
+        training, held_out = self.training, self.training.validation
+        available = len(train) - held_out
+        if training.images > available or available < 1:
+            raise InputError(
+                f"images is {training.images} and validation {held_out}, expected together at most "
+                f"the {len(train)} training images of {self.splits.name}"
+            )
+        self.validation = train.take(slice(available, None)) if held_out else None
+        return train.images[: training.images or available]
 
     def begin(self) -> None:
         """What a run sets before its first step, and a resumed one finds set."""
@@ -200,13 +210,23 @@ class Trainer:
         images = sum(self._rows(step) for step in range(first, self.finished_steps))
         return self.model.means(now - totals, images)
 
-    def test_metrics(self) -> dict[str, float]:
-        """The test split's loss, reconstruction and KL."""
-        return self.model.evaluate(
-            self.splits.test.images,
-            seed=self.training.seed,
-            binarization=self.training.binarization,
-        )
+    def held_out_metrics(self) -> dict[str, Any]:
+        """Loss, reconstruction and KL of the test split and of the validation images, if there are
+        any; and how many latent dimensions are active on these or else on those."""
+        training, model = self.training, self.model
+        splits = {"test": self.splits.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        found: dict[str, Any] = {
+            name: model.evaluate(
+                split.images, seed=training.seed, binarization=training.binarization
+            )
+            for name, split in splits.items()
+        }
+        if isinstance(model, VAE):
+            mu, _ = model.encode((self.validation or self.splits.test).images[:DESCRIBED])
+            found["active_units"] = int(np.sum(np.var(mu, axis=0) > ACTIVE))
+        return found
 
 
 class _Run:
@@ -216,7 +236,8 @@ class _Run:
         self, trainer: Trainer, folder: Path | None, metrics: list[dict[str, Any]]
     ) -> None:
         self.trainer, self.folder, self.metrics = trainer, folder, metrics
-        self.started = time.perf_counter()
+        before = metrics[-1]["seconds"] if metrics else 0.0
+        self.started = time.perf_counter() - before
 
     def record(self, line: dict[str, Any]) -> dict[str, Any]:
         """Adds a line to the metrics."""
@@ -241,16 +262,28 @@ class _Run:
         trainer.logged_totals = trainer.progress.totals
 
     def log_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
-        """A line with the means of the epoch's `steps` and of the test split."""
+        """A line with the means of the epoch's `steps` and of the images held out; keeps the
+        checkpoint if it is the best."""
         trainer = self.trainer
         line = {
             "epoch": epoch,
             "step": trainer.finished_steps,
             "train": trainer.means_since(trainer.epoch_totals, steps),
-            "test": trainer.test_metrics(),
+            **trainer.held_out_metrics(),
         }
+        warning = symptom(line, trainer.model)
+        if warning and not any(record.get("warning") == warning for record in self.metrics):
+            line["warning"] = warning
         trainer.epoch_totals = trainer.progress.totals
-        return self.record(line)
+        self.record(line)
+        losses = self.validation_losses()
+        if self.folder is not None and losses and losses[-1] == min(losses):
+            write_checkpoint(self.folder, trainer.model, trainer.progress, BEST)
+        return line
+
+    def validation_losses(self) -> list[float]:
+        """The loss on the validation images after each epoch."""
+        return [line["validation"]["loss"] for line in self.metrics if "validation" in line]
 
     def checkpoint(self) -> None:
         """Saves the run, if it has a folder."""
@@ -258,10 +291,40 @@ class _Run:
             write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
 
     def out_of_patience(self) -> bool:
-        """Whether the best test loss is more than `patience` epochs old."""
-        losses = [line["test"]["loss"] for line in self.metrics if "epoch" in line]
+        """Whether the best validation loss is more than `patience` epochs old."""
+        losses = self.validation_losses()
         patience = self.trainer.training.patience
         return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
+ACTIVE, DESCRIBED = 0.01, 1000
+"""Variance of the posterior mean over images above which a latent dimension is active (Burda et al.
+2016, section 5.2), and of how many images."""
+
+FEWEST_ACTIVE = 0.05
+MOST_NATS = 10.0
+"""Share of active dimensions below which the posterior has collapsed; mean KL of a dimension
+above which it has exploded: e^10, some 22,000 values told apart in each, is more than a set of
+images can need."""
+
+
+def symptom(line: dict[str, Any], model: Autoencoder) -> str:
+    """What an epoch's metrics say is wrong with the posterior, and what to try; empty if nothing
+    is."""
+    if not model.latent:
+        return ""
+    nats = line["test"]["kl"] / model.latent
+    if nats > MOST_NATS:
+        return (
+            f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; try a smaller "
+            "learning rate, or --clip-norm"
+        )
+    if line["epoch"] >= 2 and line["active_units"] < FEWEST_ACTIVE * model.latent:
+        return (
+            "the posterior collapses: fewer than 5% of the latent dimensions are active; try "
+            "--beta-warmup, --free-bits or a smaller --beta"
+        )
+    return ""
 
 
 def fit(
@@ -271,6 +334,7 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    best: bool = False,
     device: str | ReferenceBackend = "auto",
     progress: bool = True,
     on_step: Callable[[int, Autoencoder], None] | None = None,
@@ -283,6 +347,7 @@ def fit(
         data: the splits, or a name or path that `minivae.data.load` takes.
         out: the run folder for configuration, metrics and checkpoints; none by default.
         resume: go on from the checkpoint in `out`.
+        best: go on from the best one instead of the last.
         device: where to train: a name that `minivae.backends.get` takes, or a backend.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
@@ -297,7 +362,7 @@ def fit(
     model.to(device)
     done, metrics = NOT_STARTED, []
     if folder is not None and resume:
-        done = read_checkpoint(folder, model)
+        done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
         metrics = _cut_metrics(folder / METRICS, done.step)
     trainer = Trainer(model, splits, training, done)
     run = _Run(trainer, folder, metrics)
@@ -355,6 +420,9 @@ def _loop(
                     train=f"{line['train']['loss']:.2f}",
                     test=f"{line['test']['loss']:.2f}",
                 )
+                if "warning" in line:
+                    text = f"warning    epoch {line['epoch']}: {line['warning']}"
+                    bar.write(text, file=sys.stderr)
                 on_metrics(line)
             if ended or _every(training.checkpoint_every, step):
                 trainer.check()

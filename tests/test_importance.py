@@ -242,7 +242,7 @@ def test_without_shuffle_every_epoch_has_the_order_of_the_data() -> None:
 
 
 def test_more_images_than_there_are_is_bad_input() -> None:
-    with pytest.raises(InputError, match="images is 99999, expected at most"):
+    with pytest.raises(InputError, match="images is 99999 and validation 0, expected"):
         fit(preset("glyphs").model(), "glyphs", Training(images=99_999), progress=False)
 
 
