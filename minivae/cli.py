@@ -120,6 +120,11 @@ def _add_train(commands: Any) -> None:
     )
     option(source, "--latent", int, "N", "latent dimensions")
     option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    option(
+        *(source, "--likelihood", str, "KIND"),
+        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
+    )
+    option(source, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
     option(source, "--beta", float, "X", "weight of the KL")
     option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
     option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
@@ -183,7 +188,12 @@ def _add_bench(commands: Any) -> None:
 
 
 MODEL_OPTIONS = ("latent", "hidden", "beta")
-OBJECTIVE_OPTIONS = {"beta_warmup": "beta_warmup_steps", "free_bits": "free_bits"}
+OBJECTIVE_OPTIONS = {
+    "likelihood": "likelihood",
+    "sigma": "sigma",
+    "beta_warmup": "beta_warmup_steps",
+    "free_bits": "free_bits",
+}
 OPTIMIZER_OPTIONS = {
     "lr": "lr",
     "weight_decay": "weight_decay",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .errors import InputError
+from .errors import InputError, check_kinds
 from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
@@ -24,7 +24,7 @@ from .ops.philox import EVALUATION_STREAM, SAMPLING_STREAM, Noise
 from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
-LIKELIHOODS = ("bernoulli", "squared-error", "gaussian")
+LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
 INFERENCE_BATCH = 100
 """Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
 row of a batch, and small, so that it seldom needs more memory than training has."""
@@ -37,9 +37,11 @@ class Objective:
 
     `likelihood` is one of
 
-        bernoulli       -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
-        squared-error   weight * sum of (y - x)^2 (elbo.E3)
-        gaussian        -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
+        bernoulli            -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
+        squared-error        weight * sum of (y - x)^2 (elbo.E3)
+        gaussian             -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
+        calibrated-gaussian  the same with the sigma^2 that fits the batch best (calibration.E3);
+                             images are evaluated with the sigma of `Autoencoder.calibrate`
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension.
@@ -53,6 +55,7 @@ class Objective:
     free_bits: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         checks = {
             "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
             "weight": (self.weight > 0, "above 0"),
@@ -68,11 +71,19 @@ class Objective:
 
     @property
     def error_weight(self) -> float:
-        """The weight w of elbo.E3."""
-        return self.weight if self.likelihood == "squared-error" else 0.5 / self.sigma**2
+        """The weight w of elbo.E3; 1 where calibration.E4 finds it afterwards."""
+        if self.likelihood == "gaussian":
+            return 0.5 / self.sigma**2
+        return self.weight if self.likelihood == "squared-error" else 1.0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the likelihood's variance is calibrated."""
+        return self.likelihood == "calibrated-gaussian"
 
     def constant(self, pixels: int) -> float:
-        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image."""
+        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image, where
+        the loss on the device leaves it out."""
         if self.likelihood != "gaussian":
             return 0.0
         return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
@@ -88,6 +99,8 @@ class Objective:
             "bernoulli": "Bernoulli -log p(x|z) on logits, nats",
             "squared-error": f"{self.weight:g} x sum of squared error",
             "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
+            "calibrated-gaussian": "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared "
+            "error, nats",
         }[self.likelihood]
         warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
@@ -137,6 +150,7 @@ class Autoencoder:
         self.backend = backends.get("reference")
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
+        self._sigma: Any = None
         self._memory: _Memory | None = None
 
     @property
@@ -199,6 +213,7 @@ class Autoencoder:
         self.backend, self.dtype, self._memory = backend, np.dtype(dtype), None
         shapes = self.encoder.parameter_shapes() | self.decoder.parameter_shapes()
         self._parameters = Parameters(shapes, backend, self.dtype)
+        self._sigma = backend.zeros((1,), self.dtype)
         if tensors is None:
             rng = np.random.default_rng([self.seed, INITIALIZATION_STREAM])
             for network in (self.encoder, self.decoder):
@@ -213,12 +228,14 @@ class Autoencoder:
 
     def tensors(self) -> dict[str, NDArray]:
         """Values and moments as NumPy arrays: `encoder.0.weight`, `first_moment.encoder.0.weight`,
-        `second_moment.encoder.0.weight`."""
+        `second_moment.encoder.0.weight`; and the calibrated `sigma` (1,), 0 before `calibrate`, if
+        the objective has one."""
         parameters = self.parameters
         views = {
             "": parameters.values,
             "first_moment.": parameters.first_moments,
             "second_moment.": parameters.second_moments,
+            "sigma": {"": self._sigma} if self.objective.calibrated else {},
         }
         return {
             prefix + name: self.backend.to_numpy(view)
@@ -227,12 +244,14 @@ class Autoencoder:
         }
 
     def set_tensors(self, tensors: dict[str, NDArray]) -> None:
-        """Puts back what `tensors` gave. Moments may be missing, and are then zero.
+        """Puts back what `tensors` gave. Moments and sigma may be missing, and are then zero.
 
         Raises InputError, before anything has changed, on a missing, unknown or misshapen tensor.
         """
         parameters = self.parameters
         targets = dict(parameters.values)
+        if self.objective.calibrated and "sigma" in tensors:
+            targets["sigma"] = self._sigma
         for prefix, views in (
             ("first_moment.", parameters.first_moments),
             ("second_moment.", parameters.second_moments),
@@ -316,19 +335,51 @@ class Autoencoder:
         """The images (n, h, w, c) as the model sees them: decoded from their codes."""
         return self.decode(self.encode(images))
 
+    @property
+    def final_objective(self) -> Objective:
+        """The objective as images are evaluated by it: as at the end of training, and with the
+        calibrated sigma instead of the batch's own. Raises InputError before `calibrate`."""
+        if not self.objective.calibrated:
+            return self.objective
+        sigma = float(self.tensors()["sigma"][0])
+        if not sigma:
+            raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
+        return dataclasses.replace(self.objective, likelihood="gaussian", sigma=sigma)
+
+    def calibrate(self, data: NDArray, *, seed: int = 0, binarization: str = "none") -> float:
+        """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
+        is highest with, one latent sample each (calibration.E2). Arguments as for `evaluate`.
+
+        Raises InputError if the objective's likelihood is not calibrated.
+        """
+        if not self.objective.calibrated:
+            raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
+        error = self.evaluate(
+            data, seed=seed, binarization=binarization, objective=Objective("squared-error")
+        )
+        sigma = math.sqrt(error["reconstruction"] / self.pixels)
+        self._assign(self._sigma, np.array([sigma]))
+        return sigma
+
     def evaluate(
-        self, data: NDArray, *, seed: int = 0, binarization: str = "none"
+        self,
+        data: NDArray,
+        *,
+        seed: int = 0,
+        binarization: str = "none",
+        objective: Objective | None = None,
     ) -> dict[str, float]:
         """The mean loss, reconstruction and KL of images (n, h, w, c) with one latent sample each.
 
-        `data` is uint8 or float in [0, 1] as a data set holds it. The KL is weighted by the
-        objective's final beta.
+        `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
+        `final_objective` unless another is given; the KL is weighted by its final beta.
         """
+        objective = objective or self.final_objective
         backend, rows = self.backend, len(data)
         resident = backend.asarray(data.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
         schedule = np.zeros((1, SCHEDULE_COLUMNS))
-        schedule[0, BETA] = self.objective.beta
+        schedule[0, BETA] = objective.beta
         schedule = backend.asarray(schedule.astype(self.dtype))
         totals = backend.zeros((TOTALS_SIZE,), np.float64)
         noise = Noise(seed, EVALUATION_STREAM)
@@ -336,12 +387,15 @@ class Autoencoder:
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
             backend.gather_batch(resident, order, state, bound.x, binarization, noise)
-            bound.forward(noise, schedule, state, totals)
-        return self.means(backend.to_numpy(totals), rows)
+            bound.forward(noise, schedule, state, totals, objective)
+        return self.means(backend.to_numpy(totals), rows, objective)
 
-    def means(self, totals: NDArray, images: int) -> dict[str, float]:
-        """What `elbo_totals` summed over `images`, as means, with the objective's constant."""
-        constant = self.objective.constant(self.pixels)
+    def means(
+        self, totals: NDArray, images: int, objective: Objective | None = None
+    ) -> dict[str, float]:
+        """What `elbo_totals` summed over `images`, as means, with the constant of the objective
+        (the model's own unless another is given)."""
+        constant = (objective or self.objective).constant(self.pixels)
         return {
             "loss": float(totals[LOSS] / images + constant),
             "reconstruction": float(totals[RECONSTRUCTION] / images + constant),
@@ -419,6 +473,7 @@ class _Memory:
         self.kl = backend.zeros((batch, d), dtype)
         self.kl_weight = backend.zeros((d,), dtype)
         self.reconstruction = backend.zeros((batch,), dtype)
+        self.variance = backend.zeros((1,), dtype)
         self.passes: dict[int, ModelPass] = {}
 
 
@@ -433,6 +488,7 @@ class ModelPass:
         self.x = memory.x[:rows]
         self.reconstruction = memory.reconstruction[:rows]
         self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
+        self.variance = memory.variance
         images = self.x.reshape(rows, *model.image_shape)
         self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
         if model.latent:
@@ -446,21 +502,28 @@ class ModelPass:
             model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
         )
 
-    def forward(self, noise: Noise, schedule: Any, state: Any, totals: Any) -> None:
+    def forward(
+        self,
+        noise: Noise,
+        schedule: Any,
+        state: Any,
+        totals: Any,
+        objective: Objective | None = None,
+    ) -> None:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
-        output."""
+        output. The loss is the model's objective unless another is given."""
+        objective = objective or self.model.objective
         self.encoder.forward()
         if self.model.latent:
             self.backend.latent_forward(self.encoder.output, self.code, self.kl, noise, state)
         self.decoder.forward()
-        self._reconstruction_loss()
+        self._reconstruction_loss(objective)
         self.backend.elbo_totals(
             *(self.reconstruction, self.kl, schedule, state),
-            *(self.model.objective.free_bits, self.kl_weight, totals),
+            *(objective.free_bits, self.kl_weight, totals),
         )
 
-    def _reconstruction_loss(self) -> None:
-        objective = self.model.objective
+    def _reconstruction_loss(self, objective: Objective) -> None:
         output = self.decoder.output.reshape(self.x.shape)
         doutput = self.decoder.output_gradient.reshape(self.x.shape)
         scale = 1 / self.rows
@@ -472,6 +535,8 @@ class ModelPass:
                 *(output, self.x, self.reconstruction, doutput, scale),
                 *(objective.error_weight, self.decoder.output_activation),
             )
+        if objective.calibrated:
+            self.backend.calibrate_gaussian(self.reconstruction, doutput, self.variance)
 
     def backward(self, noise: Noise, state: Any) -> None:
         """All parameter gradients, after `forward` with the same noise and state."""

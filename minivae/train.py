@@ -38,6 +38,8 @@ from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
 
 DEFAULT_TRAINING = Training()
+CALIBRATION_IMAGES = 10_000
+"""The first so many training images calibrate a Gaussian's sigma, at each test."""
 LOOK_EVERY = 50
 """Steps between the host's looks at the device: progress bar, failure latch, pending signals."""
 
@@ -185,7 +187,14 @@ class Trainer:
         return self.model.means(now - totals, images)
 
     def test_metrics(self) -> dict[str, float]:
-        """The test split's loss, reconstruction and KL."""
+        """The test split's loss, reconstruction and KL, with a sigma calibrated anew where the
+        likelihood asks for one."""
+        if self.model.objective.calibrated:
+            self.model.calibrate(
+                self.splits.train.images[:CALIBRATION_IMAGES],
+                seed=self.training.seed,
+                binarization=self.training.binarization,
+            )
         return self.model.evaluate(
             self.splits.test.images,
             seed=self.training.seed,

@@ -277,6 +277,13 @@ def loss_cases() -> Iterator[Case]:
             yield Case("squared_error_loss", f"{activation.kind}-{n}x{m}", arguments)
 
 
+def calibration_cases() -> Iterator[Case]:
+    for n, m in ((1, 1), (3, 31), (5, 33), (31, 784)):
+        rng = _rng(f"calibration-{n}x{m}")
+        squares, dz = 0.1 * m * rng.random(n), rng.standard_normal((n, m))
+        yield Case("calibrate_gaussian", f"{n}x{m}", [InOut(squares), InOut(dz), Out((1,))])
+
+
 def _schedule(steps: int = 3) -> NDArray:
     return np.array([[1e-2 / (t + 1), math.sqrt(1e-3 * (t + 1)), 0.99, 0.5] for t in range(steps)])
 
@@ -342,6 +349,7 @@ CASES = [
     *conv_cases(),
     *latent_cases(),
     *loss_cases(),
+    *calibration_cases(),
     *elbo_cases(),
     *adam_cases(),
     *batch_cases(),

@@ -268,6 +268,11 @@ class CpuBackend(ReferenceBackend):
             *(y, x, loss, dz, np.float32(scale), np.float32(weight)), *_code(activation)
         )
 
+    def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:
+        if not _is_float32(loss, dz, variance):
+            return super().calibrate_gaussian(loss, dz, variance)
+        kernels.calibrate_gaussian(loss, dz, variance)
+
     def elbo_totals(
         self,
         reconstruction: NDArray,

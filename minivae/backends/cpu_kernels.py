@@ -438,6 +438,23 @@ def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
 
 
 @kernel
+def calibrate_gaussian(loss, dz, variance):
+    """calibration.E2 to E4, with the sum over images in float64."""
+    n, m = dz.shape
+    total = 0.0
+    for row in range(n):
+        total += loss[row]
+    best = total / (n * m)
+    variance[0] = best
+    weight = np.float32(0.5 / best)
+    constant = np.float32(0.5 * m * math.log(2 * math.pi * best))
+    for row in range(n):
+        loss[row] = weight * loss[row] + constant
+        for i in range(m):
+            dz[row, i] *= weight
+
+
+@kernel
 def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, totals):
     """elbo.E5 and elbo.E6, with sums in float64."""
     n, d = kl.shape

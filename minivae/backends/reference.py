@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..ops import activations, adam, batch, conv, dense, elbo, latent, state
+from ..ops import activations, adam, batch, calibration, conv, dense, elbo, latent, state
 
 
 class ReferenceBackend:
@@ -33,6 +33,7 @@ class ReferenceBackend:
     latent_backward = staticmethod(latent.latent_backward)
     bernoulli_loss = staticmethod(elbo.bernoulli_loss)
     squared_error_loss = staticmethod(elbo.squared_error_loss)
+    calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
     elbo_totals = staticmethod(elbo.elbo_totals)
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
