@@ -128,6 +128,8 @@ def _add_train(commands: Any) -> None:
     option(source, "--beta", float, "X", "weight of the KL")
     option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
     option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
+    option(source, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
+    option(source, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
     option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
     loop = train.add_argument_group("training")
     option(loop, "--epochs", int, "N", "passes over the training data")
@@ -193,6 +195,8 @@ OBJECTIVE_OPTIONS = {
     "sigma": "sigma",
     "beta_warmup": "beta_warmup_steps",
     "free_bits": "free_bits",
+    "capacity": "capacity",
+    "capacity_steps": "capacity_steps",
 }
 OPTIMIZER_OPTIONS = {
     "lr": "lr",

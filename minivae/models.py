@@ -44,7 +44,8 @@ class Objective:
                              images are evaluated with the sigma of `Autoencoder.calibrate`
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
-    elbo.E5, in nats a dimension.
+    elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
+    distance from it instead (capacity.E3); it rises linearly over `capacity_steps`.
     """
 
     likelihood: str = "bernoulli"
@@ -53,6 +54,8 @@ class Objective:
     beta: float = 1.0
     beta_warmup_steps: int = 0
     free_bits: float = 0.0
+    capacity: float = 0.0
+    capacity_steps: int = 0
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -63,11 +66,15 @@ class Objective:
             "beta": (self.beta >= 0, "0 or above"),
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
+            "capacity": (self.capacity >= 0, "0 or above"),
+            "capacity_steps": (self.capacity_steps >= 0, "0 or above"),
         }
         for name, (holds, expected) in checks.items():
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise InputError(f"{name} is {value!r}, expected {expected}")
+        if self.free_bits and self.capacity:
+            raise InputError("free_bits and capacity exclude each other: both set the KL's level")
 
     @property
     def error_weight(self) -> float:
@@ -103,6 +110,10 @@ class Objective:
             "error, nats",
         }[self.likelihood]
         warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
+        if self.capacity:
+            rise = f" (linear over {self.capacity_steps} steps)" if self.capacity_steps else ""
+            target = f"|KL - C|, C = {self.capacity:g} nats{rise}"
+            return f"{reconstruction} + {self.beta:g}{warmup} x {target}; mean per image"
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
         return f"{reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
 
@@ -113,7 +124,7 @@ class Autoencoder:
     Args:
         encoder: layers from images (h, w, c) to the code.
         decoder: layers from the code to h w c numbers, in any shape.
-        objective: the reconstruction loss; its beta and free bits have no meaning here.
+        objective: the reconstruction loss; what it says of the KL has no meaning here.
         image_shape: (h, w, c).
         initialization: see `WeightedLayer.initialize`.
         seed: of the initial weights.
@@ -339,12 +350,13 @@ class Autoencoder:
     def final_objective(self) -> Objective:
         """The objective as images are evaluated by it: as at the end of training, and with the
         calibrated sigma instead of the batch's own. Raises InputError before `calibrate`."""
-        if not self.objective.calibrated:
-            return self.objective
+        final = dataclasses.replace(self.objective, beta_warmup_steps=0, capacity_steps=0)
+        if not final.calibrated:
+            return final
         sigma = float(self.tensors()["sigma"][0])
         if not sigma:
             raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
-        return dataclasses.replace(self.objective, likelihood="gaussian", sigma=sigma)
+        return dataclasses.replace(final, likelihood="gaussian", sigma=sigma)
 
     def calibrate(self, data: NDArray, *, seed: int = 0, binarization: str = "none") -> float:
         """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
@@ -518,10 +530,12 @@ class ModelPass:
             self.backend.latent_forward(self.encoder.output, self.code, self.kl, noise, state)
         self.decoder.forward()
         self._reconstruction_loss(objective)
-        self.backend.elbo_totals(
-            *(self.reconstruction, self.kl, schedule, state),
-            *(objective.free_bits, self.kl_weight, totals),
-        )
+        terms = (self.reconstruction, self.kl, schedule, state)
+        if objective.capacity and self.model.latent:
+            bounds = (objective.capacity, objective.capacity_steps)
+            self.backend.capacity_totals(*terms, *bounds, self.kl_weight, totals)
+        else:
+            self.backend.elbo_totals(*terms, objective.free_bits, self.kl_weight, totals)
 
     def _reconstruction_loss(self, objective: Objective) -> None:
         output = self.decoder.output.reshape(self.x.shape)

@@ -311,6 +311,18 @@ def elbo_cases() -> Iterator[Case]:
             )
 
 
+def capacity_cases() -> Iterator[Case]:
+    # The KL is about d: a capacity of 0.3 is below it, one of 200 above, unless it has just begun.
+    for n, d in ((1, 1), (33, 20), (127, 50)):
+        for capacity, steps in ((0.3, 0), (200.0, 0), (200.0, 42), (200.0, 100_000)):
+            label = f"{n}x{d}-{capacity:g}-{steps}"
+            rng = _rng(label)
+            kl, totals = 2 * rng.random((n, d)), InOut(np.array([1.0, 2.0, 3.0]), fixed=True)
+            arguments = [In(100 * rng.random(n)), In(kl), In(_schedule()), InOut(_state_at(1))]
+            arguments += [capacity, steps, Out((d,)), totals]
+            yield Case("capacity_totals", label, arguments)
+
+
 def adam_cases() -> Iterator[Case]:
     for size in (*AWKWARD, 10007):
         rng = _rng(f"adam-{size}")
@@ -351,6 +363,7 @@ CASES = [
     *loss_cases(),
     *calibration_cases(),
     *elbo_cases(),
+    *capacity_cases(),
     *adam_cases(),
     *batch_cases(),
     *state_cases(),

@@ -21,7 +21,9 @@ from minivae.layers import GELU, Layer
 from minivae.models import Autoencoder, model_from_config
 from minivae.ops.activations import IDENTITY
 from minivae.ops.calibration import calibrate_gaussian
-from minivae.ops.elbo import squared_error_loss
+from minivae.ops.capacity import capacity_totals
+from minivae.ops.elbo import KL, LOSS, squared_error_loss
+from minivae.ops.state import FAILED, new_state
 
 SIZE = 6
 IMAGE = (SIZE, SIZE, 1)
@@ -150,8 +152,91 @@ def test_a_calibrated_loss_in_training_is_a_function_of_the_mean_squared_error()
     assert float(model.tensors()["sigma"][0]) == pytest.approx(math.sqrt(variance), rel=0.02)
 
 
+# The capacity
+
+
+def totals_at(
+    kl: NDArray, capacity: float, steps: int = 0, step: int = 0
+) -> tuple[NDArray, NDArray]:
+    """The totals of a batch without reconstruction error and the weights of its KL, beta 2.5."""
+    schedule, state = np.full((1, 4), 2.5), new_state(step=step)
+    kl_weight, totals = np.full(kl.shape[1], np.nan), np.zeros(3)
+    bounds = (capacity, steps)
+    capacity_totals(np.zeros(len(kl)), kl, schedule, state, *bounds, kl_weight, totals)
+    return totals, kl_weight
+
+
+@pytest.mark.parametrize("capacity", [0.1, 100.0], ids=["below the KL", "above the KL"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 7)], ids=str)
+def test_the_kl_weight_is_the_gradient_of_the_distance_from_the_capacity(
+    shape: tuple[int, int], capacity: float
+) -> None:
+    kl = np.random.default_rng(0).random(shape)
+    _, kl_weight = totals_at(kl, capacity)
+    numerical = central_differences(lambda: totals_at(kl, capacity)[0][LOSS] / len(kl), kl)
+    assert_close(np.broadcast_to(kl_weight, shape), numerical, DIFFERENCES)
+
+
+def test_the_distance_is_of_the_mean_over_images() -> None:
+    # One image has 3 nats and one 1: their mean is at the capacity, though neither of them is.
+    totals, kl_weight = totals_at(np.array([[2.0, 1.0], [0.5, 0.5]]), 2.0)
+    assert totals[LOSS] == 0
+    assert totals[KL] == 4
+    np.testing.assert_array_equal(kl_weight, 0)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 1), (1, 2), (3, 4), (4, 5), (5, 5), (99, 5)])
+def test_the_capacity_rises_linearly_and_then_stays(step: int, expected: int) -> None:
+    totals, _ = totals_at(np.zeros((1, 1)), 5.0, steps=5, step=step)
+    assert totals[LOSS] == pytest.approx(2.5 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("capacity", [0.001, 50.0], ids=["below the KL", "above the KL"])
+def test_a_model_with_capacity_has_gradients_that_agree_with_differences(capacity: float) -> None:
+    for error in check_gradients(small_vae(capacity=capacity, beta=3.0)):
+        assert error.error < TOLERANCE, error
+
+
+def test_a_kl_that_is_not_finite_sets_the_latch() -> None:
+    schedule, state, totals = np.ones((1, 4)), new_state(), np.zeros(3)
+    kl = np.array([[np.nan, 1.0]])
+    capacity_totals(np.zeros(1), kl, schedule, state, 1.0, 0, np.empty(2), totals)
+    assert state[FAILED] == 1
+    assert (totals == 0).all()
+
+
+def test_training_brings_the_kl_to_the_capacity_from_either_side() -> None:
+    training = Training(epochs=60, batch_size=10, optimizer=Adam(lr=3e-3))
+    for capacity in (1.0, 12.0):
+        kl = train(small_vae(capacity=capacity, beta=30.0), training)[-1]["train"]["kl"]
+        # The sign flips around the capacity at the size of a step.
+        assert kl == pytest.approx(capacity, rel=0.2)
+
+
+def test_images_are_evaluated_with_the_final_capacity() -> None:
+    model = small_vae(capacity=2.0, capacity_steps=10**6, beta=3.0).to("cpu")
+    terms = model.evaluate(random_images(model, 20))
+    expected = terms["reconstruction"] + 3 * abs(terms["kl"] - 2)
+    assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_plain_autoencoder_has_no_capacity_to_reach() -> None:
+    layers = [Flatten(), Dense(3)], [Dense(SIZE * SIZE)]
+    model = Autoencoder(*layers, Objective("squared-error", capacity=5.0), IMAGE).to("cpu")
+    terms = model.evaluate(random_images(model, 5))
+    assert terms["loss"] == terms["reconstruction"]
+
+
+def test_free_bits_and_capacity_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="free_bits and capacity exclude each other"):
+        Objective(free_bits=0.1, capacity=5.0)
+
+
+# Whole runs
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "calibrated": {"likelihood": "calibrated-gaussian"},
+    "capacity": {"capacity": 3.0, "capacity_steps": 7, "beta": 2.0},
 }
 each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
@@ -199,16 +284,24 @@ def test_a_run_evaluates_the_same_when_loaded(tmp_path: Path, objective: dict[st
             "Gaussian -log p(x|z) with sigma 0.2, nats + 1 x KL",
             {"likelihood": "gaussian", "sigma": 0.2},
         ),
+        (
+            ["--capacity", "25", "--capacity-steps", "9"],
+            "Bernoulli -log p(x|z) on logits, nats + 1 x |KL - C|, C = 25 nats (linear over 9 "
+            "steps)",
+            {"capacity": 25, "capacity_steps": 9},
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_the_command_line_prints_and_stores_what_is_minimised(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     printed: str,
     stored: dict[str, Any],
 ) -> None:
+    monkeypatch.setattr("minivae.pictures.draw_run", lambda *run: [])
     assert command(tmp_path / "run", *arguments) == 0
     assert f"objective  {printed}; mean per image\n" in capsys.readouterr().out
     objective = json.loads((tmp_path / "run" / CONFIG).read_text())["model"]["objective"]
@@ -222,6 +315,8 @@ def test_the_command_line_prints_and_stores_what_is_minimised(
     [
         (["--likelihood", "gausian"], "likelihood is 'gausian', expected one of"),
         (["--likelihood", "gaussian", "--sigma", "0"], "sigma is 0.0, expected above 0"),
+        (["--capacity", "-1"], "capacity is -1.0, expected 0 or above"),
+        (["--capacity", "1", "--free-bits", "1"], "free_bits and capacity exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -53,7 +53,8 @@ class DistributionsTwin(Twin):
             sigma = torch.sqrt(torch.mean((output - self.images) ** 2))
         density = torch.distributions.Normal(output, sigma).log_prob(self.images)
         reconstruction, mean_kl = -density.sum() / ROWS, kl.mean()
-        loss = reconstruction + beta * mean_kl
+        distance = torch.abs(mean_kl - objective.capacity) if objective.capacity else mean_kl
+        loss = reconstruction + beta * distance
         return {"reconstruction": reconstruction, "kl": mean_kl, "loss": loss}
 
 
@@ -78,6 +79,15 @@ def test_a_gaussian_has_the_loss_and_every_gradient_of_pytorch(
     likelihood: str, device: str, dtype: type, tolerance: float, torch: Any
 ) -> None:
     model = smooth_vae(likelihood=likelihood, sigma=0.3).to(device, dtype)
+    assert_parity(DistributionsTwin(model, torch), 1.5, tolerance)
+
+
+@pytest.mark.parametrize(("device", "dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("capacity", [0.01, 20.0], ids=["below the KL", "above the KL"])
+def test_a_capacity_has_the_loss_and_every_gradient_of_pytorch(
+    capacity: float, device: str, dtype: type, tolerance: float, torch: Any
+) -> None:
+    model = smooth_vae(capacity=capacity).to(device, dtype)
     assert_parity(DistributionsTwin(model, torch), 1.5, tolerance)
 
 

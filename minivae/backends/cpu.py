@@ -288,6 +288,23 @@ class CpuBackend(ReferenceBackend):
             return super().elbo_totals(*arguments)
         kernels.elbo_totals(*arguments)
 
+    def capacity_totals(
+        self,
+        reconstruction: NDArray,
+        kl: NDArray,
+        schedule: NDArray,
+        state: NDArray,
+        capacity: float,
+        capacity_steps: int,
+        kl_weight: NDArray,
+        totals: NDArray,
+    ) -> None:
+        bounds: Any = (capacity, capacity_steps)
+        arguments: Any = (reconstruction, kl, schedule, state, *bounds, kl_weight, totals)
+        if not _is_float32(reconstruction, kl, schedule, kl_weight):
+            return super().capacity_totals(*arguments)
+        kernels.capacity_totals(*arguments)
+
     def adam_update(
         self,
         p: NDArray,

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..ops import activations, adam, batch, calibration, conv, dense, elbo, latent, state
+from ..ops import (
+    activations,
+    adam,
+    batch,
+    calibration,
+    capacity,
+    conv,
+    dense,
+    elbo,
+    latent,
+    state,
+)
 
 
 class ReferenceBackend:
@@ -35,6 +46,7 @@ class ReferenceBackend:
     squared_error_loss = staticmethod(elbo.squared_error_loss)
     calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
     elbo_totals = staticmethod(elbo.elbo_totals)
+    capacity_totals = staticmethod(capacity.capacity_totals)
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
     gather_batch = staticmethod(batch.gather_batch)
