@@ -139,9 +139,16 @@ def _add_train(commands: Any) -> None:
     option(source, "--latent", int, "N", "latent dimensions")
     option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
     option(source, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
+    option(
+        *(source, "--likelihood", str, "KIND"),
+        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
+    )
+    option(source, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
     option(source, "--beta", float, "X", "weight of the KL")
     option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
     option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
+    option(source, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
+    option(source, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
     option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
     loop = train.add_argument_group("training")
     option(loop, "--epochs", int, "N", "passes over the training data")
@@ -212,7 +219,14 @@ def _add_bench(commands: Any) -> None:
 
 
 MODEL_OPTIONS = ("latent", "hidden", "beta")
-OBJECTIVE_OPTIONS = {"beta_warmup": "beta_warmup_steps", "free_bits": "free_bits"}
+OBJECTIVE_OPTIONS = {
+    "likelihood": "likelihood",
+    "sigma": "sigma",
+    "beta_warmup": "beta_warmup_steps",
+    "free_bits": "free_bits",
+    "capacity": "capacity",
+    "capacity_steps": "capacity_steps",
+}
 OPTIMIZER_OPTIONS = {
     "lr": "lr",
     "weight_decay": "weight_decay",

@@ -179,7 +179,7 @@ class _Draws:
             self.passes[rows] = Pass(
                 self.model.decoder, self.backend, parameters, self.buffers, self.z[:rows]
             )
-        bound, objective = self.passes[rows], self.model.objective
+        bound, objective = self.passes[rows], self.model.final_objective
         bound.forward()
         output = bound.output.reshape(rows, self.model.pixels)
         arguments = (output, self.x[:rows], self.loss[:rows], self.gradient[:rows], 1.0)
@@ -262,7 +262,7 @@ def evaluate(
     kl = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
     heads = model.backend.asarray(np.concatenate([mu, logvar / HEADS[model.head]], axis=1))
     resident = model.backend.asarray(x)
-    constant = model.objective.constant(model.pixels)
+    constant = model.final_objective.constant(model.pixels)
     ladder = [] if reason else _ladder(samples)
     bounds, reconstruction = np.empty((len(x), len(ladder))), np.empty(len(x))
     draws = _Draws(model, min(chunk, -(-samples // BLOCK) * BLOCK), seed)

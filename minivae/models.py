@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .backends.reference import Call
-from .errors import InputError
+from .errors import InputError, check_kinds
 from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
@@ -25,7 +25,7 @@ from .ops.philox import EVALUATION_STREAM, SAMPLING_STREAM, Noise
 from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
-LIKELIHOODS = ("bernoulli", "squared-error", "gaussian")
+LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
 ESTIMATORS = ("analytic", "monte-carlo", "importance")
 HEADS = {"logvar": 1.0, "log-sigma": 2.0}
 """What the second half of an encoder's head may be, with its factor to the log-variance."""
@@ -41,9 +41,11 @@ class Objective:
 
     `likelihood` is one of
 
-        bernoulli       -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
-        squared-error   weight * sum of (y - x)^2 (elbo.E3)
-        gaussian        -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
+        bernoulli            -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
+        squared-error        weight * sum of (y - x)^2 (elbo.E3)
+        gaussian             -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
+        calibrated-gaussian  the same with the sigma^2 that fits the batch best (calibration.E3);
+                             images are evaluated with the sigma of `Autoencoder.calibrate`
 
     With `estimator` "analytic" the KL is that of latent.E2, with one draw of z an image. The others
     take all of log p(x|z) + log p(z) - log q(z|x) from `samples` draws (importance.E2):
@@ -52,7 +54,8 @@ class Objective:
     and report all of the loss as reconstruction.
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
-    elbo.E5, in nats a dimension.
+    elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
+    distance from it instead (capacity.E3); it rises linearly over `capacity_steps`.
     """
 
     likelihood: str = "bernoulli"
@@ -63,8 +66,11 @@ class Objective:
     free_bits: float = 0.0
     estimator: str = "analytic"
     samples: int = 1
+    capacity: float = 0.0
+    capacity_steps: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         checks = {
             "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
             "weight": (self.weight > 0, "above 0"),
@@ -74,6 +80,8 @@ class Objective:
             "free_bits": (self.free_bits >= 0, "0 or above"),
             "estimator": (self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
             "samples": (isinstance(self.samples, int) and self.samples >= 1, "1 or above"),
+            "capacity": (self.capacity >= 0, "0 or above"),
+            "capacity_steps": (self.capacity_steps >= 0, "0 or above"),
         }
         for name, (holds, expected) in checks.items():
             value = getattr(self, name)
@@ -81,20 +89,30 @@ class Objective:
                 raise InputError(f"{name} is {value!r}, expected {expected}")
         if self.estimator == "analytic" and self.samples != 1:
             raise InputError(f"samples is {self.samples}, expected 1 with an analytic KL")
-        plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits)
-        if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0):
+        plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
+        if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
             raise InputError(
                 f"estimator is {self.estimator!r}, expected 'analytic' for any objective but the "
-                "Bernoulli likelihood with beta 1 and no free bits"
+                "Bernoulli likelihood with beta 1, no free bits and no capacity"
             )
+        if self.free_bits and self.capacity:
+            raise InputError("free_bits and capacity exclude each other: both set the KL's level")
 
     @property
     def error_weight(self) -> float:
-        """The weight w of elbo.E3."""
-        return self.weight if self.likelihood == "squared-error" else 0.5 / self.sigma**2
+        """The weight w of elbo.E3; 1 where calibration.E4 finds it afterwards."""
+        if self.likelihood == "gaussian":
+            return 0.5 / self.sigma**2
+        return self.weight if self.likelihood == "squared-error" else 1.0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the likelihood's variance is calibrated."""
+        return self.likelihood == "calibrated-gaussian"
 
     def constant(self, pixels: int) -> float:
-        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image."""
+        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image, where
+        the loss on the device leaves it out."""
         if self.likelihood != "gaussian":
             return 0.0
         return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
@@ -110,6 +128,8 @@ class Objective:
             "bernoulli": "Bernoulli -log p(x|z) on logits, nats",
             "squared-error": f"{self.weight:g} x sum of squared error",
             "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
+            "calibrated-gaussian": "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared "
+            "error, nats",
         }[self.likelihood]
         if self.estimator != "analytic":
             bound = "log mean w" if self.estimator == "importance" else "mean log w"
@@ -118,6 +138,10 @@ class Objective:
                 "Bernoulli on logits, nats; mean per image"
             )
         warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
+        if self.capacity:
+            rise = f" (linear over {self.capacity_steps} steps)" if self.capacity_steps else ""
+            target = f"|KL - C|, C = {self.capacity:g} nats{rise}"
+            return f"{reconstruction} + {self.beta:g}{warmup} x {target}; mean per image"
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
         return f"{reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
 
@@ -128,7 +152,7 @@ class Autoencoder:
     Args:
         encoder: layers from images (h, w, c) to the code.
         decoder: layers from the code to h w c numbers, in any shape.
-        objective: the reconstruction loss; its beta and free bits have no meaning here.
+        objective: the reconstruction loss; what it says of the KL has no meaning here.
         image_shape: (h, w, c).
         initialization: see `WeightedLayer.initialize`.
         seed: of the initial weights.
@@ -168,6 +192,7 @@ class Autoencoder:
         self.backend = backends.get("reference")
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
+        self._sigma: Any = None
         self._memory: _Memory | None = None
 
     @property
@@ -230,6 +255,7 @@ class Autoencoder:
         self.backend, self.dtype, self._memory = backend, np.dtype(dtype), None
         shapes = self.encoder.parameter_shapes() | self.decoder.parameter_shapes()
         self._parameters = Parameters(shapes, backend, self.dtype)
+        self._sigma = backend.zeros((1,), self.dtype)
         if tensors is None:
             rng = np.random.default_rng([self.seed, INITIALIZATION_STREAM])
             for network in (self.encoder, self.decoder):
@@ -244,12 +270,14 @@ class Autoencoder:
 
     def tensors(self) -> dict[str, NDArray]:
         """Values and moments as NumPy arrays: `encoder.0.weight`, `first_moment.encoder.0.weight`,
-        `second_moment.encoder.0.weight`."""
+        `second_moment.encoder.0.weight`; and the calibrated `sigma` (1,), 0 before `calibrate`, if
+        the objective has one."""
         parameters = self.parameters
         views = {
             "": parameters.values,
             "first_moment.": parameters.first_moments,
             "second_moment.": parameters.second_moments,
+            "sigma": {"": self._sigma} if self.objective.calibrated else {},
         }
         return {
             prefix + name: self.backend.to_numpy(view)
@@ -258,12 +286,14 @@ class Autoencoder:
         }
 
     def set_tensors(self, tensors: dict[str, NDArray]) -> None:
-        """Puts back what `tensors` gave. Moments may be missing, and are then zero.
+        """Puts back what `tensors` gave. Moments and sigma may be missing, and are then zero.
 
         Raises InputError, before anything has changed, on a missing, unknown or misshapen tensor.
         """
         parameters = self.parameters
         targets = dict(parameters.values)
+        if self.objective.calibrated and "sigma" in tensors:
+            targets["sigma"] = self._sigma
         for prefix, views in (
             ("first_moment.", parameters.first_moments),
             ("second_moment.", parameters.second_moments),
@@ -364,19 +394,52 @@ class Autoencoder:
         """The images (n, h, w, c) as the model sees them: decoded from their codes."""
         return self.decode(self.encode(images))
 
+    @property
+    def final_objective(self) -> Objective:
+        """The objective as images are evaluated by it: as at the end of training, and with the
+        calibrated sigma instead of the batch's own. Raises InputError before `calibrate`."""
+        final = dataclasses.replace(self.objective, beta_warmup_steps=0, capacity_steps=0)
+        if not final.calibrated:
+            return final
+        sigma = float(self.tensors()["sigma"][0])
+        if not sigma:
+            raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
+        return dataclasses.replace(final, likelihood="gaussian", sigma=sigma)
+
+    def calibrate(self, data: NDArray, *, seed: int = 0, binarization: str = "none") -> float:
+        """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
+        is highest with, one latent sample each (calibration.E2). Arguments as for `evaluate`.
+
+        Raises InputError if the objective's likelihood is not calibrated.
+        """
+        if not self.objective.calibrated:
+            raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
+        error = self.evaluate(
+            data, seed=seed, binarization=binarization, objective=Objective("squared-error")
+        )
+        sigma = math.sqrt(error["reconstruction"] / self.pixels)
+        self._assign(self._sigma, np.array([sigma]))
+        return sigma
+
     def evaluate(
-        self, data: NDArray, *, seed: int = 0, binarization: str = "none"
+        self,
+        data: NDArray,
+        *,
+        seed: int = 0,
+        binarization: str = "none",
+        objective: Objective | None = None,
     ) -> dict[str, float]:
         """The mean loss, reconstruction and KL of images (n, h, w, c) with one latent sample each.
 
-        `data` is uint8 or float in [0, 1] as a data set holds it. The KL is weighted by the
-        objective's final beta.
+        `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
+        `final_objective` unless another is given; the KL is weighted by its final beta.
         """
+        objective = objective or self.final_objective
         backend, rows = self.backend, len(data)
         resident = backend.asarray(data.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
         schedule = np.zeros((1, SCHEDULE_COLUMNS))
-        schedule[0, BETA] = self.objective.beta
+        schedule[0, BETA] = objective.beta
         schedule = backend.asarray(schedule.astype(self.dtype))
         totals = backend.zeros((TOTALS_SIZE,), np.float64)
         noise = Noise(seed, EVALUATION_STREAM)
@@ -384,12 +447,15 @@ class Autoencoder:
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
             backend.gather_batch(resident, order, state, bound.x, binarization, noise)
-            bound.forward(noise, schedule, state, totals)
-        return self.means(backend.to_numpy(totals), rows)
+            bound.forward(noise, schedule, state, totals, objective)
+        return self.means(backend.to_numpy(totals), rows, objective)
 
-    def means(self, totals: NDArray, images: int) -> dict[str, float]:
-        """What `elbo_totals` summed over `images`, as means, with the objective's constant."""
-        constant = self.objective.constant(self.pixels)
+    def means(
+        self, totals: NDArray, images: int, objective: Objective | None = None
+    ) -> dict[str, float]:
+        """What `elbo_totals` summed over `images`, as means, with the constant of the objective
+        (the model's own unless another is given)."""
+        constant = (objective or self.objective).constant(self.pixels)
         return {
             "loss": float(totals[LOSS] / images + constant),
             "reconstruction": float(totals[RECONSTRUCTION] / images + constant),
@@ -501,6 +567,7 @@ class _Memory:
         self.log_ratio = backend.zeros((draws if by_draws else 0,), dtype)
         self.weights = backend.zeros((draws if by_draws else 0,), dtype)
         self.reconstruction = backend.zeros((batch,), dtype)
+        self.variance = backend.zeros((1,), dtype)
         self.passes: dict[tuple[int, int], ModelPass] = {}
 
 
@@ -520,6 +587,7 @@ class ModelPass:
         self.x = memory.x[:rows]
         self.reconstruction = memory.reconstruction[:rows]
         self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
+        self.variance = memory.variance
         images = self.x.reshape(rows, *model.image_shape)
         self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
         if model.latent:
@@ -542,9 +610,17 @@ class ModelPass:
             *self.encoder.weight_gradient_calls,
         ]
 
-    def forward(self, noise: Noise, schedule: Any, state: Any, totals: Any) -> None:
+    def forward(
+        self,
+        noise: Noise,
+        schedule: Any,
+        state: Any,
+        totals: Any,
+        objective: Objective | None = None,
+    ) -> None:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
-        output."""
+        output. The loss is the model's objective unless another is given."""
+        objective = objective or self.model.objective
         calls = list(self.encoder.forward_calls)
         if self.by_draws:
             scaled = (self.log_ratio, self.log_scale, noise, state)
@@ -554,10 +630,14 @@ class ModelPass:
             drawn = (self.encoder.output, self.code, self.kl, noise, state)
             calls.append(Call("latent_forward", drawn))
         calls += self.decoder.forward_calls
-        calls += self._bound() if self.by_draws else self._reconstruction_loss()
-        summed = (self.reconstruction, self.kl, schedule, state)
-        weights = (self.model.objective.free_bits, self.kl_weight, totals)
-        self.backend.sequence(*calls, Call("elbo_totals", (*summed, *weights)))
+        calls += self._bound() if self.by_draws else self._reconstruction_loss(objective)
+        terms, sums = (self.reconstruction, self.kl, schedule, state), (self.kl_weight, totals)
+        if objective.capacity and self.model.latent:
+            bounds = (objective.capacity, objective.capacity_steps)
+            calls.append(Call("capacity_totals", (*terms, *bounds, *sums)))
+        else:
+            calls.append(Call("elbo_totals", (*terms, objective.free_bits, *sums)))
+        self.backend.sequence(*calls)
 
     def _bound(self) -> list[Call]:
         """The loss and its gradient where both come from draws alone."""
@@ -569,9 +649,8 @@ class ModelPass:
         loss = Call("importance_loss", (logits.reshape(shape), self.x, *scaled))
         return [loss, *self.decoder.carry_output_gradient()]
 
-    def _reconstruction_loss(self) -> list[Call]:
+    def _reconstruction_loss(self, objective: Objective) -> list[Call]:
         """The loss and its gradient before the activation that made the output."""
-        objective = self.model.objective
         output = self.decoder.output.reshape(self.x.shape)
         doutput = self.decoder.output_gradient.reshape(self.x.shape)
         arguments = (output, self.x, self.reconstruction, doutput, 1 / self.rows)
@@ -579,7 +658,11 @@ class ModelPass:
             loss = Call("bernoulli_loss", arguments)
             return [loss, *self.decoder.carry_output_gradient()]
         weight, activation = objective.error_weight, self.decoder.output_activation
-        return [Call("squared_error_loss", (*arguments, weight, activation))]
+        calls = [Call("squared_error_loss", (*arguments, weight, activation))]
+        if objective.calibrated:
+            scored = (self.reconstruction, doutput, self.variance)
+            calls.append(Call("calibrate_gaussian", scored))
+        return calls
 
     def input_gradients(self, noise: Noise, state: Any) -> None:
         """The gradient at every layer's output, after `forward` with the same noise and state."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, check_kinds
 from .ops.state import BETA, DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
 
 SCHEDULES = ("constant", "step", "cosine", "pieces")
@@ -50,6 +50,7 @@ class Adam:
     second_moment: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         checks = {
             "lr": (self.lr > 0, "above 0"),
             "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),

@@ -177,8 +177,10 @@ def conv_vae(
         *(Dense(quarter[0] * quarter[1] * 64), Reshape((quarter[0], quarter[1], 64))),
         *(ConvTranspose2d(64, 3, stride=2, padding=1, output_size=half[:2]), ReLU()),
         *(ConvTranspose2d(32, 3, stride=2, padding=1, output_size=image_shape[:2]), ReLU()),
-        *(ConvTranspose2d(image_shape[2], 3, padding=1), Sigmoid()),
+        ConvTranspose2d(image_shape[2], 3, padding=1),
     ]
+    if objective.likelihood != "bernoulli":
+        decoder.append(Sigmoid())
     return VAE([*encoder, Flatten(), Dense(2 * latent)], decoder, objective, image_shape, seed=seed)
 
 

@@ -42,6 +42,8 @@ from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
 
 DEFAULT_TRAINING = Training()
+CALIBRATION_IMAGES = 10_000
+"""The first so many training images calibrate a Gaussian's sigma, at each test."""
 LOOK_EVERY = 50
 """Steps between the host's looks at the device: progress bar, failure latch, pending signals."""
 
@@ -212,16 +214,17 @@ class Trainer:
 
     def held_out_metrics(self) -> dict[str, Any]:
         """Loss, reconstruction and KL of the test split and of the validation images, if there are
-        any; and how many latent dimensions are active on these or else on those."""
+        any, with a sigma calibrated anew where the likelihood asks for one; and how many latent
+        dimensions are active on these or else on those."""
         training, model = self.training, self.model
+        options: Any = {"seed": training.seed, "binarization": training.binarization}
+        if model.objective.calibrated:
+            model.calibrate(self.splits.train.images[:CALIBRATION_IMAGES], **options)
         splits = {"test": self.splits.test}
         if self.validation is not None:
             splits["validation"] = self.validation
         found: dict[str, Any] = {
-            name: model.evaluate(
-                split.images, seed=training.seed, binarization=training.binarization
-            )
-            for name, split in splits.items()
+            name: model.evaluate(split.images, **options) for name, split in splits.items()
         }
         if isinstance(model, VAE):
             mu, _ = model.encode((self.validation or self.splits.test).images[:DESCRIBED])

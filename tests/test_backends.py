@@ -282,6 +282,13 @@ def loss_cases() -> Iterator[Case]:
             yield Case("squared_error_loss", f"{activation.kind}-{n}x{m}", arguments)
 
 
+def calibration_cases() -> Iterator[Case]:
+    for n, m in ((1, 1), (3, 31), (5, 33), (31, 784)):
+        rng = _rng(f"calibration-{n}x{m}")
+        squares, dz = 0.1 * m * rng.random(n), rng.standard_normal((n, m))
+        yield Case("calibrate_gaussian", f"{n}x{m}", [InOut(squares), InOut(dz), Out((1,))])
+
+
 def _schedule(steps: int = 3) -> NDArray:
     return np.array([[1e-2 / (t + 1), math.sqrt(1e-3 * (t + 1)), 0.99, 0.5] for t in range(steps)])
 
@@ -328,6 +335,18 @@ def importance_cases() -> Iterator[Case]:
             yield Case("importance_loss", label, [*arguments, 1 / n, importance])
 
 
+def capacity_cases() -> Iterator[Case]:
+    # The KL is about d: a capacity of 0.3 is below it, one of 200 above, unless it has just begun.
+    for n, d in ((1, 1), (33, 20), (127, 50)):
+        for capacity, steps in ((0.3, 0), (200.0, 0), (200.0, 42), (200.0, 100_000)):
+            label = f"{n}x{d}-{capacity:g}-{steps}"
+            rng = _rng(label)
+            kl, totals = 2 * rng.random((n, d)), InOut(np.array([1.0, 2.0, 3.0]), fixed=True)
+            arguments = [In(100 * rng.random(n)), In(kl), In(_schedule()), InOut(_state_at(1))]
+            arguments += [capacity, steps, Out((d,)), totals]
+            yield Case("capacity_totals", label, arguments)
+
+
 def adam_cases() -> Iterator[Case]:
     for size in (*AWKWARD, 10007):
         rng = _rng(f"adam-{size}")
@@ -366,8 +385,10 @@ CASES = [
     *conv_cases(),
     *latent_cases(),
     *loss_cases(),
+    *calibration_cases(),
     *elbo_cases(),
     *importance_cases(),
+    *capacity_cases(),
     *adam_cases(),
     *batch_cases(),
     *state_cases(),

@@ -320,6 +320,11 @@ class CpuBackend(ReferenceBackend):
             *(y, x, loss, dz, np.float32(scale), np.float32(weight)), *_code(activation)
         )
 
+    def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:
+        if not _is_float32(loss, dz, variance):
+            return super().calibrate_gaussian(loss, dz, variance)
+        kernels.calibrate_gaussian(loss, dz, variance)
+
     def elbo_totals(
         self,
         reconstruction: NDArray,
@@ -334,6 +339,23 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(reconstruction, kl, schedule, kl_weight):
             return super().elbo_totals(*arguments)
         kernels.elbo_totals(*arguments)
+
+    def capacity_totals(
+        self,
+        reconstruction: NDArray,
+        kl: NDArray,
+        schedule: NDArray,
+        state: NDArray,
+        capacity: float,
+        capacity_steps: int,
+        kl_weight: NDArray,
+        totals: NDArray,
+    ) -> None:
+        bounds: Any = (capacity, capacity_steps)
+        arguments: Any = (reconstruction, kl, schedule, state, *bounds, kl_weight, totals)
+        if not _is_float32(reconstruction, kl, schedule, kl_weight):
+            return super().capacity_totals(*arguments)
+        kernels.capacity_totals(*arguments)
 
     def adam_update(
         self,

@@ -529,6 +529,23 @@ def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
 
 
 @kernel
+def calibrate_gaussian(loss, dz, variance):
+    """calibration.E2 to E4, with the sum over images in float64."""
+    n, m = dz.shape
+    total = 0.0
+    for row in range(n):
+        total += loss[row]
+    best = total / (n * m)
+    variance[0] = best
+    weight = np.float32(0.5 / best)
+    constant = np.float32(0.5 * m * math.log(2 * math.pi * best))
+    for row in range(n):
+        loss[row] = weight * loss[row] + constant
+        for i in range(m):
+            dz[row, i] *= weight
+
+
+@kernel
 def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, totals):
     """elbo.E5 and elbo.E6, with sums in float64."""
     n, d = kl.shape
@@ -546,12 +563,38 @@ def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, total
         kl_total += mean
         bounded_total += free_bits if mean < free_bits else mean
     loss_total = reconstruction_total + n * beta * bounded_total
-    if not math.isfinite(loss_total):
+    _add_to_totals(totals, state, loss_total, reconstruction_total, n * kl_total)
+
+
+@kernel
+def capacity_totals(
+    reconstruction, kl, schedule, state, capacity, capacity_steps, kl_weight, totals
+):
+    """capacity.E1 to E4, with sums in float64."""
+    n, d = kl.shape
+    beta = np.float64(schedule[state[INDEX], BETA])
+    if state[STEP] + 1 < capacity_steps:
+        capacity *= (state[STEP] + 1) / capacity_steps
+    reconstruction_total, mean_kl = 0.0, 0.0
+    for row in range(n):
+        reconstruction_total += reconstruction[row]
+        for j in range(d):
+            mean_kl += kl[row, j]
+    mean_kl /= n
+    kl_weight[:] = beta / n * np.sign(mean_kl - capacity)
+    loss_total = reconstruction_total + n * beta * abs(mean_kl - capacity)
+    _add_to_totals(totals, state, loss_total, reconstruction_total, n * mean_kl)
+
+
+@kernel
+def _add_to_totals(totals, state, loss, reconstruction, kl):
+    """elbo.add_to_totals."""
+    if not math.isfinite(loss):
         state[FAILED] = 1
     if not state[FAILED]:
-        totals[0] += loss_total
-        totals[1] += reconstruction_total
-        totals[2] += n * kl_total
+        totals[0] += loss
+        totals[1] += reconstruction
+        totals[2] += kl
 
 
 # Optimizer

@@ -491,6 +491,28 @@ class KernelBackend(ReferenceBackend):
             block=TOTALS_BLOCK,
         )
 
+    def capacity_totals(
+        self,
+        reconstruction: Any,
+        kl: Any,
+        schedule: Any,
+        state: Any,
+        capacity: float,
+        capacity_steps: int,
+        kl_weight: Any,
+        totals: Any,
+    ) -> None:
+        self.launch(
+            *("capacity_totals", 1, reconstruction, kl, schedule, state),
+            *(capacity, capacity_steps, kl_weight, totals, *kl.shape),
+            block=TOTALS_BLOCK,
+        )
+
+    def calibrate_gaussian(self, loss: Any, dz: Any, variance: Any) -> None:
+        n, m = dz.shape
+        self.launch("calibrate_variance", 1, loss, variance, n, m)
+        self.launch("calibrate_gaussian", n, loss, dz, variance, m)
+
     # The optimizer
 
     def adam_update(

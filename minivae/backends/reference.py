@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..ops import activations, adam, batch, conv, dense, elbo, importance, latent, state
+from ..ops import (
+    activations,
+    adam,
+    batch,
+    calibration,
+    capacity,
+    conv,
+    dense,
+    elbo,
+    importance,
+    latent,
+    state,
+)
 
 
 class Call(NamedTuple):
@@ -46,7 +58,9 @@ class ReferenceBackend:
     importance_latent_forward = staticmethod(importance.importance_latent_forward)
     importance_latent_backward = staticmethod(importance.importance_latent_backward)
     importance_loss = staticmethod(importance.importance_loss)
+    calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
     elbo_totals = staticmethod(elbo.elbo_totals)
+    capacity_totals = staticmethod(capacity.capacity_totals)
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
     gather_batch = staticmethod(batch.gather_batch)

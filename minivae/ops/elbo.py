@@ -88,7 +88,15 @@ def elbo_totals(
     kl_weight[...] = np.where(mean_kl > free_bits, beta / n, 0)
     reconstruction_total = np.sum(reconstruction, dtype=np.float64)
     loss_total = reconstruction_total + n * beta * np.sum(np.maximum(free_bits, mean_kl))
-    if not np.isfinite(loss_total):
+    add_to_totals(totals, state, loss_total, reconstruction_total, n * np.sum(mean_kl))
+
+
+def add_to_totals(
+    totals: NDArray, state: NDArray, loss: float, reconstruction: float, kl: float
+) -> None:
+    """Adds a batch's sums to `totals` (3,), unless its loss, or that of a step before, is not
+    finite: then `state[FAILED]` is 1."""
+    if not np.isfinite(loss):
         state[FAILED] = 1
     if not state[FAILED]:
-        totals += (loss_total, reconstruction_total, n * np.sum(mean_kl))
+        totals += (loss, reconstruction, kl)

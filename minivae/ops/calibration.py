@@ -1,0 +1,43 @@
+"""A Gaussian likelihood with the variance that fits best (sigma-VAE; Rybkin, Daniilidis and Levine,
+"Simple and Effective VAE Training with Calibrated Decoders", 2021).
+
+One variance v = sigma^2 is shared by all m pixels of all n images of a batch. With S_i the sum of
+squared errors (y - x)^2 of image i and S = sum_i S_i, the mean of elbo.E4 over the batch is
+
+    E1    R(y, v) = S / (2 n v) + m / 2 log(2 pi v)                          nats per image
+
+It grows without bound as v goes to 0 or to infinity, so it is least where its derivative is 0:
+
+    E2    dR/dv = -S / (2 n v^2) + m / (2 v) = 0     =>     v* = S / (n m)    (mean squared error)
+
+Each image's negative log-density, and their mean:
+
+    E3    l_i = S_i / (2 v*) + m / 2 log(2 pi v*),      R = m / 2 (1 + log(2 pi v*))
+
+The gradient sees v* move with y, but at v* that has no effect:
+
+    E4    dR/dy = @R/@y + @R/@v dv*/dy = @R/@y = (y - x) / (n v*)            (@R/@v = 0 by E2)
+
+which is that of a squared error (elbo.E3 with w = 1) times 1 / (2 v*): a weight found anew at each
+step. A batch without any error has no finite density, and its loss is not finite.
+
+E1 is a density only for a variance that does not depend on the image it is asked about. Images are
+therefore evaluated with one sigma, by E2 over training images (`Autoencoder.calibrate`).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def calibrate_gaussian(loss: NDArray, dz: NDArray, variance: NDArray) -> None:
+    """E2 to E4, in place on what `squared_error_loss` of weight 1 wrote.
+
+    Shapes: loss (n,), in S_i, out l_i; dz (n, m), the gradient; variance (1,), which gets v*.
+    """
+    n, m = dz.shape
+    variance[0] = best = np.sum(loss, dtype=np.float64) / (n * m)
+    weight = 0.5 / best
+    loss[...] = weight * loss + 0.5 * m * np.log(2 * math.pi * best)
+    dz *= weight

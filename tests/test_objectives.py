@@ -1,0 +1,337 @@
+"""The objectives beside the plain ELBO: calibrated variance, from the mathematics to the command
+line."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DIFFERENCES, assert_close, central_differences, random_images
+from numpy.typing import NDArray
+
+from minivae import VAE, Adam, Dense, Flatten, InputError, Objective, ReLU, Sigmoid, Training, fit
+from minivae import load as load_run
+from minivae.checkpoint import CONFIG
+from minivae.cli import main
+from minivae.data import Dataset, Splits
+from minivae.gradcheck import TOLERANCE, check_gradients
+from minivae.layers import GELU, Layer
+from minivae.models import Autoencoder, model_from_config
+from minivae.ops.activations import IDENTITY
+from minivae.ops.calibration import calibrate_gaussian
+from minivae.ops.capacity import capacity_totals
+from minivae.ops.elbo import KL, LOSS, squared_error_loss
+from minivae.ops.state import FAILED, new_state
+
+SIZE = 6
+IMAGE = (SIZE, SIZE, 1)
+EXACT = 1e-12  # By norm, float64: the rounding of sums of tens.
+
+
+def small_vae(*last: Layer, **objective: Any) -> VAE:
+    encoder = [Flatten(), Dense(16), ReLU(), Dense(6)]
+    decoder = [Dense(16), ReLU(), Dense(SIZE * SIZE), *(last or (Sigmoid(),))]
+    return VAE(encoder, decoder, Objective(**{"likelihood": "gaussian", **objective}), IMAGE)
+
+
+def splits() -> Splits:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (70, *IMAGE), dtype=np.uint8)
+    labels = np.arange(70) % 3
+    whole = Dataset(images, labels)
+    return Splits("noise", whole.take(slice(50)), whole.take(slice(50, None)))
+
+
+def train(model: Autoencoder, training: Training, **options: Any) -> list[dict[str, Any]]:
+    return fit(model, splits(), training, device="cpu", progress=False, **options)
+
+
+def command(folder: Path, *arguments: str) -> int:
+    """Trains with the command line on tiny images with labels."""
+    data = folder.parent / "data.npz"
+    np.savez(data, images=splits().train.images, labels=splits().train.labels)
+    options = ["--data", str(data), "--hidden", "8", "--batch-size", "15", "--epochs", "1"]
+    return main(["train", "--device", "cpu", "--quiet", "--out", str(folder), *options, *arguments])
+
+
+# The calibrated Gaussian
+
+
+def calibrated(y: NDArray, x: NDArray, scale: float) -> tuple[NDArray, NDArray, float]:
+    """The loss of each image, the gradient and the variance."""
+    loss, dy, variance = np.empty(len(x)), np.empty(x.shape), np.empty(1)
+    squared_error_loss(y, x, loss, dy, scale, 1.0, IDENTITY)
+    calibrate_gaussian(loss, dy, variance)
+    return loss, dy, float(variance[0])
+
+
+def negative_log_density(y: NDArray, x: NDArray, variance: float) -> NDArray:
+    """Of each image, by its definition."""
+    density = np.exp(-((y - x) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+    return -np.sum(np.log(density), axis=1)
+
+
+def test_a_calibrated_loss_is_the_negative_log_density_at_its_variance() -> None:
+    y, x = np.random.default_rng(0).random((2, 5, 7))
+    loss, _, variance = calibrated(y, x, 1.0)
+    assert_close(loss, negative_log_density(y, x, variance), EXACT)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.99, 1.01, 3.0])
+def test_no_other_variance_has_a_lower_loss(factor: float) -> None:
+    y, x = np.random.default_rng(0).random((2, 5, 7))
+    loss, _, variance = calibrated(y, x, 1.0)
+    assert np.sum(loss) < np.sum(negative_log_density(y, x, factor * variance))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 7)], ids=str)
+def test_a_calibrated_gradient_agrees_with_differences(shape: tuple[int, int]) -> None:
+    y, x = np.random.default_rng(0).random((2, *shape))
+    scale = 0.37
+    _, dy, _ = calibrated(y, x, scale)
+    numerical = central_differences(lambda: scale * float(np.sum(calibrated(y, x, 1.0)[0])), y)
+    assert_close(dy, numerical, DIFFERENCES)
+
+
+def test_a_batch_without_an_error_has_no_finite_density() -> None:
+    x = np.ones((2, 3))
+    with np.errstate(all="ignore"):
+        loss, _, _ = calibrated(x.copy(), x, 1.0)
+    assert not np.isfinite(loss).any()
+
+
+@pytest.mark.parametrize("last", [Sigmoid(), GELU()], ids=["sigmoid", "gelu"])
+def test_a_calibrated_model_s_gradients_agree_with_differences(last: Layer) -> None:
+    for error in check_gradients(small_vae(last, likelihood="calibrated-gaussian", beta=0.7)):
+        assert error.error < TOLERANCE, error
+
+
+def test_a_calibrated_model_is_evaluated_with_the_sigma_of_training_images() -> None:
+    model = small_vae(likelihood="calibrated-gaussian").to("cpu")
+    train_images, test_images = random_images(model, 130), random_images(model, 30, seed=1)
+    sigma = model.calibrate(train_images)
+    squares = model.evaluate(train_images, objective=Objective("squared-error"))["reconstruction"]
+    # Sigma is kept in float32.
+    assert sigma == pytest.approx(math.sqrt(squares / SIZE**2), rel=1e-6)
+    fixed = model.evaluate(test_images, objective=Objective("gaussian", sigma=sigma))
+    assert model.evaluate(test_images) == pytest.approx(fixed, rel=1e-6)
+
+
+def test_the_calibrated_sigma_has_the_highest_likelihood_of_the_training_images() -> None:
+    model = small_vae(likelihood="calibrated-gaussian").to("reference", np.float64)
+    images = random_images(model, 40)
+    sigma = model.calibrate(images)
+    losses = [
+        model.evaluate(images, objective=Objective("gaussian", sigma=factor * sigma))["loss"]
+        for factor in (1.0, 0.95, 1.05)
+    ]
+    assert losses[0] < min(losses[1:])
+
+
+def test_evaluation_before_calibration_is_refused() -> None:
+    model = small_vae(likelihood="calibrated-gaussian").to("cpu")
+    with pytest.raises(InputError, match="sigma is not calibrated yet"):
+        model.evaluate(random_images(model, 3))
+
+
+def test_calibrating_another_likelihood_is_refused() -> None:
+    with pytest.raises(InputError, match="likelihood is 'gaussian': nothing to calibrate"):
+        small_vae().to("cpu").calibrate(splits().train.images)
+
+
+def test_a_calibrated_loss_in_training_is_a_function_of_the_mean_squared_error() -> None:
+    model = small_vae(likelihood="calibrated-gaussian")
+    metrics = train(model, Training(epochs=1, batch_size=50, optimizer=Adam(lr=1e-12)))
+    # One batch, and weights that stay: the loss of E3 is m / 2 (1 + log(2 pi v)).
+    variance = float(model.bind(50).variance[0])
+    expected = SIZE**2 / 2 * (1 + math.log(2 * math.pi * variance))
+    assert metrics[0]["train"]["reconstruction"] == pytest.approx(expected, rel=1e-5)
+    # And sigma, of the same images with other noise, is that of the batch but for the noise.
+    assert float(model.tensors()["sigma"][0]) == pytest.approx(math.sqrt(variance), rel=0.02)
+
+
+# The capacity
+
+
+def totals_at(
+    kl: NDArray, capacity: float, steps: int = 0, step: int = 0
+) -> tuple[NDArray, NDArray]:
+    """The totals of a batch without reconstruction error and the weights of its KL, beta 2.5."""
+    schedule, state = np.full((1, 4), 2.5), new_state(step=step)
+    kl_weight, totals = np.full(kl.shape[1], np.nan), np.zeros(3)
+    bounds = (capacity, steps)
+    capacity_totals(np.zeros(len(kl)), kl, schedule, state, *bounds, kl_weight, totals)
+    return totals, kl_weight
+
+
+@pytest.mark.parametrize("capacity", [0.1, 100.0], ids=["below the KL", "above the KL"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 7)], ids=str)
+def test_the_kl_weight_is_the_gradient_of_the_distance_from_the_capacity(
+    shape: tuple[int, int], capacity: float
+) -> None:
+    kl = np.random.default_rng(0).random(shape)
+    _, kl_weight = totals_at(kl, capacity)
+    numerical = central_differences(lambda: totals_at(kl, capacity)[0][LOSS] / len(kl), kl)
+    assert_close(np.broadcast_to(kl_weight, shape), numerical, DIFFERENCES)
+
+
+def test_the_distance_is_of_the_mean_over_images() -> None:
+    # One image has 3 nats and one 1: their mean is at the capacity, though neither of them is.
+    totals, kl_weight = totals_at(np.array([[2.0, 1.0], [0.5, 0.5]]), 2.0)
+    assert totals[LOSS] == 0
+    assert totals[KL] == 4
+    np.testing.assert_array_equal(kl_weight, 0)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 1), (1, 2), (3, 4), (4, 5), (5, 5), (99, 5)])
+def test_the_capacity_rises_linearly_and_then_stays(step: int, expected: int) -> None:
+    totals, _ = totals_at(np.zeros((1, 1)), 5.0, steps=5, step=step)
+    assert totals[LOSS] == pytest.approx(2.5 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("capacity", [0.001, 50.0], ids=["below the KL", "above the KL"])
+def test_a_model_with_capacity_has_gradients_that_agree_with_differences(capacity: float) -> None:
+    for error in check_gradients(small_vae(capacity=capacity, beta=3.0)):
+        assert error.error < TOLERANCE, error
+
+
+def test_a_kl_that_is_not_finite_sets_the_latch() -> None:
+    schedule, state, totals = np.ones((1, 4)), new_state(), np.zeros(3)
+    kl = np.array([[np.nan, 1.0]])
+    capacity_totals(np.zeros(1), kl, schedule, state, 1.0, 0, np.empty(2), totals)
+    assert state[FAILED] == 1
+    assert (totals == 0).all()
+
+
+def test_training_brings_the_kl_to_the_capacity_from_either_side() -> None:
+    training = Training(epochs=60, batch_size=10, optimizer=Adam(lr=3e-3))
+    for capacity in (1.0, 12.0):
+        kl = train(small_vae(capacity=capacity, beta=30.0), training)[-1]["train"]["kl"]
+        # The sign flips around the capacity at the size of a step.
+        assert kl == pytest.approx(capacity, rel=0.2)
+
+
+def test_images_are_evaluated_with_the_final_capacity() -> None:
+    model = small_vae(capacity=2.0, capacity_steps=10**6, beta=3.0).to("cpu")
+    terms = model.evaluate(random_images(model, 20))
+    expected = terms["reconstruction"] + 3 * abs(terms["kl"] - 2)
+    assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_plain_autoencoder_has_no_capacity_to_reach() -> None:
+    layers = [Flatten(), Dense(3)], [Dense(SIZE * SIZE)]
+    model = Autoencoder(*layers, Objective("squared-error", capacity=5.0), IMAGE).to("cpu")
+    terms = model.evaluate(random_images(model, 5))
+    assert terms["loss"] == terms["reconstruction"]
+
+
+def test_free_bits_and_capacity_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="free_bits and capacity exclude each other"):
+        Objective(free_bits=0.1, capacity=5.0)
+
+
+# Whole runs
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "calibrated": {"likelihood": "calibrated-gaussian"},
+    "capacity": {"capacity": 3.0, "capacity_steps": 7, "beta": 2.0},
+}
+each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+@each_objective
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
+    tmp_path: Path, objective: dict[str, Any]
+) -> None:
+    training = Training(epochs=2, batch_size=16, keep_last=True, checkpoint_every=3)
+    whole = train(small_vae(**objective), training, out=tmp_path / "whole")
+    # Cut inside the second epoch.
+    short = Training(**{**vars(training), "steps": 6})
+    train(small_vae(**objective), short, out=tmp_path / "cut")
+    resumed = train(small_vae(**objective), training, out=tmp_path / "cut", resume=True)
+    assert resumed[-1]["test"] == whole[-1]["test"]
+    first, second = (load_run(tmp_path / name, "cpu").tensors() for name in ("whole", "cut"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.tobytes() == second[name].tobytes(), name
+
+
+@each_objective
+def test_a_model_survives_its_configuration(objective: dict[str, Any]) -> None:
+    model = small_vae(**objective)
+    described = json.loads(json.dumps(model.config()))
+    assert model_from_config(described).config() == model.config()
+
+
+@each_objective
+def test_a_run_evaluates_the_same_when_loaded(tmp_path: Path, objective: dict[str, Any]) -> None:
+    metrics = train(small_vae(**objective), Training(epochs=1, batch_size=10), out=tmp_path)
+    assert load_run(tmp_path, "cpu").evaluate(splits().test.images) == metrics[-1]["test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed", "stored"),
+    [
+        (
+            ["--likelihood", "calibrated-gaussian"],
+            "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared error, nats + 1 x KL",
+            {"likelihood": "calibrated-gaussian"},
+        ),
+        (
+            ["--likelihood", "gaussian", "--sigma", "0.2"],
+            "Gaussian -log p(x|z) with sigma 0.2, nats + 1 x KL",
+            {"likelihood": "gaussian", "sigma": 0.2},
+        ),
+        (
+            ["--capacity", "25", "--capacity-steps", "9"],
+            "Bernoulli -log p(x|z) on logits, nats + 1 x |KL - C|, C = 25 nats (linear over 9 "
+            "steps)",
+            {"capacity": 25, "capacity_steps": 9},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_command_line_prints_and_stores_what_is_minimised(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    printed: str,
+    stored: dict[str, Any],
+) -> None:
+    monkeypatch.setattr("minivae.pictures.draw_run", lambda *run: [])
+    assert command(tmp_path / "run", *arguments) == 0
+    assert f"objective  {printed}; mean per image\n" in capsys.readouterr().out
+    objective = json.loads((tmp_path / "run" / CONFIG).read_text())["model"]["objective"]
+    assert stored.items() <= objective.items()
+    resume = ["train", "--resume", str(tmp_path / "run"), "--hidden", "8", "--quiet"]
+    assert main([*resume, *arguments, "--epochs", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--likelihood", "gausian"], "likelihood is 'gausian', expected one of"),
+        (["--likelihood", "gaussian", "--sigma", "0"], "sigma is 0.0, expected above 0"),
+        (["--capacity", "-1"], "capacity is -1.0, expected 0 or above"),
+        (["--capacity", "1", "--free-bits", "1"], "free_bits and capacity exclude each other"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_objective_option_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert command(tmp_path / "run", *arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [Objective, Adam], ids=lambda kind: kind.__name__)
+def test_a_setting_of_the_wrong_kind_is_refused_by_name(kind: type) -> None:
+    bad = {"beta": "x", "free_bits": None, "beta_warmup_steps": 2.5, "likelihood": 3}
+    if kind is Adam:
+        bad = {"lr": "x", "clip_norm": None, "warmup_steps": 2.5, "schedule": 3}
+    for name, value in bad.items():
+        with pytest.raises(InputError, match=f"{name} is {value!r}, expected a"):
+            kind(**{name: value})
