@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .errors import InputError, check_kinds
-from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
+from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
@@ -158,6 +158,7 @@ class Autoencoder:
         self.encoder = Network("encoder", list(encoder), self.image_shape)
         self.decoder = Network("decoder", list(decoder), self.code_shape)
         self._check_decoder()
+        self.classes = self._joined_classes()
         self.backend = backends.get("reference")
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
@@ -192,6 +193,16 @@ class Autoencoder:
             raise InputError(
                 "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
             )
+
+    def _joined_classes(self) -> int:
+        """Over how many classes a label joins the model; 0 if none does."""
+        layers = self.encoder.layers + self.decoder.layers
+        found = {layer.classes for layer in layers if isinstance(layer, JoinLabel)}
+        if len(found) > 1:
+            raise InputError(
+                f"JoinLabel of {sorted(found)} classes in one model, expected one number"
+            )
+        return found.pop() if found else 0
 
     def config(self) -> dict[str, Any]:
         """The model as plain data; `model_from_config` reads it."""
@@ -313,28 +324,60 @@ class Autoencoder:
         scale = 255 if array.dtype == np.uint8 else 1
         return np.asarray(array / np.float32(scale), np.float32)
 
-    def _encoded(self, images: ArrayLike) -> NDArray:
+    def labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
+        """The labels (rows,) that a conditional model needs, from as many or from one for all; None
+        for a model that is not conditional.
+
+        Raises InputError if they are missing, of another shape, or not among the classes.
+        """
+        if not self.classes:
+            return None
+        expected = f"a conditional model takes an integer label of 0 to {self.classes - 1}"
+        if labels is None:
+            raise InputError(f"{expected} for each image, got none")
+        array = np.asarray(labels)
+        if array.shape not in ((), (rows,)) or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"{expected} for each of {rows} images, got {array.dtype} of shape {array.shape}"
+            )
+        if array.size and not 0 <= array.min() <= array.max() < self.classes:
+            raise InputError(f"{expected}, got {array.min()} to {array.max()}")
+        return np.array(np.broadcast_to(array, rows), np.int64)
+
+    def _put_labels(self, bound: "ModelPass", labels: NDArray | None, chunk: slice) -> None:
+        if labels is not None:
+            self._assign(bound.onehot, np.eye(self.classes)[labels[chunk]])
+
+    def _encoded(self, images: ArrayLike, labels: ArrayLike | None) -> NDArray:
         array = self.images(images)
+        checked = self.labels(labels, len(array))
         outputs = []
         for chunk in self._chunks(len(array)):
             bound = self.bind(chunk.stop - chunk.start)
+            self._put_labels(bound, checked, chunk)
             self._assign(bound.x, array[chunk].reshape(bound.x.shape))
             bound.encoder.forward()
             outputs.append(self.backend.to_numpy(bound.encoder.output))
         return np.concatenate(outputs) if outputs else np.empty((0, *self.encoder.output_shape))
 
-    def encode(self, images: ArrayLike) -> Any:
-        """The codes (n, *code_shape) of images (n, h, w, c)."""
-        return self._encoded(images)
+    def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> Any:
+        """The codes (n, *code_shape) of images (n, h, w, c).
 
-    def decode(self, codes: ArrayLike) -> NDArray:
+        Here as elsewhere, `labels` is one (n,) for each image, or one for all: a conditional model
+        needs them, another does not look at them.
+        """
+        return self._encoded(images, labels)
+
+    def decode(self, codes: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The mean images (n, h, w, c) of codes (n, *code_shape)."""
         array = np.asarray(codes, self.dtype)
         if array.shape[1:] != self.code_shape:
             raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
+        checked = self.labels(labels, len(array))
         outputs = [np.empty((0, *self.image_shape), self.dtype)]
         for chunk in self._chunks(len(array)):
             bound = self.bind(chunk.stop - chunk.start)
+            self._put_labels(bound, checked, chunk)
             self._assign(bound.code, array[chunk])
             bound.decoder.forward()
             output = self.backend.to_numpy(bound.decoder.output)
@@ -342,9 +385,9 @@ class Autoencoder:
         images = np.concatenate(outputs)
         return sigmoid(images) if self.objective.likelihood == "bernoulli" else images
 
-    def reconstruct(self, images: ArrayLike) -> NDArray:
+    def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The images (n, h, w, c) as the model sees them: decoded from their codes."""
-        return self.decode(self.encode(images))
+        return self.decode(self.encode(images, labels), labels)
 
     @property
     def final_objective(self) -> Objective:
@@ -358,7 +401,14 @@ class Autoencoder:
             raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
         return dataclasses.replace(final, likelihood="gaussian", sigma=sigma)
 
-    def calibrate(self, data: NDArray, *, seed: int = 0, binarization: str = "none") -> float:
+    def calibrate(
+        self,
+        data: NDArray,
+        labels: ArrayLike | None = None,
+        *,
+        seed: int = 0,
+        binarization: str = "none",
+    ) -> float:
         """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
         is highest with, one latent sample each (calibration.E2). Arguments as for `evaluate`.
 
@@ -366,9 +416,8 @@ class Autoencoder:
         """
         if not self.objective.calibrated:
             raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
-        error = self.evaluate(
-            data, seed=seed, binarization=binarization, objective=Objective("squared-error")
-        )
+        squares = Objective("squared-error")
+        error = self.evaluate(data, labels, seed=seed, binarization=binarization, objective=squares)
         sigma = math.sqrt(error["reconstruction"] / self.pixels)
         self._assign(self._sigma, np.array([sigma]))
         return sigma
@@ -376,6 +425,7 @@ class Autoencoder:
     def evaluate(
         self,
         data: NDArray,
+        labels: ArrayLike | None = None,
         *,
         seed: int = 0,
         binarization: str = "none",
@@ -390,6 +440,8 @@ class Autoencoder:
         backend, rows = self.backend, len(data)
         resident = backend.asarray(data.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
+        checked = self.labels(labels, rows)
+        resident_labels = None if checked is None else backend.asarray(checked)
         schedule = np.zeros((1, SCHEDULE_COLUMNS))
         schedule[0, BETA] = objective.beta
         schedule = backend.asarray(schedule.astype(self.dtype))
@@ -399,6 +451,8 @@ class Autoencoder:
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
             backend.gather_batch(resident, order, state, bound.x, binarization, noise)
+            if resident_labels is not None:
+                backend.gather_labels(resident_labels, order, state, bound.onehot)
             bound.forward(noise, schedule, state, totals, objective)
         return self.means(backend.to_numpy(totals), rows, objective)
 
@@ -430,6 +484,8 @@ class VAE(Autoencoder):
 
     @property
     def code_shape(self) -> Shape:
+        if all(isinstance(layer, VIEWS) for layer in self.encoder.layers):
+            raise InputError("the encoder computes nothing: expected a layer besides its views")
         head = self.encoder.output_shape
         if len(head) != 1 or head[0] % 2:
             raise InputError(
@@ -437,19 +493,22 @@ class VAE(Autoencoder):
             )
         return (head[0] // 2,)
 
-    def encode(self, images: ArrayLike) -> tuple[NDArray, NDArray]:
+    def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
         """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
-        head = self._encoded(images)
+        head = self._encoded(images, labels)
         return head[:, : self.latent], head[:, self.latent :]
 
-    def reconstruct(self, images: ArrayLike) -> NDArray:
+    def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The images (n, h, w, c) decoded from the mean of their posterior."""
-        return self.decode(self.encode(images)[0])
+        return self.decode(self.encode(images, labels)[0], labels)
 
-    def sample(self, count: int, *, seed: int = 0) -> NDArray:
-        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior."""
+    def sample(self, count: int, *, seed: int = 0, labels: ArrayLike | None = None) -> NDArray:
+        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
+        a conditional model of these labels, or else of each class in turn."""
         rng = np.random.default_rng([seed, SAMPLING_STREAM])
-        return self.decode(rng.standard_normal((count, self.latent)))
+        if self.classes and labels is None:
+            labels = np.arange(count) % self.classes
+        return self.decode(rng.standard_normal((count, self.latent)), labels)
 
 
 INITIALIZATION_STREAM = 4
@@ -478,6 +537,7 @@ class _Memory:
         backend, dtype, d = model.backend, model.dtype, model.latent
         self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
+        self.onehot = backend.zeros((batch, model.classes), dtype)
         self.encoder = Buffers(model.encoder, backend, batch, dtype)
         self.decoder = Buffers(model.decoder, backend, batch, dtype)
         self.z = backend.zeros((batch, d), dtype)
@@ -491,18 +551,20 @@ class _Memory:
 
 class ModelPass:
     """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
-    `code` the decoder's input."""
+    `onehot` (rows, classes) its labels; `code` is the decoder's input."""
 
     def __init__(
         self, model: Autoencoder, parameters: Parameters, memory: _Memory, rows: int
     ) -> None:
         self.model, self.backend, self.rows = model, model.backend, rows
-        self.x = memory.x[:rows]
+        self.x, self.onehot = memory.x[:rows], memory.onehot[:rows]
         self.reconstruction = memory.reconstruction[:rows]
         self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
         self.variance = memory.variance
         images = self.x.reshape(rows, *model.image_shape)
-        self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
+        self.encoder = Pass(
+            *(model.encoder, self.backend, parameters, memory.encoder, images), onehot=self.onehot
+        )
         if model.latent:
             self.code, dcode = memory.z[:rows], memory.dz[:rows]
             below = IDENTITY
@@ -511,7 +573,8 @@ class ModelPass:
             below = self.encoder.output_activation
         self.dcode = dcode
         self.decoder = Pass(
-            model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
+            *(model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below),
+            onehot=self.onehot,
         )
 
     def forward(

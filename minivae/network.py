@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .backends.reference import ReferenceBackend
-from .layers import ActivationLayer, Flatten, Layer, Reshape, Shape, Tensors, WeightedLayer
+from .layers import (
+    ActivationLayer,
+    Flatten,
+    JoinLabel,
+    Layer,
+    Reshape,
+    Shape,
+    Tensors,
+    WeightedLayer,
+)
 from .ops.activations import IDENTITY, Activation
 from .params import Parameters
 
@@ -113,14 +122,14 @@ class Stage:
 
     def forward(self, backend: ReferenceBackend) -> None:
         """y from x."""
-        if isinstance(self.layer, WeightedLayer):
+        if isinstance(self.layer, WeightedLayer | JoinLabel):
             self.layer.forward(backend, self.x, self.values, self.y, self.activation)
         else:
             backend.activation_forward(self.x, self.y, self.activation)
 
     def input_gradient(self, backend: ReferenceBackend) -> None:
         """dx from dz."""
-        if isinstance(self.layer, WeightedLayer):
+        if isinstance(self.layer, WeightedLayer | JoinLabel):
             self.layer.input_gradient(backend, self.dz, self.values, self.x, self.dx, self.below)
             return
         backend.activation_backward(self.x, self.y, self.dz, self.dx, self.activation)
@@ -137,9 +146,9 @@ class Pass:
     """A network bound to its memory for the rows of `x`.
 
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
-    nobody needs it. `output` holds the result of `forward`; the caller writes the gradient before
-    `output_activation`, the activation that made the output, into `output_gradient` and then calls
-    `backward`.
+    nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel. `output` holds
+    the result of `forward`; the caller writes the gradient before `output_activation`, the
+    activation that made the output, into `output_gradient` and then calls `backward`.
     """
 
     def __init__(
@@ -151,6 +160,7 @@ class Pass:
         x: Any,
         dx: Any = None,
         below: Activation = IDENTITY,
+        onehot: Any = None,
     ) -> None:
         self.backend = backend
         self.stages: list[Stage] = []
@@ -167,6 +177,9 @@ class Pass:
             follower = index + 1
             fused = follower < len(network.layers) and network.fused(follower)
             name = f"{network.name}.{index}"
+            values = _tensors(parameters.values, name)
+            if isinstance(layer, JoinLabel):
+                values["onehot"] = onehot
             self.stages.append(
                 Stage(
                     name,
@@ -174,7 +187,7 @@ class Pass:
                     network.activation(follower if fused else index),
                     below,
                     *(x, y, dx, dz),
-                    *(_tensors(views, name) for views in (parameters.values, parameters.gradients)),
+                    *(values, _tensors(parameters.gradients, name)),
                 )
             )
             x, dx = y, dz

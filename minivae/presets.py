@@ -16,6 +16,7 @@ from .layers import (
     ConvTranspose2d,
     Dense,
     Flatten,
+    JoinLabel,
     Layer,
     LeakyReLU,
     ReLU,
@@ -99,9 +100,11 @@ class Preset:
         hidden: Sequence[int] = (),
         beta: float | None = None,
         seed: int | None = None,
+        classes: int = 0,
     ) -> Autoencoder:
         """The model for images of `image_shape`, with what is given instead of the preset's own
-        latent dimensions, hidden units, KL weight and seed."""
+        latent dimensions, hidden units, KL weight and seed; conditional on a label if there are
+        `classes`."""
         if latent is not None and latent < 1:
             raise InputError(f"latent is {latent}, expected 1 or above")
         if latent is not None and not self.latent:
@@ -111,13 +114,31 @@ class Preset:
         objective = self.objective
         if beta is not None:
             objective = dataclasses.replace(objective, beta=beta)
-        return self.build(
+        model = self.build(
             image_shape,
             latent or self.latent,
             tuple(hidden) or self.hidden,
             objective,
             self.training.seed if seed is None else seed,
         )
+        return conditional(model, classes) if classes else model
+
+
+def conditional(model: Autoencoder, classes: int) -> VAE:
+    """The VAE with a label of `classes` joining before the encoder's first dense layer and at the
+    decoder's input. InputError for a plain autoencoder."""
+    if not isinstance(model, VAE):
+        raise InputError("conditional: this preset is a plain autoencoder, expected a VAE")
+    join, encoder = JoinLabel(classes), model.encoder.layers
+    first = next(index for index, layer in enumerate(encoder) if isinstance(layer, Dense))
+    return VAE(
+        [*encoder[:first], join, *encoder[first:]],
+        [join, *model.decoder.layers],
+        model.objective,
+        model.image_shape,
+        initialization=model.initialization,
+        seed=model.seed,
+    )
 
 
 def dense_vae(

@@ -82,6 +82,8 @@ class Trainer:
                 f"images of {splits.name}"
             )
         self.images = len(images)
+        labels = model.labels(splits.train.labels, self.images)
+        model.labels(splits.test.labels, len(splits.test))
         whole, rest = divmod(self.images, training.batch_size)
         self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
         self.total_steps = training.steps or training.epochs * self.steps_per_epoch
@@ -89,6 +91,7 @@ class Trainer:
         self.binarization_noise = Noise(training.seed, BINARIZATION_STREAM)
         backend = model.backend
         self.data = backend.asarray(images.reshape(self.images, -1))
+        self.labels = None if labels is None else backend.asarray(labels)
         self.clip_norm = backend.zeros((1,), model.dtype)
         self.totals = backend.asarray(progress.totals)
         self.epoch_totals, self.logged_totals = progress.epoch_totals, progress.logged_totals
@@ -148,6 +151,8 @@ class Trainer:
             *(self.data, self.permutation, self.state, bound.x),
             *(self.training.binarization, self.binarization_noise),
         )
+        if self.labels is not None:
+            backend.gather_labels(self.labels, self.permutation, self.state, bound.onehot)
         bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
         bound.backward(self.latent_noise, self.state)
         if optimizer.clip_norm:
@@ -189,17 +194,12 @@ class Trainer:
     def test_metrics(self) -> dict[str, float]:
         """The test split's loss, reconstruction and KL, with a sigma calibrated anew where the
         likelihood asks for one."""
+        seed, binarization = self.training.seed, self.training.binarization
         if self.model.objective.calibrated:
-            self.model.calibrate(
-                self.splits.train.images[:CALIBRATION_IMAGES],
-                seed=self.training.seed,
-                binarization=self.training.binarization,
-            )
-        return self.model.evaluate(
-            self.splits.test.images,
-            seed=self.training.seed,
-            binarization=self.training.binarization,
-        )
+            some = self.splits.train.take(slice(CALIBRATION_IMAGES))
+            self.model.calibrate(some.images, some.labels, seed=seed, binarization=binarization)
+        test = self.splits.test
+        return self.model.evaluate(test.images, test.labels, seed=seed, binarization=binarization)
 
 
 class _Run:

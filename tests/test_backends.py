@@ -351,6 +351,19 @@ def batch_cases() -> Iterator[Case]:
                 )
 
 
+def label_cases() -> Iterator[Case]:
+    for index, (n, m, classes) in enumerate(((1, 1, 1), (5, 31, 10), (33, 20, 3), (64, 784, 10))):
+        label = f"{n}x{m}x{classes}"
+        rng, images, activation = _rng(label), n + 9, FUSED[index]
+        labels, permutation = In(rng.integers(classes, size=images)), In(rng.permutation(images))
+        state, joined = In(new_state(first=4)), (n, m + classes)
+        yield Case("gather_labels", label, [labels, permutation, state, Out((n, classes))])
+        x, onehot = rng.standard_normal((n, m)), np.eye(classes)[rng.integers(classes, size=n)]
+        yield Case("join_forward", label, [In(x), In(onehot), Out(joined)])
+        y, dy = _outputs_of(activation, x), rng.standard_normal(joined)
+        yield Case("join_input_gradient", label, [In(dy), In(y), Out((n, m)), activation])
+
+
 def state_cases() -> Iterator[Case]:
     yield Case("advance_state", "running", [InOut(_state_at(1)), 128])
 
@@ -366,6 +379,7 @@ CASES = [
     *capacity_cases(),
     *adam_cases(),
     *batch_cases(),
+    *label_cases(),
     *state_cases(),
 ]
 

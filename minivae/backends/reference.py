@@ -19,6 +19,7 @@ from ..ops import (
     conv,
     dense,
     elbo,
+    labels,
     latent,
     state,
 )
@@ -50,6 +51,9 @@ class ReferenceBackend:
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
     gather_batch = staticmethod(batch.gather_batch)
+    gather_labels = staticmethod(labels.gather_labels)
+    join_forward = staticmethod(labels.join_forward)
+    join_input_gradient = staticmethod(labels.join_input_gradient)
     advance_state = staticmethod(state.advance_state)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
