@@ -337,6 +337,12 @@ def _resume(arguments: argparse.Namespace) -> None:
     _run_training(model, splits, training, folder, True, None, arguments)
 
 
+def _objective(model: "Autoencoder") -> str:
+    """What the model minimises, and given what."""
+    condition = f"; given the label, of {model.classes} classes" if model.classes else ""
+    return f"{model.objective}{condition}"
+
+
 def _run_training(
     model: "Autoencoder",
     splits: "Splits",
@@ -355,7 +361,7 @@ def _run_training(
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
-    print(f"objective  {model.objective}")
+    print(f"objective  {_objective(model)}")
     print(f"run        {folder}", flush=True)
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -530,7 +536,7 @@ def _describe_run(folder: Path) -> None:
     config = read_config(folder)
     model = load(folder, "cpu")
     print(f"{folder}: {config.get('preset', model.kind)} on {config.get('data', 'no data named')}")
-    print(f"objective  {model.objective}")
+    print(f"objective  {_objective(model)}")
 
     def describe(network: Network) -> None:
         print(f"{network.name:<10} {'x'.join(map(str, network.input_shape))}")

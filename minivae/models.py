@@ -341,7 +341,9 @@ class Autoencoder:
                 f"{expected} for each of {rows} images, got {array.dtype} of shape {array.shape}"
             )
         if array.size and not 0 <= array.min() <= array.max() < self.classes:
-            raise InputError(f"{expected}, got {array.min()} to {array.max()}")
+            least, largest = array.min(), array.max()
+            found = least if least == largest else f"{least} to {largest}"
+            raise InputError(f"{expected}, got {found}")
         return np.array(np.broadcast_to(array, rows), np.int64)
 
     def _put_labels(self, bound: "ModelPass", labels: NDArray | None, chunk: slice) -> None:

@@ -381,7 +381,7 @@ def test_a_sample_without_labels_draws_each_class_in_turn() -> None:
         ([0, 1], r"for each of 4 images, got int64 of shape \(2,\)"),
         ([0.0, 1.0, 2.0, 0.0], "got float64"),
         ([0, 1, 2, 3], "of 0 to 2, got 0 to 3"),
-        (-1, "of 0 to 2, got -1 to -1"),
+        (-1, "of 0 to 2, got -1$"),
     ],
     ids=str,
 )
@@ -432,6 +432,13 @@ def test_a_conditional_run_draws_every_picture(conditional_run: Path) -> None:
     assert {"samples", "reconstructions", "traversals", "manifold", "step_000003"} <= pictures
 
 
+def test_info_says_that_a_run_is_conditional(
+    conditional_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(conditional_run)]) == 0
+    assert "mean per image; given the label, of 3 classes\n" in capsys.readouterr().out
+
+
 def test_sample_draws_the_class_asked_for(
     conditional_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,7 +463,7 @@ def test_a_conditional_run_is_read_by_the_command(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sample", "--label", "3"], "label of 0 to 2, got 3 to 3"),
+        (["sample", "--label", "3"], "label of 0 to 2, got 3\n"),
         (["train", "--hidden", "8", "--latent", "2"], "the run trains another model"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
