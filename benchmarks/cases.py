@@ -54,8 +54,10 @@ def preset_case(
     return Case(label or f"{name} b{training.batch_size}", model, training, splits)
 
 
-def step_cases() -> list[Case]:
-    """The five presets of the engine, and dense 784-400-20 at batch 128."""
-    dense = preset_case("glyphs", label="dense-784-400-20 b128", hidden=(400,), latent=20)
+def step_cases(batch: int | None = None) -> list[Case]:
+    """The five presets of the engine, and dense 784-400-20, at their own batches unless `batch` is
+    given."""
+    size = batch or 128
+    dense = preset_case("glyphs", label=f"dense-784-400-20 b{size}", batch=size)
     names = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
-    return [dense, *(preset_case(name) for name in names)]
+    return [dense, *(preset_case(name, batch=batch) for name in names)]

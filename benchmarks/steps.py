@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minivae import backends
 from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
 from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.train import Trainer
@@ -13,7 +14,8 @@ from minivae.train import Trainer
 from .cases import Case, step_cases
 from .measure import ROUNDS, SECONDS_A_TURN, Candidate, interleaved
 
-LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
+QUICK_BATCH = 4
 SCAN = 8
 
 
@@ -46,6 +48,24 @@ def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
     return found, missing
 
 
+def set_peers_precision(precision: str) -> None:
+    """Lets PyTorch and JAX round the operands of matrix products to TF32, or forbids it."""
+    tf32 = precision == "tf32"
+    try:
+        import torch
+
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+    except ImportError:
+        pass
+    try:
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "float32")
+    except ImportError:
+        pass
+
+
 def _own_loss(case: Case, images: np.ndarray) -> float:
     """The loss of some images, with the noise of the first step."""
     model = case.model
@@ -74,12 +94,14 @@ def measure_case(
     names: list[str] | None = None,
     rounds: int = ROUNDS,
     seconds: float = SECONDS_A_TURN,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Milliseconds a step of minivae and of every peer; the failures of peers by name.
 
     Raises RuntimeError if a peer's loss differs.
     """
-    case.model.to(device)
+    set_peers_precision(precision)
+    case.model.to(backends.get(device, precision))
     images = case.model.images(case.splits.train.images[: case.training.batch_size])
     shape = (len(images), max(case.model.latent, 1))
     eps = standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
@@ -98,14 +120,14 @@ def measure_case(
         except Exception as error:  # a peer that cannot run is named, and the others are timed
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
-        if not abs(loss - own) <= LOSS_TOLERANCE * abs(own):
+        if not abs(loss - own) <= LOSS_TOLERANCE[precision] * abs(own):
             raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
         candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
     times = interleaved(candidates, rounds, seconds)
     fastest = min((t["median"] for name, t in times.items() if name != "minivae"), default=None)
     own_time = times["minivae"]["median"]
     return {
-        "case": case.name,
+        "case": case.name if precision == "fp32" else f"{case.name} {precision}",
         "loss": float(f"{own:.6g}"),
         "milliseconds": times,
         "failures": failures,
@@ -114,6 +136,11 @@ def measure_case(
 
 
 def measure_steps(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Every case of `step_cases`; with `quick` a few short turns each."""
-    options = {"rounds": 3, "seconds": 0.02} if quick else {}
-    return [measure_case(case, device, **options) for case in step_cases()]  # type: ignore[arg-type]
+    """Every case of `step_cases`, on a GPU in float32 and in TF32; with `quick` at a tiny batch, a
+    few short turns each."""
+    options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
+    return [
+        measure_case(case, device, precision=precision, **options)
+        for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
+        for case in step_cases(QUICK_BATCH if quick else None)
+    ]

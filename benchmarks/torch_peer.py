@@ -75,6 +75,7 @@ class TorchPeer:
         images = torch.tensor(case.splits.train.images).permute(0, 3, 1, 2)
         self.data = images.contiguous().to(self.device)
         self.eps = torch.zeros(self.batch, max(case.model.latent, 1), device=self.device)
+        torch.compiler.reset()  # each case with a compiled model of its own
         compiled = {"compile": "default", "compile-max-autotune": "max-autotune"}.get(mode)
         loss = torch.compile(self.model, mode=compiled) if compiled else self.model
         self._loss: Callable[..., torch.Tensor] = loss

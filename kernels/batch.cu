@@ -65,7 +65,5 @@ extern "C" __global__ void gather_batch_float32(
 // state (5,). One thread.
 extern "C" __global__ void advance_state(long long* __restrict__ state, int batch_size) {
   if (blockIdx.x * blockDim.x + threadIdx.x > 0 || state[FAILED]) return;
-  state[STEP] += 1;
-  state[INDEX] += 1;
-  state[FIRST] += batch_size;
+  next_step(state, batch_size);
 }

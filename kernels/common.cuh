@@ -10,6 +10,13 @@ enum Totals { LOSS, RECONSTRUCTION, KL };
 // activations.KINDS, in order
 enum Kind { IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU };
 
+// state.py: on to the next batch, by one thread.
+__device__ __forceinline__ void next_step(long long* state, int batch_size) {
+  state[STEP] += 1;
+  state[INDEX] += 1;
+  state[FIRST] += batch_size;
+}
+
 const int WARP = 32;
 const unsigned int WHOLE_WARP = 0xffffffffu;
 
@@ -81,6 +88,14 @@ __device__ __forceinline__ float activation_derivative(int kind, float slope, fl
 __device__ __forceinline__ float activation_backward_from_output(
     int kind, float slope, float y, float dy) {
   return dy * activation_derivative(kind, slope, 0.0f, y);
+}
+
+// One latent dimension's gradients from dz, the gradient of its draw, and the weight c of its KL.
+__device__ __forceinline__ void latent_gradient(
+    float mu, float logvar, float eps, float dz, float c, float& dmu, float& dlogvar) {
+  float through_z = dz * eps * expf(0.5f * logvar);
+  dmu = dz + c * mu;                                  // latent.E3
+  dlogvar = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
 }
 
 // What a step of Adam has the same for all elements.

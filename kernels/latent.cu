@@ -38,11 +38,9 @@ extern "C" __global__ void latent_backward(
   for (int lane = 0; lane < 4; ++lane) {
     int j = 4 * block + lane;
     if (j < d) {
-      float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
-      float upstream = dz[row * d + j], c = kl_weight[j];
-      float through_z = upstream * eps[lane] * expf(0.5f * logvar);
-      dhead[2 * row * d + j] = upstream + c * mu;                            // latent.E3
-      dhead[2 * row * d + d + j] = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
+      int i = 2 * row * d + j;
+      latent_gradient(
+          head[i], head[i + d], eps[lane], dz[row * d + j], kl_weight[j], dhead[i], dhead[i + d]);
     }
   }
 }

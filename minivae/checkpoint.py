@@ -16,7 +16,9 @@ from .errors import InputError
 from .files import replacing
 from .models import Autoencoder, model_from_config
 
-CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.safetensors", "metrics.jsonl"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+"""The last checkpoint, and that with the lowest loss on validation images."""
 
 
 class Progress(NamedTuple):
@@ -52,19 +54,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_checkpoint(folder: Path, model: Autoencoder, progress: Progress) -> None:
+def write_checkpoint(
+    folder: Path, model: Autoencoder, progress: Progress, name: str = CHECKPOINT
+) -> None:
     """Writes the checkpoint beside the old one, syncs it and renames it."""
     from safetensors.numpy import save_file
 
     tensors = {name: np.ascontiguousarray(t) for name, t in model.tensors().items()}
-    for name, value in progress._asdict().items():
-        tensors[f"progress.{name}"] = np.asarray(value)
+    tensors |= {f"progress.{key}": np.asarray(value) for key, value in progress._asdict().items()}
     metadata = {"format": "minivae", "model": json.dumps(model.config())}
-    with replacing(folder / CHECKPOINT) as path:
+    with replacing(folder / name) as path:
         save_file(tensors, path, metadata)
 
 
-def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
+def _describes(text: str, model: Autoencoder) -> bool:
+    """Whether a description is that of a model, options that it does not name at their defaults."""
+    try:
+        return model_from_config(json.loads(text)).config() == model.config()
+    except (ValueError, TypeError, InputError):
+        return False
+
+
+def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) -> Progress:
     """Puts the checkpoint's tensors into the model and returns where its run stands.
 
     Raises InputError, and leaves the model as it was, if the file is missing, damaged or of
@@ -72,9 +83,10 @@ def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = folder / CHECKPOINT
+    path = folder / name
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
+        hint = "; it is kept where a run has validation images" if name == BEST else ""
+        raise InputError(f"{path}: no such checkpoint{hint}")
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -83,7 +95,7 @@ def read_checkpoint(folder: Path, model: Autoencoder) -> Progress:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
     if metadata.get("format") != "minivae":
         raise InputError(f"{path}: not a checkpoint of minivae")
-    if metadata.get("model") != json.dumps(model.config()):
+    if not _describes(metadata.get("model", ""), model):
         raise InputError(f"{path}: holds another model than {folder / CONFIG} describes")
     try:
         progress = Progress(
@@ -105,11 +117,12 @@ def save(model: Autoencoder, folder: str | Path) -> None:
     write_checkpoint(Path(folder), model, NOT_STARTED)
 
 
-def load(folder: str | Path, device: str = "auto") -> Autoencoder:
-    """The model of a run folder, or of one that `save` wrote, on a device.
+def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Autoencoder:
+    """The model of a run folder, or of one that `save` wrote, on a device: from the last
+    checkpoint, or the best by validation loss.
 
     Raises InputError if the folder, its configuration or its checkpoint is missing or damaged.
     """
     model = model_from_config(read_config(Path(folder))["model"]).to(device)
-    read_checkpoint(Path(folder), model)
+    read_checkpoint(Path(folder), model, BEST if best else CHECKPOINT)
     return model

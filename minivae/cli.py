@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .backends.reference import ReferenceBackend
     from .data import Splits
+    from .evaluate import Evaluation
     from .models import Autoencoder
     from .presets import Preset, Training
 
@@ -47,6 +49,9 @@ def _parser() -> _Parser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("run", metavar="RUN", type=Path, help="a run folder")
         command.add_argument("--device", default="auto", metavar="NAME", help="default: auto")
+        command.add_argument(
+            "--best", action="store_true", help="the best checkpoint by validation, not the last"
+        )
         if data:
             command.add_argument("--data", metavar="NAME|PATH", help="default: the data of the run")
         return command
@@ -77,6 +82,19 @@ def _parser() -> _Parser:
         "--split", choices=("test", "train", "all"), default="test", help="default: test"
     )
     output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
+    evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
+    evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help="default: 5000")
+    evaluate.add_argument("--images", type=int, metavar="N", help="default: the whole test split")
+    evaluate.add_argument(
+        "--binarization",
+        metavar="KIND",
+        help="none, threshold or stochastic (once); default: that of the run",
+    )
+    evaluate.add_argument(
+        "--chunk", type=int, default=1000, metavar="N", help="default: 1000 draws"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     run_command("plot", "draw a run's pictures again")
     export = run_command("export", "write a run's model for another framework", data=False)
     export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
@@ -123,6 +141,7 @@ def _add_train(commands: Any) -> None:
     )
     option(source, "--latent", int, "N", "latent dimensions")
     option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    option(source, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
     option(
         *(source, "--likelihood", str, "KIND"),
         "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
@@ -152,7 +171,8 @@ def _add_train(commands: Any) -> None:
     option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
     option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
     option(loop, "--seed", int, "N", "of weights, noise and order")
-    option(loop, "--patience", int, "EPOCHS", "stop when the test loss has not improved for these")
+    option(loop, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
+    option(loop, "--validation", int, "N", "hold out the last N training images, keep the best")
     loop.add_argument(
         "--keep-last",
         action="store_const",
@@ -160,9 +180,18 @@ def _add_train(commands: Any) -> None:
         help="train on the last partial batch of an epoch too",
     )
     run = train.add_argument_group("run")
-    run.add_argument("--device", default="auto", metavar="NAME", help="auto or cpu; default: auto")
+    run.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
+    )
+    run.add_argument(
+        "--precision", default="fp32", metavar="NAME", help="fp32 or, on a GPU, tf32; default: fp32"
+    )
     option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
     option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
+    run.add_argument("--best", action="store_true", help="resume from the best checkpoint")
     option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
     option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
     option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
@@ -217,7 +246,16 @@ OPTIMIZER_OPTIONS = {
     "clip_norm": "clip_norm",
 }
 TRAINING_OPTIONS = (
-    *("epochs", "steps", "batch_size", "binarization", "seed", "patience", "keep_last"),
+    *(
+        "epochs",
+        "steps",
+        "batch_size",
+        "binarization",
+        "seed",
+        "patience",
+        "keep_last",
+        "validation",
+    ),
     *("log_every", "picture_every", "checkpoint_every"),
 )
 MAY_CHANGE_ON_RESUME = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
@@ -257,6 +295,8 @@ def _model(
     given = _given(arguments, (*MODEL_OPTIONS, "seed"))
     if arguments.conditional:
         given["classes"] = classes
+    if arguments.k is not None:
+        given["samples"] = arguments.k
     return preset.model(image_shape, **given)
 
 
@@ -311,7 +351,8 @@ def _resume(arguments: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
     model = model_from_config(config["model"])
     training = training_from_config(config["training"])
-    given = _given(arguments, ("preset", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS))
+    names = ("preset", "k", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS)
+    given = _given(arguments, names)
     if given:
         preset = find_preset(arguments.preset or config["preset"])
         # A run without classes is not what --conditional asks for, of however many.
@@ -337,12 +378,6 @@ def _resume(arguments: argparse.Namespace) -> None:
     _run_training(model, splits, training, folder, True, None, arguments)
 
 
-def _objective(model: "Autoencoder") -> str:
-    """What the model minimises, and given what."""
-    condition = f"; given the label, of {model.classes} classes" if model.classes else ""
-    return f"{model.objective}{condition}"
-
-
 def _run_training(
     model: "Autoencoder",
     splits: "Splits",
@@ -356,12 +391,12 @@ def _run_training(
     from .train import fit
 
     board = _tensorboard(folder) if arguments.tensorboard else None
-    model.to(arguments.device)
+    model.to(_device(arguments))
     print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
-    print(f"objective  {_objective(model)}")
+    print(f"objective  {model.objective}{model.given}")
     print(f"run        {folder}", flush=True)
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -376,7 +411,8 @@ def _run_training(
         training,
         out=folder,
         resume=resume,
-        device=arguments.device,
+        best=arguments.best,
+        device=model.backend,
         progress=not arguments.quiet,
         on_step=on_step,
         on_metrics=None if board is None else board.record,
@@ -392,6 +428,18 @@ def _run_training(
         board.close()
 
 
+def _device(arguments: argparse.Namespace) -> "ReferenceBackend":
+    """The backend that was asked for; for "auto", with a line on each better one that fails."""
+    from . import backends
+
+    if arguments.device != "auto":
+        return backends.get(arguments.device, arguments.precision)
+    backend, reasons = backends.choose(arguments.precision)
+    for reason in reasons:
+        print(f"no GPU     {reason}")
+    return backend
+
+
 def _tensorboard(folder: Path) -> Any:
     from .tensorboard import TensorBoard
 
@@ -403,7 +451,7 @@ def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
     from .checkpoint import load, read_config
 
     config = read_config(arguments.run)
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     source = arguments.data or config.get("source")
     if source is None:
         raise InputError(f"{arguments.run} names no data: give --data")
@@ -430,7 +478,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .models import VAE
 
     _check_count(arguments.count)
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
     title = "Samples from the prior"
@@ -468,6 +516,76 @@ def _encode(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {shapes}")
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+
+    import numpy as np
+
+    from minivae.benchmarks.measure import environment
+
+    from . import plots
+    from .checkpoint import read_config
+    from .evaluate import evaluate
+    from .files import replacing
+
+    model, splits = _open_run(arguments)
+    test = splits.test
+    if arguments.images is not None:
+        _check_count(arguments.images)
+        test = test.take(slice(0, arguments.images))
+    training = read_config(arguments.run).get("training", {})
+    found = evaluate(
+        model,
+        test,
+        samples=arguments.samples,
+        binarization=arguments.binarization or training.get("binarization", "none"),
+        seed=arguments.seed,
+        chunk=arguments.chunk,
+        progress=not arguments.quiet,
+    )
+    _print_evaluation(found)
+    document = {
+        "data": splits.name,
+        **found.as_dict(),
+        "environment": environment(model.backend.name),
+    }
+    path = arguments.run / "evaluation.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    pictures = arguments.run / "pictures"
+    if found.kl_per_dimension:
+        plots.kl_per_dimension(pictures / "evaluation_kl.png", np.array(found.kl_per_dimension))
+    if found.bounds:
+        bounds = {k: (bound.mean, bound.error) for k, bound in found.bounds.items()}
+        plots.importance_bounds(pictures / "evaluation_bounds.png", bounds)
+    print(f"written    {path}, pictures in {pictures}")
+
+
+def _print_evaluation(found: "Evaluation") -> None:
+    print(f"objective  {found.objective}")
+    print(f"data       {found.images:,} test images, binarization {found.binarization}")
+    if found.why_no_likelihood:
+        print(f"a loss, not a likelihood: {found.why_no_likelihood}")
+    rows = [
+        ("loss" if found.why_no_likelihood else "-ELBO", found.loss),
+        ("reconstruction", found.reconstruction),
+        ("KL", found.kl),
+        *((f"bound, k = {k}", bound) for k, bound in found.bounds.items()),
+    ]
+    if found.negative_log_likelihood is not None:
+        rows.append((f"NLL, k = {found.samples}", found.negative_log_likelihood))
+    for name, estimate in rows:
+        print(f"  {name:<18} {estimate}")
+    if found.bits_per_dimension is not None:
+        print(f"  {'bits a pixel':<18} {found.bits_per_dimension:.4f}")
+    if found.kl_per_dimension:
+        mismatch = found.aggregate_posterior["kl_to_prior"]
+        print(f"  {'active units':<18} {found.active_units} of {len(found.kl_per_dimension)}")
+        print(f"  {'KL of aggregate':<18} {mismatch:.3f} nats to the prior")
+    for label, error in found.error_per_class.items():
+        print(f"  squared error of {label:<4} {error:.5f} a pixel")
+
+
 def _plot(arguments: argparse.Namespace) -> None:
     from .checkpoint import METRICS
     from .pictures import draw_run
@@ -483,7 +601,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from . import export
     from .checkpoint import load
 
-    model = load(arguments.run, arguments.device)
+    model = load(arguments.run, arguments.device, best=arguments.best)
     for path in export.EXPORTERS[arguments.to](model, arguments.output):
         print(path)
 
@@ -536,7 +654,7 @@ def _describe_run(folder: Path) -> None:
     config = read_config(folder)
     model = load(folder, "cpu")
     print(f"{folder}: {config.get('preset', model.kind)} on {config.get('data', 'no data named')}")
-    print(f"objective  {_objective(model)}")
+    print(f"objective  {model.objective}{model.given}")
 
     def describe(network: Network) -> None:
         print(f"{network.name:<10} {'x'.join(map(str, network.input_shape))}")
@@ -572,6 +690,7 @@ COMMANDS = {
     "reconstruct": _reconstruct,
     "sample": _sample,
     "encode": _encode,
+    "evaluate": _evaluate,
     "plot": _plot,
     "export": _export,
     "gradcheck": _gradcheck,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.reference import ReferenceBackend
+from .backends.reference import Call
 from .errors import InputError
 from .ops.activations import DERIVATIVE_FROM_OUTPUT, Activation
 from .ops.conv import ConvGeometry
@@ -206,28 +206,16 @@ class WeightedLayer(Layer):
             raise InputError(f"initialization is {scheme!r}, expected one of {known}")
         return {"weight": weight, "bias": bias}
 
-    def forward(
-        self, backend: ReferenceBackend, x: Any, values: Tensors, y: Any, activation: Activation
-    ) -> None:
-        """y = activation(x w + b), in the layer's own sense of the product."""
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
+        """The call of y = activation(x w + b), in the layer's own sense of the product."""
         raise NotImplementedError
 
-    def input_gradient(
-        self,
-        backend: ReferenceBackend,
-        dz: Any,
-        values: Tensors,
-        x: Any,
-        dx: Any,
-        below: Activation,
-    ) -> None:
-        """dx from dz, carried through `below`, the activation that made x (dense.E4)."""
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
+        """The call of dx from dz, carried through `below`, which made x (dense.E4)."""
         raise NotImplementedError
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
-        """The gradients of weight and bias from dz."""
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
+        """The call of the gradients of weight and bias from dz."""
         raise NotImplementedError
 
 
@@ -252,26 +240,16 @@ class Dense(WeightedLayer):
         inputs, units = weight_shape
         return inputs, units, inputs
 
-    def forward(
-        self, backend: ReferenceBackend, x: Any, values: Tensors, y: Any, activation: Activation
-    ) -> None:
-        backend.dense_forward(x, values["weight"], values["bias"], y, activation)
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
+        arguments = (x, values["weight"], values["bias"], y, activation)
+        return Call("dense_forward", arguments)
 
-    def input_gradient(
-        self,
-        backend: ReferenceBackend,
-        dz: Any,
-        values: Tensors,
-        x: Any,
-        dx: Any,
-        below: Activation,
-    ) -> None:
-        backend.dense_input_gradient(dz, values["weight"], x, dx, below)
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
+        return Call("dense_input_gradient", (dz, values["weight"], x, dx, below))
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
-        backend.dense_weight_gradient(x, dz, gradients["weight"], gradients["bias"])
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
+        arguments = (x, dz, gradients["weight"], gradients["bias"])
+        return Call("dense_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -347,29 +325,19 @@ class Conv2d(Convolution):
         kh, kw, c, k = weight_shape
         return kh * kw * c, kh * kw * k, kh * kw * c
 
-    def forward(
-        self, backend: ReferenceBackend, x: Any, values: Tensors, y: Any, activation: Activation
-    ) -> None:
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         geometry = self.geometry(x.shape[1:], y.shape[1:])
-        backend.conv2d_forward(x, values["weight"], values["bias"], y, geometry, activation)
+        arguments = (x, values["weight"], values["bias"], y, geometry, activation)
+        return Call("conv2d_forward", arguments)
 
-    def input_gradient(
-        self,
-        backend: ReferenceBackend,
-        dz: Any,
-        values: Tensors,
-        x: Any,
-        dx: Any,
-        below: Activation,
-    ) -> None:
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
         geometry = self.geometry(x.shape[1:], dz.shape[1:])
-        backend.conv2d_input_gradient(dz, values["weight"], x, dx, geometry, below)
+        return Call("conv2d_input_gradient", (dz, values["weight"], x, dx, geometry, below))
 
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
         geometry = self.geometry(x.shape[1:], dz.shape[1:])
-        backend.conv2d_weight_gradient(x, dz, gradients["weight"], gradients["bias"], geometry)
+        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
+        return Call("conv2d_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -430,33 +398,21 @@ class ConvTranspose2d(Convolution):
         kh, kw, c, k = weight_shape
         return kh * kw * k, kh * kw * c, kh * kw * c
 
-    def forward(
-        self, backend: ReferenceBackend, x: Any, values: Tensors, y: Any, activation: Activation
-    ) -> None:
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         geometry = self.geometry(y.shape[1:], x.shape[1:])
-        backend.conv_transpose2d_forward(
-            x, values["weight"], values["bias"], y, geometry, activation
+        arguments = (x, values["weight"], values["bias"], y, geometry, activation)
+        return Call("conv_transpose2d_forward", arguments)
+
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
+        geometry = self.geometry(dz.shape[1:], x.shape[1:])
+        return Call(
+            "conv_transpose2d_input_gradient", (dz, values["weight"], x, dx, geometry, below)
         )
 
-    def input_gradient(
-        self,
-        backend: ReferenceBackend,
-        dz: Any,
-        values: Tensors,
-        x: Any,
-        dx: Any,
-        below: Activation,
-    ) -> None:
+    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
         geometry = self.geometry(dz.shape[1:], x.shape[1:])
-        backend.conv_transpose2d_input_gradient(dz, values["weight"], x, dx, geometry, below)
-
-    def weight_gradient(
-        self, backend: ReferenceBackend, x: Any, dz: Any, gradients: Tensors
-    ) -> None:
-        geometry = self.geometry(dz.shape[1:], x.shape[1:])
-        backend.conv_transpose2d_weight_gradient(
-            x, dz, gradients["weight"], gradients["bias"], geometry
-        )
+        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
+        return Call("conv_transpose2d_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -477,23 +433,13 @@ class JoinLabel(Layer):
         _check(len(input_shape) == 1, self, f"a vector (put Flatten before), got {input_shape}")
         return (input_shape[0] + self.classes,)
 
-    def forward(
-        self, backend: ReferenceBackend, x: Any, values: Tensors, y: Any, activation: Activation
-    ) -> None:
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         """y = (x, the batch's `onehot` of `values`)."""
-        backend.join_forward(x, values["onehot"], y)
+        return Call("join_forward", (x, values["onehot"], y))
 
-    def input_gradient(
-        self,
-        backend: ReferenceBackend,
-        dz: Any,
-        values: Tensors,
-        x: Any,
-        dx: Any,
-        below: Activation,
-    ) -> None:
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
         """dx from dz, carried through `below`, the activation that made x."""
-        backend.join_input_gradient(dz, x, dx, below)
+        return Call("join_input_gradient", (dz, x, dx, below))
 
 
 LAYERS: dict[str, type[Layer]] = {

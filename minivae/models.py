@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
+from .backends.reference import Call
 from .errors import InputError, check_kinds
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
@@ -25,6 +26,9 @@ from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
 LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
+ESTIMATORS = ("analytic", "monte-carlo", "importance")
+HEADS = {"logvar": 1.0, "log-sigma": 2.0}
+"""What the second half of an encoder's head may be, with its factor to the log-variance."""
 INFERENCE_BATCH = 100
 """Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
 row of a batch, and small, so that it seldom needs more memory than training has."""
@@ -43,6 +47,12 @@ class Objective:
         calibrated-gaussian  the same with the sigma^2 that fits the batch best (calibration.E3);
                              images are evaluated with the sigma of `Autoencoder.calibrate`
 
+    With `estimator` "analytic" the KL is that of latent.E2, with one draw of z an image. The others
+    take all of log p(x|z) + log p(z) - log q(z|x) from `samples` draws (importance.E2):
+    "monte-carlo" their mean, the ELBO again; "importance" the log of their exponentials' mean, the
+    tighter bound of the IWAE. They are for the Bernoulli likelihood, beta 1, no free bits and
+    no capacity, and report all of the loss as reconstruction.
+
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
     distance from it instead (capacity.E3); it rises linearly over `capacity_steps`.
@@ -54,6 +64,8 @@ class Objective:
     beta: float = 1.0
     beta_warmup_steps: int = 0
     free_bits: float = 0.0
+    estimator: str = "analytic"
+    samples: int = 1
     capacity: float = 0.0
     capacity_steps: int = 0
 
@@ -66,6 +78,8 @@ class Objective:
             "beta": (self.beta >= 0, "0 or above"),
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
+            "estimator": (self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
+            "samples": (isinstance(self.samples, int) and self.samples >= 1, "1 or above"),
             "capacity": (self.capacity >= 0, "0 or above"),
             "capacity_steps": (self.capacity_steps >= 0, "0 or above"),
         }
@@ -75,6 +89,14 @@ class Objective:
                 raise InputError(f"{name} is {value!r}, expected {expected}")
         if self.free_bits and self.capacity:
             raise InputError("free_bits and capacity exclude each other: both set the KL's level")
+        if self.estimator == "analytic" and self.samples != 1:
+            raise InputError(f"samples is {self.samples}, expected 1 with an analytic KL")
+        plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
+        if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
+            raise InputError(
+                f"estimator is {self.estimator!r}, expected 'analytic' for any objective but the "
+                "Bernoulli likelihood with beta 1, no free bits and no capacity"
+            )
 
     @property
     def error_weight(self) -> float:
@@ -109,6 +131,12 @@ class Objective:
             "calibrated-gaussian": "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared "
             "error, nats",
         }[self.likelihood]
+        if self.estimator != "analytic":
+            bound = "log mean w" if self.estimator == "importance" else "mean log w"
+            return (
+                f"-({bound}), log w = log p(x|z) + log p(z) - log q(z|x), of {self.samples} draws; "
+                "Bernoulli on logits, nats; mean per image"
+            )
         warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
         if self.capacity:
             rise = f" (linear over {self.capacity_steps} steps)" if self.capacity_steps else ""
@@ -133,6 +161,7 @@ class Autoencoder:
     """
 
     kind = "autoencoder"
+    head = "logvar"
 
     def __init__(
         self,
@@ -146,6 +175,8 @@ class Autoencoder:
     ) -> None:
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise InputError(f"image_shape is {image_shape}, expected (height, width, channels)")
+        if objective.estimator != "analytic" and not isinstance(self, VAE):
+            raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
         if initialization not in INITIALIZATIONS:
@@ -193,6 +224,11 @@ class Autoencoder:
             raise InputError(
                 "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
             )
+
+    @property
+    def given(self) -> str:
+        """What a description of the objective goes on with if the model is conditional."""
+        return f"; given the label, of {self.classes} classes" if self.classes else ""
 
     def _joined_classes(self) -> int:
         """Over how many classes a label joins the model; 0 if none does."""
@@ -288,14 +324,31 @@ class Autoencoder:
         for name, view in targets.items():
             self._assign(view, tensors[name])
 
-    def bind(self, rows: int) -> "ModelPass":
-        """The model bound to memory for a batch of `rows`, allocating it if there is too little."""
+    def set_output_bias(self, mean: NDArray) -> None:
+        """Makes the decoder's last bias the logits of `mean` (h, w, c), clipped to [0.001, 0.999].
+
+        Raises InputError unless the likelihood is Bernoulli and the decoder ends in a dense layer.
+        """
+        names = [name for name in self.parameters.values if name.startswith("decoder.")]
+        bias = self.parameters.values[names[-1]]
+        if self.objective.likelihood != "bernoulli" or bias.size != self.pixels:
+            raise InputError(
+                "output_bias: expected logits from a dense layer, with a bias for each"
+            )
+        clipped = np.clip(mean.reshape(-1), 0.001, 0.999)
+        self._assign(bias, np.log(clipped / (1 - clipped)))
+
+    def bind(self, rows: int, draws: int | None = None) -> "ModelPass":
+        """The model bound to memory for a batch of `rows` with the objective's draws of z for each,
+        or as many as `draws` says; allocates it if there is too little."""
         parameters = self.parameters
+        draws = draws or self.objective.samples
         if self._memory is None or self._memory.batch < rows:
             self._memory = _Memory(self, max(rows, INFERENCE_BATCH))
-        if rows not in self._memory.passes:
-            self._memory.passes[rows] = ModelPass(self, parameters, self._memory, rows)
-        return self._memory.passes[rows]
+        key = rows, draws
+        if key not in self._memory.passes:
+            self._memory.passes[key] = ModelPass(self, parameters, self._memory, rows, draws)
+        return self._memory.passes[key]
 
     # Inference
 
@@ -355,7 +408,7 @@ class Autoencoder:
         checked = self.labels(labels, len(array))
         outputs = []
         for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start)
+            bound = self.bind(chunk.stop - chunk.start, 1)
             self._put_labels(bound, checked, chunk)
             self._assign(bound.x, array[chunk].reshape(bound.x.shape))
             bound.encoder.forward()
@@ -378,7 +431,7 @@ class Autoencoder:
         checked = self.labels(labels, len(array))
         outputs = [np.empty((0, *self.image_shape), self.dtype)]
         for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start)
+            bound = self.bind(chunk.stop - chunk.start, 1)
             self._put_labels(bound, checked, chunk)
             self._assign(bound.code, array[chunk])
             bound.decoder.forward()
@@ -476,9 +529,33 @@ class VAE(Autoencoder):
     log-variances, of a diagonal Gaussian over the latent; the decoder takes a draw of it.
 
     Arguments as for `Autoencoder`; the encoder must end in 2 d numbers for d latent dimensions.
+    `head` says what the second d are: "logvar", or with the estimators by draws "log-sigma".
     """
 
     kind = "vae"
+
+    def __init__(
+        self,
+        encoder: Sequence[Layer],
+        decoder: Sequence[Layer],
+        objective: Objective,
+        image_shape: Shape,
+        *,
+        initialization: str = "torch",
+        seed: int = 0,
+        head: str = "logvar",
+    ) -> None:
+        if head not in HEADS:
+            raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
+        if head != "logvar" and objective.estimator == "analytic":
+            raise InputError(f"head is {head!r}, expected 'logvar' with an analytic KL")
+        self.head = head
+        super().__init__(
+            encoder, decoder, objective, image_shape, initialization=initialization, seed=seed
+        )
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"head": self.head}
 
     @property
     def latent(self) -> int:
@@ -498,7 +575,12 @@ class VAE(Autoencoder):
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
         """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
         head = self._encoded(images, labels)
-        return head[:, : self.latent], head[:, self.latent :]
+        return head[:, : self.latent], self.log_scale * head[:, self.latent :]
+
+    @property
+    def log_scale(self) -> float:
+        """The factor from the head's second half to the log-variance."""
+        return HEADS[self.head]
 
     def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The images (n, h, w, c) decoded from the mean of their posterior."""
@@ -527,6 +609,7 @@ def model_from_config(config: dict[str, Any]) -> Autoencoder:
             tuple(config["image_shape"]),
             initialization=config["initialization"],
             seed=config["seed"],
+            **({"head": config["head"]} if "head" in config else {}),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"not a model's configuration: {error}") from None
@@ -537,26 +620,35 @@ class _Memory:
 
     def __init__(self, model: Autoencoder, batch: int) -> None:
         backend, dtype, d = model.backend, model.dtype, model.latent
+        draws = batch * model.objective.samples
+        by_draws = model.objective.estimator != "analytic"
         self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
         self.onehot = backend.zeros((batch, model.classes), dtype)
         self.encoder = Buffers(model.encoder, backend, batch, dtype)
-        self.decoder = Buffers(model.decoder, backend, batch, dtype)
-        self.z = backend.zeros((batch, d), dtype)
-        self.dz = backend.zeros((batch, d), dtype)
-        self.kl = backend.zeros((batch, d), dtype)
-        self.kl_weight = backend.zeros((d,), dtype)
+        self.decoder = Buffers(model.decoder, backend, draws, dtype)
+        self.z = backend.zeros((draws, d), dtype)
+        self.dz = backend.zeros((draws, d), dtype)
+        self.kl = backend.zeros((batch, 0 if by_draws else d), dtype)
+        self.kl_weight = backend.zeros((self.kl.shape[1],), dtype)
+        self.log_ratio = backend.zeros((draws if by_draws else 0,), dtype)
+        self.weights = backend.zeros((draws if by_draws else 0,), dtype)
         self.reconstruction = backend.zeros((batch,), dtype)
         self.variance = backend.zeros((1,), dtype)
-        self.passes: dict[int, ModelPass] = {}
+        self.passes: dict[tuple[int, int], ModelPass] = {}
 
 
 class ModelPass:
     """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
-    `onehot` (rows, classes) its labels; `code` is the decoder's input."""
+    `onehot` (rows, classes) its labels; `code` (rows draws, d) is the decoder's input."""
 
     def __init__(
-        self, model: Autoencoder, parameters: Parameters, memory: _Memory, rows: int
+        self,
+        model: Autoencoder,
+        parameters: Parameters,
+        memory: _Memory,
+        rows: int,
+        draws: int = 1,
     ) -> None:
         self.model, self.backend, self.rows = model, model.backend, rows
         self.x, self.onehot = memory.x[:rows], memory.onehot[:rows]
@@ -568,16 +660,25 @@ class ModelPass:
             *(model.encoder, self.backend, parameters, memory.encoder, images), onehot=self.onehot
         )
         if model.latent:
-            self.code, dcode = memory.z[:rows], memory.dz[:rows]
+            self.code, dcode = memory.z[: rows * draws], memory.dz[: rows * draws]
             below = IDENTITY
         else:
             self.code, dcode = self.encoder.output, self.encoder.output_gradient
             below = self.encoder.output_activation
+        self.by_draws = model.objective.estimator != "analytic"
+        self.log_scale = HEADS[model.head]
+        self.log_ratio = memory.log_ratio[: rows * draws]
+        self.weights = memory.weights[: rows * draws]
         self.dcode = dcode
         self.decoder = Pass(
             *(model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below),
             onehot=self.onehot,
         )
+        # They come after all input gradients, since the optimizer may change the weights with them.
+        self.weight_gradient_calls = [
+            *self.decoder.weight_gradient_calls,
+            *self.encoder.weight_gradient_calls,
+        ]
 
     def forward(
         self,
@@ -590,43 +691,71 @@ class ModelPass:
         """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
         output. The loss is the model's objective unless another is given."""
         objective = objective or self.model.objective
-        self.encoder.forward()
-        if self.model.latent:
-            self.backend.latent_forward(self.encoder.output, self.code, self.kl, noise, state)
-        self.decoder.forward()
-        self._reconstruction_loss(objective)
+        calls = list(self.encoder.forward_calls)
+        if self.by_draws:
+            scaled = (self.log_ratio, self.log_scale, noise, state)
+            arguments = (self.encoder.output, self.code, *scaled)
+            calls.append(Call("importance_latent_forward", arguments))
+        elif self.model.latent:
+            drawn = (self.encoder.output, self.code, self.kl, noise, state)
+            calls.append(Call("latent_forward", drawn))
+        calls += self.decoder.forward_calls
+        calls += self._bound() if self.by_draws else self._reconstruction_loss(objective)
+        self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
+
+    def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
+        """The loss from its terms, added to `totals`, and the weight of each KL."""
         terms = (self.reconstruction, self.kl, schedule, state)
         if objective.capacity and self.model.latent:
             bounds = (objective.capacity, objective.capacity_steps)
-            self.backend.capacity_totals(*terms, *bounds, self.kl_weight, totals)
-        else:
-            self.backend.elbo_totals(*terms, objective.free_bits, self.kl_weight, totals)
+            return Call("capacity_totals", (*terms, *bounds, self.kl_weight, totals))
+        return Call("elbo_totals", (*terms, objective.free_bits, self.kl_weight, totals))
 
-    def _reconstruction_loss(self, objective: Objective) -> None:
+    def _bound(self) -> list[Call]:
+        """The loss and its gradient where both come from draws alone."""
+        logits, dlogits = self.decoder.output, self.decoder.output_gradient
+        shape = (len(self.code), self.x.shape[1])
+        arguments = (self.log_ratio, self.weights, self.reconstruction, dlogits.reshape(shape))
+        importance = self.model.objective.estimator == "importance"
+        scaled = (*arguments, 1 / self.rows, importance)
+        loss = Call("importance_loss", (logits.reshape(shape), self.x, *scaled))
+        return [loss, *self.decoder.carry_output_gradient()]
+
+    def _reconstruction_loss(self, objective: Objective) -> list[Call]:
+        """The loss and its gradient before the activation that made the output."""
         output = self.decoder.output.reshape(self.x.shape)
         doutput = self.decoder.output_gradient.reshape(self.x.shape)
-        scale = 1 / self.rows
+        arguments = (output, self.x, self.reconstruction, doutput, 1 / self.rows)
         if objective.likelihood == "bernoulli":
-            self.backend.bernoulli_loss(output, self.x, self.reconstruction, doutput, scale)
-            self.decoder.carry_output_gradient()
-        else:
-            self.backend.squared_error_loss(
-                *(output, self.x, self.reconstruction, doutput, scale),
-                *(objective.error_weight, self.decoder.output_activation),
-            )
+            loss = Call("bernoulli_loss", arguments)
+            return [loss, *self.decoder.carry_output_gradient()]
+        weight, activation = objective.error_weight, self.decoder.output_activation
+        calls = [Call("squared_error_loss", (*arguments, weight, activation))]
         if objective.calibrated:
-            self.backend.calibrate_gaussian(self.reconstruction, doutput, self.variance)
+            written = (self.reconstruction, doutput, self.variance)
+            calls.append(Call("calibrate_gaussian", written))
+        return calls
+
+    def input_gradients(self, noise: Noise, state: Any) -> None:
+        """The gradient at every layer's output, after `forward` with the same noise and state."""
+        calls = list(self.decoder.input_gradient_calls)
+        if self.by_draws:
+            weighted = (self.encoder.output, self.dcode, self.weights, self.encoder.output_gradient)
+            factors = (1 / self.rows, self.log_scale, noise, state)
+            calls.append(Call("importance_latent_backward", (*weighted, *factors)))
+            calls += self.encoder.carry_output_gradient()
+        elif self.model.latent:
+            upstream = (self.encoder.output, self.dcode, self.kl_weight)
+            arguments = (*upstream, self.encoder.output_gradient, noise, state)
+            calls.append(Call("latent_backward", arguments))
+            calls += self.encoder.carry_output_gradient()
+        self.backend.sequence(*calls, *self.encoder.input_gradient_calls)
 
     def backward(self, noise: Noise, state: Any) -> None:
         """All parameter gradients, after `forward` with the same noise and state."""
-        self.decoder.backward()
-        if self.model.latent:
-            self.backend.latent_backward(
-                *(self.encoder.output, self.dcode, self.kl_weight),
-                *(self.encoder.output_gradient, noise, state),
-            )
-            self.encoder.carry_output_gradient()
-        self.encoder.backward()
+        self.input_gradients(noise, state)
+        gradients = self.model.parameters.flat["gradients"]
+        self.backend.weight_gradients(self.weight_gradient_calls, gradients)
 
     def named_tensors(self) -> Iterator[tuple[str, Any]]:
         """Every tensor of the step in the order in which it is computed, for a search for the
@@ -636,7 +765,9 @@ class ModelPass:
         for network in (self.encoder, self.decoder):
             if network is self.decoder and self.model.latent:
                 yield "latent z", self.code
-                yield "KL", self.kl
+                yield (
+                    ("log p(z) - log q(z|x)", self.log_ratio) if self.by_draws else ("KL", self.kl)
+                )
             for stage in network.stages:
                 yield f"output of {stage.name} ({stage.layer.kind})", stage.y
         yield "reconstruction loss", self.reconstruction

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .backends.reference import ReferenceBackend
+from .backends.reference import Call, ReferenceBackend
 from .layers import (
     ActivationLayer,
     Flatten,
@@ -120,35 +120,39 @@ class Stage:
     values: Tensors
     gradients: Tensors
 
-    def forward(self, backend: ReferenceBackend) -> None:
+    def forward(self) -> Call:
         """y from x."""
         if isinstance(self.layer, WeightedLayer | JoinLabel):
-            self.layer.forward(backend, self.x, self.values, self.y, self.activation)
-        else:
-            backend.activation_forward(self.x, self.y, self.activation)
+            return self.layer.forward(self.x, self.values, self.y, self.activation)
+        return Call("activation_forward", (self.x, self.y, self.activation))
 
-    def input_gradient(self, backend: ReferenceBackend) -> None:
+    def input_gradient(self) -> list[Call]:
         """dx from dz."""
         if isinstance(self.layer, WeightedLayer | JoinLabel):
-            self.layer.input_gradient(backend, self.dz, self.values, self.x, self.dx, self.below)
-            return
-        backend.activation_backward(self.x, self.y, self.dz, self.dx, self.activation)
+            return [self.layer.input_gradient(self.dz, self.values, self.x, self.dx, self.below)]
+        arguments = (self.x, self.y, self.dz, self.dx, self.activation)
+        calls = [Call("activation_backward", arguments)]
         if self.below != IDENTITY:
-            backend.activation_backward(None, self.x, self.dx, self.dx, self.below)
+            arguments = (None, self.x, self.dx, self.dx, self.below)
+            calls.append(Call("activation_backward", arguments))
+        return calls
 
-    def weight_gradient(self, backend: ReferenceBackend) -> None:
-        """The gradients of the layer's weight and bias, if it has them."""
+    def weight_gradient(self) -> list[Call]:
+        """The gradients of the layer's weight and bias from dz, if it has them."""
         if isinstance(self.layer, WeightedLayer):
-            self.layer.weight_gradient(backend, self.x, self.dz, self.gradients)
+            return [self.layer.weight_gradient(self.x, self.dz, self.gradients)]
+        return []
 
 
 class Pass:
     """A network bound to its memory for the rows of `x`.
 
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
-    nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel. `output` holds
-    the result of `forward`; the caller writes the gradient before `output_activation`, the
-    activation that made the output, into `output_gradient` and then calls `backward`.
+    nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel; with as many rows
+    of `x` for each of its own, they share them. `output` holds the result of `forward`; the caller
+    writes the gradient before `output_activation`, the activation that made the output, into
+    `output_gradient` and then calls `backward`. A caller who has more to do in between takes the
+    lists of calls instead.
     """
 
     def __init__(
@@ -193,31 +197,30 @@ class Pass:
             x, dx = y, dz
             below = network.activation(follower) if fused else IDENTITY
         self.output, self.output_gradient, self.output_activation = x, dx, below
+        backwards = self.stages[::-1]
+        self.forward_calls = [stage.forward() for stage in self.stages]
+        self.input_gradient_calls = [
+            call for stage in backwards if stage.dx is not None for call in stage.input_gradient()
+        ]
+        self.weight_gradient_calls = [
+            call for stage in backwards for call in stage.weight_gradient()
+        ]
 
-    def carry_output_gradient(self) -> None:
+    def carry_output_gradient(self) -> list[Call]:
         """Carries `output_gradient` through `output_activation`, for a caller who cannot."""
-        if self.output_activation != IDENTITY:
-            self.backend.activation_backward(
-                *(None, self.output, self.output_gradient, self.output_gradient),
-                self.output_activation,
-            )
+        if self.output_activation == IDENTITY:
+            return []
+        gradient = self.output_gradient
+        arguments = (None, self.output, gradient, gradient, self.output_activation)
+        return [Call("activation_backward", arguments)]
 
     def forward(self) -> None:
         """`output` from the input."""
-        for stage in self.stages:
-            stage.forward(self.backend)
+        self.backend.sequence(*self.forward_calls)
 
     def backward(self) -> None:
-        """The input's gradient and all weight gradients from `output_gradient`.
-
-        The weight gradients run after all input gradients, so that a backend may update a weight
-        where it computes its gradient.
-        """
-        for stage in reversed(self.stages):
-            if stage.dx is not None:
-                stage.input_gradient(self.backend)
-        for stage in reversed(self.stages):
-            stage.weight_gradient(self.backend)
+        """The input's gradient and all weight gradients from `output_gradient`."""
+        self.backend.sequence(*self.input_gradient_calls, *self.weight_gradient_calls)
 
 
 def _tensors(views: dict[str, Any], prefix: str) -> Tensors:

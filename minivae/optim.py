@@ -4,6 +4,7 @@ The table is computed in float64 and handed to the backend once an epoch; the up
 `ops/adam.py`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from .errors import InputError, check_kinds
 from .ops.state import BETA, DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
 
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "pieces")
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class Adam:
         step       gamma^(t // step_every)
         cosine     (1 + cos(pi t / total)) / 2,  t counted from the end of the warm-up
                    (Loshchilov & Hutter 2017), total the rest of the run
+        pieces     `pieces` are (steps, factor), one after another; the last goes on
 
-    `clip_norm` bounds the global norm of the gradient; 0 means no clipping.
+    `clip_norm` bounds the global norm of the gradient; 0 means no clipping. `epsilon_hat` takes
+    epsilon for the one outside of the bias correction, with the step size lr sqrt(1 - beta2^t) /
+    (1 - beta1^t) (Kingma & Ba 2015, end of section 2). `second_moment` is where that moment starts.
     """
 
     lr: float = 1e-3
@@ -41,6 +45,9 @@ class Adam:
     step_every: int = 1000
     gamma: float = 0.5
     clip_norm: float = 0.0
+    pieces: tuple[tuple[int, float], ...] = ()
+    epsilon_hat: bool = False
+    second_moment: float = 0.0
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -55,11 +62,20 @@ class Adam:
             "step_every": (self.step_every >= 1, "1 or above"),
             "gamma": (self.gamma > 0, "above 0"),
             "clip_norm": (self.clip_norm >= 0, "0 or above"),
+            "second_moment": (self.second_moment >= 0, "0 or above"),
         }
         for name, (holds, expected) in checks.items():
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise InputError(f"{name} is {value!r}, expected {expected}")
+
+        pieces = tuple((int(steps), float(factor)) for steps, factor in self.pieces)
+        object.__setattr__(self, "pieces", pieces)  # lists, where they come from a JSON file
+        positive = all(steps > 0 and factor > 0 for steps, factor in pieces)
+        if not positive or bool(pieces) != (self.schedule == "pieces"):
+            raise InputError(
+                f"pieces is {pieces!r}, expected (steps, factor) above 0 for schedule 'pieces'"
+            )
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The learning rate of `step` (counted from 0) of a run of `total_steps`."""
@@ -68,10 +84,18 @@ class Adam:
         t = step - self.warmup_steps
         if self.schedule == "step":
             return self.lr * self.gamma ** (t // self.step_every)
+        if self.schedule == "pieces":
+            ends = itertools.accumulate(steps for steps, _ in self.pieces)
+            index = sum(end <= t for end in ends)
+            return self.lr * self.pieces[min(index, len(self.pieces) - 1)][1]
         if self.schedule == "cosine":
             progress = t / max(total_steps - self.warmup_steps, 1)
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
         return self.lr
+
+    def _root(self, step: int) -> float:
+        """The square root of the second moment's bias correction."""
+        return math.sqrt(1 - self.beta2 ** (step + 1))
 
     def schedule_rows(
         self, first_step: int, betas: list[float], total_steps: int
@@ -81,8 +105,9 @@ class Adam:
         for row, beta in enumerate(betas):
             step = first_step + row
             lr = self.learning_rate(step, total_steps)
-            rows[row, STEP_SIZE] = lr / (1 - self.beta1 ** (step + 1))
-            rows[row, ROOT] = math.sqrt(1 - self.beta2 ** (step + 1))
+            step_size, root = lr / (1 - self.beta1 ** (step + 1)), self._root(step)
+            rows[row, STEP_SIZE] = step_size * root if self.epsilon_hat else step_size
+            rows[row, ROOT] = 1 if self.epsilon_hat else root
             rows[row, DECAY] = 1 - lr * self.weight_decay
             rows[row, BETA] = beta
         return rows

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .files import replacing
 
 DPI = 120
-SPLIT_COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:orange"}
 LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
 
 
@@ -80,6 +80,8 @@ def loss_curves(
         for split, colour in SPLIT_COLOURS.items():
             records = steps if steps and split == "train" else epochs
             points = [(record[unit], record[split][key]) for record in records if split in record]
+            if not points:
+                continue
             marker = "o" if len(points) <= 40 else None
             axes.plot(
                 *np.array(points).reshape(-1, 2).T,
@@ -292,6 +294,21 @@ def kl_per_dimension(
     axes.set_xticks(range(0, len(kl), every), [f"z{d + 1}" for d in order[::every]], fontsize=7)
     axes.set_xlabel("latent dimension, sorted")
     axes.set_ylabel("KL [nats], mean per image")
+    _save(path, figure)
+
+
+def importance_bounds(
+    path: Path, bounds: Mapping[int, tuple[float, float]], *, title: str = "Bound against draws"
+) -> None:
+    """The bound L_k by k, each a mean and its standard error."""
+    ks = sorted(bounds)
+    figure = _figure(4.8, 3.6, title)
+    axes = figure.subplots()
+    means, errors = zip(*(bounds[k] for k in ks), strict=True)
+    axes.errorbar(ks, means, errors, marker="o", capsize=3, color="tab:blue")
+    axes.set_xscale("log")
+    axes.set_xlabel("draws k of each image")
+    axes.set_ylabel("importance-weighted bound [nats]")
     _save(path, figure)
 
 

@@ -35,11 +35,15 @@ from .optim import Adam
 class Training:
     """How a model is trained.
 
-    A run ends after `epochs`, or after `steps` where that is above 0, or when the test loss has
-    not improved for `patience` epochs where that is above 0. `keep_last` trains on the last
-    partial batch of an epoch too. Metrics are written each epoch, and also every `log_every`
-    steps; pictures of samples or reconstructions every `picture_every` steps, and checkpoints
-    every `checkpoint_every` steps beside those of each epoch (0: never).
+    The last `validation` training images are held out: the best checkpoint is the one with the
+    lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0, or when
+    that loss has not improved for `patience` epochs where that is above 0. `keep_last` trains on
+    the last partial batch of an epoch too; without `shuffle` every epoch has the order of the data;
+    only the first `images` are used where that is above 0. With `output_bias` the last bias starts
+    at the logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are written each
+    epoch, and also every `log_every` steps; pictures of samples or reconstructions every
+    `picture_every` steps, and checkpoints every `checkpoint_every` steps beside those of each epoch
+    (0: never).
     """
 
     epochs: int = 20
@@ -50,6 +54,10 @@ class Training:
     steps: int = 0
     patience: int = 0
     keep_last: bool = False
+    shuffle: bool = True
+    images: int = 0
+    validation: int = 0
+    output_bias: bool = False
     log_every: int = 0
     picture_every: int = 0
     checkpoint_every: int = 0
@@ -58,9 +66,22 @@ class Training:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 1 or above")
-        for name in ("steps", "patience", "log_every", "picture_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "patience",
+            "images",
+            "validation",
+            "log_every",
+            "picture_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 or above")
+        if self.patience and not self.validation:
+            raise InputError(
+                f"patience is {self.patience} without validation images: expected validation above "
+                "0, since test images must not choose when to stop"
+            )
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
         if self.binarization not in BINARIZATIONS:
@@ -99,12 +120,13 @@ class Preset:
         latent: int | None = None,
         hidden: Sequence[int] = (),
         beta: float | None = None,
+        samples: int | None = None,
         seed: int | None = None,
         classes: int = 0,
     ) -> Autoencoder:
         """The model for images of `image_shape`, with what is given instead of the preset's own
-        latent dimensions, hidden units, KL weight and seed; conditional on a label if there are
-        `classes`."""
+        latent dimensions, hidden units, KL weight, draws of z for each image and seed; conditional
+        on a label if there are `classes`."""
         if latent is not None and latent < 1:
             raise InputError(f"latent is {latent}, expected 1 or above")
         if latent is not None and not self.latent:
@@ -114,6 +136,8 @@ class Preset:
         objective = self.objective
         if beta is not None:
             objective = dataclasses.replace(objective, beta=beta)
+        if samples is not None:
+            objective = dataclasses.replace(objective, samples=samples)
         model = self.build(
             image_shape,
             latent or self.latent,
@@ -138,6 +162,7 @@ def conditional(model: Autoencoder, classes: int) -> VAE:
         model.image_shape,
         initialization=model.initialization,
         seed=model.seed,
+        head=model.head,
     )
 
 
@@ -204,6 +229,68 @@ def conv_autoencoder(
     return Autoencoder(encoder, decoder, objective, image_shape, seed=seed)
 
 
+def iwae_paper_model(
+    image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
+) -> VAE:
+    """Flatten, `hidden` dense layers with tanh, a head of log sigma; the decoder mirrored (Burda,
+    Grosse & Salakhutdinov 2016, section 5, with one stochastic layer)."""
+    encoder: list[Layer] = [Flatten()]
+    for units in hidden:
+        encoder += [Dense(units), Tanh()]
+    decoder: list[Layer] = []
+    for units in reversed(hidden):
+        decoder += [Dense(units), Tanh()]
+    decoder += [Dense(image_shape[0] * image_shape[1] * image_shape[2]), Reshape(image_shape)]
+    return VAE(
+        *([*encoder, Dense(2 * latent)], decoder, objective, image_shape),
+        initialization="glorot",
+        seed=seed,
+        head="log-sigma",
+    )
+
+
+IWAE_PAPER_BATCH, IWAE_PAPER_IMAGES = 20, 59_600
+IWAE_PAPER_PASSES = tuple(3**i for i in range(8))
+IWAE_PAPER_RATES = (10, 7.2, 5.2, 3.7, 2.7, 1.9, 1.4, 1)
+"""Learning rates in 1e-4, each for as many passes: 10^(1 - i/7), rounded."""
+
+IWAE_PAPER_TRAINING = Training(
+    epochs=sum(IWAE_PAPER_PASSES),
+    batch_size=IWAE_PAPER_BATCH,
+    binarization="stochastic",
+    shuffle=False,
+    images=IWAE_PAPER_IMAGES,
+    output_bias=True,
+    optimizer=Adam(
+        lr=1e-4,
+        beta1=0.99,
+        # The authors sum gradients over the batch where we average them: epsilon and the second
+        # moment's start, 1e-4 and 1 there, go down with the gradient and with its square.
+        epsilon=1e-4 / IWAE_PAPER_BATCH,
+        epsilon_hat=True,
+        second_moment=1 / IWAE_PAPER_BATCH**2,
+        schedule="pieces",
+        pieces=tuple(
+            (passes * IWAE_PAPER_IMAGES // IWAE_PAPER_BATCH, rate)
+            for passes, rate in zip(IWAE_PAPER_PASSES, IWAE_PAPER_RATES, strict=True)
+        ),
+    ),
+)
+
+
+def iwae_paper(summary: str, estimator: str, samples: int) -> Preset:
+    """A row of Table 1 of Burda et al. 2016."""
+    return Preset(
+        summary,
+        data="mnist",
+        build=iwae_paper_model,
+        objective=Objective("bernoulli", estimator=estimator, samples=samples),
+        training=IWAE_PAPER_TRAINING,
+        latent=50,
+        hidden=(200, 200),
+    )
+
+
 HALF_SQUARED_ERROR = Objective("squared-error", weight=0.5)
 
 PRESETS: dict[str, Preset] = {
@@ -258,6 +345,17 @@ PRESETS: dict[str, Preset] = {
         training=Training(epochs=30),
         latent=20,
     ),
+    "mnist-bernoulli": Preset(
+        "the classic dense VAE 784-400-20, Bernoulli on greyscale",
+        data="mnist",
+        build=dense_vae,
+        objective=Objective("bernoulli"),
+        training=Training(epochs=10),
+        latent=20,
+        hidden=(400,),
+    ),
+    "iwae-paper-vae": iwae_paper("Burda et al. 2016, VAE: mean of k ELBOs", "monte-carlo", 1),
+    "iwae-paper-iwae": iwae_paper("Burda et al. 2016, IWAE: bound of k draws", "importance", 50),
 }
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
+from .backends.reference import ReferenceBackend
 from .checkpoint import (
+    BEST,
+    CHECKPOINT,
     METRICS,
     NOT_STARTED,
     Progress,
@@ -28,11 +32,11 @@ from .checkpoint import (
     write_checkpoint,
     write_config,
 )
-from .data import Splits, load
+from .data import Dataset, Splits, load
 from .data.batching import epoch_permutation
 from .errors import InputError
 from .files import replacing
-from .models import Autoencoder
+from .models import VAE, Autoencoder
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
@@ -71,7 +75,8 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
-        images = splits.train.images
+        train = self._split(splits.train)
+        images = train.images
         if images.shape[1:] != model.image_shape:
             raise InputError(
                 f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
@@ -82,7 +87,7 @@ class Trainer:
                 f"images of {splits.name}"
             )
         self.images = len(images)
-        labels = model.labels(splits.train.labels, self.images)
+        labels = model.labels(train.labels, self.images)
         model.labels(splits.test.labels, len(splits.test))
         whole, rest = divmod(self.images, training.batch_size)
         self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
@@ -103,6 +108,27 @@ class Trainer:
         self._captured: dict[int, Callable[[], None]] = {}
         self._begin_epoch()
 
+    def _split(self, train: Dataset) -> Dataset:
+        """What to train on; the other images that are asked for become `validation`."""
+        training, held_out = self.training, self.training.validation
+        available = len(train) - held_out
+        if training.images > available or available < 1:
+            raise InputError(
+                f"images is {training.images} and validation {held_out}, expected together at most "
+                f"the {len(train)} training images of {self.splits.name}"
+            )
+        self.validation = train.take(slice(available, None)) if held_out else None
+        return train.take(slice(training.images or available))
+
+    def begin(self) -> None:
+        """What a run sets before its first step, and a resumed one finds set."""
+        model, training = self.model, self.training
+        for moment in model.parameters.second_moments.values():
+            moment[...] = training.optimizer.second_moment
+        if training.output_bias:
+            images = model.images(self.splits.train.images[: self.images])
+            model.set_output_bias(np.asarray(np.mean(images, axis=0, dtype=np.float64)))
+
     @property
     def epoch(self) -> int:
         """Finished epochs."""
@@ -122,7 +148,9 @@ class Trainer:
         rows = self.training.optimizer.schedule_rows(first_step, betas, self.total_steps)
         state = new_state(self.finished_steps, position * self.training.batch_size, self.epoch)
         state[INDEX] = position
-        order = epoch_permutation(self.images, self.training.seed, self.epoch)
+        order = np.arange(self.images)
+        if self.training.shuffle:
+            order = epoch_permutation(self.images, self.training.seed, self.epoch)
         self.schedule[...] = backend.asarray(rows.astype(self.model.dtype))
         self.state[...] = backend.asarray(state)
         self.permutation[...] = backend.asarray(order)
@@ -147,6 +175,11 @@ class Trainer:
         bound = self.model.bind(rows)
         backend, optimizer = self.model.backend, self.training.optimizer
         flat = self.model.parameters.flat
+        gradients, values = flat["gradients"], flat["values"]
+        moments = flat["first_moments"], flat["second_moments"]
+        batch_size = self.training.batch_size
+        constants = optimizer.beta1, optimizer.beta2, optimizer.epsilon
+        adam = (*moments, self.schedule, self.state, *constants)
         backend.gather_batch(
             *(self.data, self.permutation, self.state, bound.x),
             *(self.training.binarization, self.binarization_noise),
@@ -154,21 +187,15 @@ class Trainer:
         if self.labels is not None:
             backend.gather_labels(self.labels, self.permutation, self.state, bound.onehot)
         bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
-        bound.backward(self.latent_noise, self.state)
+        bound.input_gradients(self.latent_noise, self.state)
         if optimizer.clip_norm:
-            backend.clip_gradient(flat["gradients"], optimizer.clip_norm, self.clip_norm)
-        backend.adam_update(
-            flat["values"],
-            flat["gradients"],
-            flat["first_moments"],
-            flat["second_moments"],
-            self.schedule,
-            self.state,
-            optimizer.beta1,
-            optimizer.beta2,
-            optimizer.epsilon,
-        )
-        backend.advance_state(self.state, self.training.batch_size)
+            backend.weight_gradients(bound.weight_gradient_calls, gradients)
+            backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
+            backend.adam_update(values, gradients, *adam)
+            backend.advance_state(self.state, batch_size)
+        else:
+            calls = bound.weight_gradient_calls
+            backend.optimizer_step(calls, values, gradients, *adam, batch_size)
 
     def check(self) -> None:
         """Raises NotFiniteError if a step since the last check had a loss that was not finite."""
@@ -191,15 +218,27 @@ class Trainer:
         images = sum(self._rows(step) for step in range(first, self.finished_steps))
         return self.model.means(now - totals, images)
 
-    def test_metrics(self) -> dict[str, float]:
-        """The test split's loss, reconstruction and KL, with a sigma calibrated anew where the
-        likelihood asks for one."""
-        seed, binarization = self.training.seed, self.training.binarization
-        if self.model.objective.calibrated:
-            some = self.splits.train.take(slice(CALIBRATION_IMAGES))
-            self.model.calibrate(some.images, some.labels, seed=seed, binarization=binarization)
-        test = self.splits.test
-        return self.model.evaluate(test.images, test.labels, seed=seed, binarization=binarization)
+    def held_out_metrics(self) -> dict[str, Any]:
+        """Loss, reconstruction and KL of the test split and of the validation images, if there are
+        any, with a sigma calibrated anew where the likelihood asks for one; and how many latent
+        dimensions are active on these or else on those."""
+        training, model = self.training, self.model
+        options: Any = {"seed": training.seed, "binarization": training.binarization}
+        if model.objective.calibrated:
+            some = self.splits.train.take(slice(min(self.images, CALIBRATION_IMAGES)))
+            model.calibrate(some.images, some.labels, **options)
+        splits = {"test": self.splits.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        found: dict[str, Any] = {
+            name: model.evaluate(split.images, split.labels, **options)
+            for name, split in splits.items()
+        }
+        if isinstance(model, VAE):
+            some = (self.validation or self.splits.test).take(slice(DESCRIBED))
+            mu, _ = model.encode(some.images, some.labels)
+            found["active_units"] = int(np.sum(np.var(mu, axis=0) > ACTIVE))
+        return found
 
 
 class _Run:
@@ -209,7 +248,8 @@ class _Run:
         self, trainer: Trainer, folder: Path | None, metrics: list[dict[str, Any]]
     ) -> None:
         self.trainer, self.folder, self.metrics = trainer, folder, metrics
-        self.started = time.perf_counter()
+        before = metrics[-1]["seconds"] if metrics else 0.0
+        self.started = time.perf_counter() - before
 
     def record(self, line: dict[str, Any]) -> dict[str, Any]:
         """Adds a line to the metrics."""
@@ -234,16 +274,28 @@ class _Run:
         trainer.logged_totals = trainer.progress.totals
 
     def log_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
-        """A line with the means of the epoch's `steps` and of the test split."""
+        """A line with the means of the epoch's `steps` and of the images held out; keeps the
+        checkpoint if it is the best."""
         trainer = self.trainer
         line = {
             "epoch": epoch,
             "step": trainer.finished_steps,
             "train": trainer.means_since(trainer.epoch_totals, steps),
-            "test": trainer.test_metrics(),
+            **trainer.held_out_metrics(),
         }
+        warning = symptom(line, trainer.model)
+        if warning and not any(record.get("warning") == warning for record in self.metrics):
+            line["warning"] = warning
         trainer.epoch_totals = trainer.progress.totals
-        return self.record(line)
+        self.record(line)
+        losses = self.validation_losses()
+        if self.folder is not None and losses and losses[-1] == min(losses):
+            write_checkpoint(self.folder, trainer.model, trainer.progress, BEST)
+        return line
+
+    def validation_losses(self) -> list[float]:
+        """The loss on the validation images after each epoch."""
+        return [line["validation"]["loss"] for line in self.metrics if "validation" in line]
 
     def checkpoint(self) -> None:
         """Saves the run, if it has a folder."""
@@ -251,10 +303,40 @@ class _Run:
             write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
 
     def out_of_patience(self) -> bool:
-        """Whether the best test loss is more than `patience` epochs old."""
-        losses = [line["test"]["loss"] for line in self.metrics if "epoch" in line]
+        """Whether the best validation loss is more than `patience` epochs old."""
+        losses = self.validation_losses()
         patience = self.trainer.training.patience
         return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
+ACTIVE, DESCRIBED = 0.01, 1000
+"""Variance of the posterior mean over images above which a latent dimension is active (Burda et al.
+2016, section 5.2), and of how many images."""
+
+FEWEST_ACTIVE = 0.05
+MOST_NATS = 10.0
+"""Share of active dimensions below which the posterior has collapsed; mean KL of a dimension
+above which it has exploded: e^10, some 22,000 values told apart in each, is more than a set of
+images can need."""
+
+
+def symptom(line: dict[str, Any], model: Autoencoder) -> str:
+    """What an epoch's metrics say is wrong with the posterior, and what to try; empty if nothing
+    is."""
+    if not model.latent:
+        return ""
+    nats = line["test"]["kl"] / model.latent
+    if nats > MOST_NATS:
+        return (
+            f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; try a smaller "
+            "learning rate, or --clip-norm"
+        )
+    if line["epoch"] >= 2 and line["active_units"] < FEWEST_ACTIVE * model.latent:
+        return (
+            "the posterior collapses: fewer than 5% of the latent dimensions are active; try "
+            "--beta-warmup, --free-bits or a smaller --beta"
+        )
+    return ""
 
 
 def fit(
@@ -264,7 +346,8 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    device: str = "auto",
+    best: bool = False,
+    device: str | ReferenceBackend = "auto",
     progress: bool = True,
     on_step: Callable[[int, Autoencoder], None] | None = None,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
@@ -276,7 +359,8 @@ def fit(
         data: the splits, or a name or path that `minivae.data.load` takes.
         out: the run folder for configuration, metrics and checkpoints; none by default.
         resume: go on from the checkpoint in `out`.
-        device: where to train; see `minivae.backends`.
+        best: go on from the best one instead of the last.
+        device: where to train: a name that `minivae.backends.get` takes, or a backend.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
         on_metrics: called with each metrics record.
@@ -290,10 +374,12 @@ def fit(
     model.to(device)
     done, metrics = NOT_STARTED, []
     if folder is not None and resume:
-        done = read_checkpoint(folder, model)
+        done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
         metrics = _cut_metrics(folder / METRICS, done.step)
     trainer = Trainer(model, splits, training, done)
     run = _Run(trainer, folder, metrics)
+    if not resume:
+        trainer.begin()
     if folder is not None and not resume:
         config = {
             **(extra_config or {}),
@@ -346,6 +432,9 @@ def _loop(
                     train=f"{line['train']['loss']:.2f}",
                     test=f"{line['test']['loss']:.2f}",
                 )
+                if "warning" in line:
+                    text = f"warning    epoch {line['epoch']}: {line['warning']}"
+                    bar.write(text, file=sys.stderr)
                 on_metrics(line)
             if ended or _every(training.checkpoint_every, step):
                 trainer.check()

@@ -27,7 +27,7 @@ from test_backends import (
     test_totals_of_a_good_step,
 )
 
-from minivae.backends.numba_cuda import NumbaCudaBackend
+from minivae.backends.numba_cuda import _Twins, numba_cuda_backend
 from minivae.backends.reference import PRIMITIVES, ReferenceBackend
 from minivae.data.dataset import Dataset, Splits
 from minivae.kernels import philox_numba
@@ -52,9 +52,7 @@ __all__ = [
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 
 TWINS = {
-    name
-    for name in PRIMITIVES
-    if getattr(NumbaCudaBackend, name) is not getattr(ReferenceBackend, name)
+    name for name in PRIMITIVES if getattr(_Twins, name) is not getattr(ReferenceBackend, name)
 }
 SLOW = ("31x784", "10007", "clip_gradient-31", "clip_gradient-32")
 """Seconds of simulation each, for tails that other sizes have too."""
@@ -67,7 +65,7 @@ TWIN_CASES = [
 @pytest.fixture(scope="module")
 def backend() -> ReferenceBackend:
     assert cuda.config.ENABLE_CUDASIM, "set NUMBA_ENABLE_CUDASIM=1"
-    return NumbaCudaBackend()
+    return numba_cuda_backend()
 
 
 def test_the_twins_are_these() -> None:

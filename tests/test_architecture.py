@@ -14,7 +14,7 @@ FLOORS = [
     {"backends"},
     {"params", "layers", "network", "optim"},
     {"models", "presets", "data"},
-    {"checkpoint", "export", "gradcheck", "pictures", "plots", "tensorboard", "train"},
+    {"checkpoint", "evaluate", "export", "gradcheck", "pictures", "plots", "tensorboard", "train"},
     {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

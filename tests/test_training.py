@@ -71,7 +71,7 @@ def test_the_loss_falls() -> None:
 
 def test_an_epoch_record_has_the_documented_keys() -> None:
     record = train(small_vae(), Training(epochs=1, batch_size=16))[0]
-    assert set(record) == {"epoch", "step", "train", "test", "seconds"}
+    assert set(record) == {"epoch", "step", "train", "test", "active_units", "seconds"}
     assert set(record["train"]) == set(record["test"]) == {"loss", "reconstruction", "kl"}
     assert (record["epoch"], record["step"]) == (1, 3)
 
@@ -129,10 +129,11 @@ def test_step_records_average_to_the_epoch_record() -> None:
     assert np.mean(steps) == pytest.approx(metrics[-1]["train"]["loss"], rel=1e-9)
 
 
-def test_patience_ends_a_run_whose_test_loss_rises() -> None:
-    training = Training(epochs=500, batch_size=10, patience=3, optimizer=Adam(lr=0.02))
+def test_patience_ends_a_run_whose_validation_loss_rises() -> None:
+    adam = Adam(lr=0.02)
+    training = Training(epochs=500, batch_size=10, patience=3, validation=10, optimizer=adam)
     metrics = train(small_vae(), training)
-    losses = [record["test"]["loss"] for record in metrics]
+    losses = [record["validation"]["loss"] for record in metrics]
     assert len(losses) < 500
     assert int(np.argmin(losses)) == len(losses) - 4
 

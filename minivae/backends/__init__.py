@@ -9,40 +9,53 @@ from .reference import ReferenceBackend
 BACKENDS = {
     "reference": "reference:ReferenceBackend",
     "cpu": "cpu:CpuBackend",
-    "numba_cuda": "numba_cuda:NumbaCudaBackend",
+    "cuda": "cuda:CudaBackend",
+    "numba_cuda": "numba_cuda:numba_cuda_backend",
+    "emulated": "emulated:EmulatedBackend",
 }
-"""Where the class of each name is, as "module:Class" in this package. A module is imported only
-when its name is asked for, and a constructor raises InputError where a requirement is missing."""
+"""What makes the backend of each name, as "module:callable" in this package. A module is imported
+when its name is asked for, and the callable raises InputError where a requirement is missing."""
 
-AUTOMATIC = ("cpu",)
+AUTOMATIC = ("cuda", "cpu")
 """What "auto" tries, in order of preference."""
 
+PRECISIONS = ("fp32", "tf32")
+"""float32 throughout, or matrix products on tensor cores with operands rounded to TF32."""
 
-def get(name: str) -> ReferenceBackend:
+WITHOUT_TF32 = ("reference", "cpu")
+
+
+def get(name: str, precision: str = "fp32") -> ReferenceBackend:
     """A backend by name, or the best one that works here for "auto".
 
-    Raises InputError on an unknown name, or if what the backend needs is missing.
+    Raises InputError on an unknown name or precision, or if what the backend needs is missing.
     """
     if name == "auto":
-        return _first_that_works()
+        return choose(precision)[0]
     if name not in BACKENDS:
         known = ["auto", *BACKENDS]
         near = difflib.get_close_matches(name, known, 1, 0.0)[0]
         raise InputError(f"unknown device {name!r}; did you mean {near!r}? ({', '.join(known)})")
-    module_name, class_name = BACKENDS[name].split(":")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision == "tf32" and name in WITHOUT_TF32:
+        raise InputError(f"device {name!r} computes in fp32: tf32 needs a GPU's tensor cores")
+    module_name, maker = BACKENDS[name].split(":")
     try:
         module = importlib.import_module(f".{module_name}", __name__)
     except ImportError as error:
         raise InputError(f"device {name!r} needs a package that is missing: {error}") from None
-    backend: ReferenceBackend = getattr(module, class_name)()
+    make = getattr(module, maker)
+    backend: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
     return backend
 
 
-def _first_that_works() -> ReferenceBackend:
-    reasons = []
+def choose(precision: str = "fp32") -> tuple[ReferenceBackend, list[str]]:
+    """The best backend that works here, and for each better one in a line why it does not."""
+    reasons: list[str] = []
     for name in AUTOMATIC:
         try:
-            return get(name)
+            return get(name, precision), reasons
         except InputError as error:
             reasons.append(str(error))
     raise InputError("; ".join(reasons))

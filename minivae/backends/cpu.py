@@ -245,6 +245,58 @@ class CpuBackend(ReferenceBackend):
             return super().latent_backward(head, dz, kl_weight, dhead, noise, state)
         kernels.latent_backward(head, dz, kl_weight, dhead, *_noise_words(noise), state, 0)
 
+    def importance_latent_forward(
+        self,
+        head: NDArray,
+        z: NDArray,
+        log_ratio: NDArray,
+        log_scale: float,
+        noise: Noise,
+        state: NDArray,
+    ) -> None:
+        if not _is_float32(head, z, log_ratio):
+            return super().importance_latent_forward(head, z, log_ratio, log_scale, noise, state)
+        words = _noise_words(noise)
+        kernels.importance_latent_forward(
+            head, z, log_ratio, np.float32(log_scale), *words, state, 0
+        )
+
+    def importance_latent_backward(
+        self,
+        head: NDArray,
+        dz: NDArray,
+        weights: NDArray,
+        dhead: NDArray,
+        scale: float,
+        log_scale: float,
+        noise: Noise,
+        state: NDArray,
+    ) -> None:
+        if not _is_float32(head, dz, weights, dhead):
+            arguments = (head, dz, weights, dhead, scale, log_scale, noise, state)
+            return super().importance_latent_backward(*arguments)
+        eps = self._workspace("noise", (dz.shape[1],))
+        kernels.importance_latent_backward(
+            *(head, dz, weights, dhead, np.float32(scale), np.float32(log_scale)),
+            *(eps, *_noise_words(noise), state, 0),
+        )
+
+    def importance_loss(
+        self,
+        logits: NDArray,
+        x: NDArray,
+        log_ratio: NDArray,
+        weights: NDArray,
+        loss: NDArray,
+        dlogits: NDArray,
+        scale: float,
+        importance: bool,
+    ) -> None:
+        arguments = (logits, x, log_ratio, weights, loss, dlogits)
+        if not _is_float32(*arguments):
+            return super().importance_loss(*arguments, scale, importance)
+        kernels.importance_loss(*arguments, np.float32(scale), importance)
+
     def bernoulli_loss(
         self, logits: NDArray, x: NDArray, loss: NDArray, dlogits: NDArray, scale: float
     ) -> None:

@@ -407,7 +407,98 @@ def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state
             dhead[row, d + j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
 
 
+@kernel
+def importance_latent_forward(
+    head, z, log_ratio, log_scale, stream, key_low, key_high, state, first
+):
+    """importance.E1 on images whose draws begin at row `first` of the noise."""
+    n, d = head.shape[0], z.shape[1]
+    draws = z.shape[0] // n
+    step = np.uint64(state[STEP])
+    for row in range(n * draws):
+        mu, logvar = head[row // draws, :d], head[row // draws, d:]
+        eps = z[row]
+        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        total = ZERO
+        for j in range(d):
+            noise, scaled = eps[j], log_scale * logvar[j]
+            drawn = mu[j] + exp(HALF * scaled) * noise
+            total += noise * noise - drawn * drawn + scaled
+            z[row, j] = drawn
+        log_ratio[row] = HALF * total
+
+
+@kernel
+def importance_latent_backward(
+    head, dz, weights, dhead, scale, log_scale, eps, stream, key_low, key_high, state, first
+):
+    """importance.E5 to E7 on images whose draws begin at row `first` of the noise; eps (d,) is
+    scratch."""
+    n, d = head.shape[0], dz.shape[1]
+    draws = dz.shape[0] // n
+    step = np.uint64(state[STEP])
+    for image in range(n):
+        mu, logvar = head[image, :d], head[image, d:]
+        dmu, dlogvar = dhead[image, :d], dhead[image, d:]
+        dmu[:] = ZERO
+        dlogvar[:] = -scale
+        for row in range(image * draws, (image + 1) * draws):
+            standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+            weight = scale * weights[row]
+            for j in range(d):
+                deviation = exp(HALF * log_scale * logvar[j]) * eps[j]
+                g = dz[row, j] + weight * (mu[j] + deviation)
+                dmu[j] += g
+                dlogvar[j] += g * deviation
+        for j in range(d):
+            dlogvar[j] *= HALF * log_scale
+
+
 # Objective
+
+
+@sum_kernel
+def bernoulli_row(logits, x, dlogits):
+    """elbo.E2 of one row, with the gradient not scaled."""
+    total = ZERO
+    for i in range(x.size):
+        a = logits[i]
+        e = exp(-abs(a))
+        total += (ZERO if a < ZERO else a) + log1p_of_fraction(e) - x[i] * a
+        probability = (e if a < ZERO else ONE) / (ONE + e)
+        dlogits[i] = probability - x[i]
+    return total
+
+
+@kernel
+def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importance):
+    """importance.E2 to E4: the rows of an image are scaled while they are in the nearest cache."""
+    draws = logits.shape[0] // x.shape[0]
+    for image in range(x.shape[0]):
+        first, end = image * draws, (image + 1) * draws
+        mean, largest = ZERO, -np.float32(np.inf)
+        for row in range(first, end):
+            log_weight = log_ratio[row] - bernoulli_row(logits[row], x[image], dlogits[row])
+            weights[row] = log_weight
+            mean += log_weight / np.float32(draws)
+            # A NaN goes through, to be seen by the latch.
+            largest = largest if log_weight <= largest else log_weight
+        if importance:
+            total = ZERO
+            for row in range(first, end):
+                weights[row] = exp(weights[row] - largest)
+                total += weights[row]
+            loss[image] = -(largest + log(total / np.float32(draws)))
+            for row in range(first, end):
+                weights[row] /= total
+        else:
+            loss[image] = -mean
+            for row in range(first, end):
+                weights[row] = ONE / np.float32(draws)
+        for row in range(first, end):
+            factor = scale * weights[row]
+            for i in range(x.shape[1]):
+                dlogits[row, i] *= factor
 
 
 @sum_kernel

@@ -1,7 +1,9 @@
-"""The latent, ELBO and Adam kernels' Numba twins, the kernels to read first, in Numba's simulator.
+"""The latent, ELBO and Adam kernels' Numba twins: the kernels to read first.
 
-With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is imported, no GPU is needed, arrays
-are NumPy's, a debugger stops inside a kernel, and the remaining primitives are the reference's.
+On a GPU they take the place of their CUDA C++ counterparts, on the same arrays and stream, and the
+other primitives are those of `cuda`. With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is
+imported they run in Numba's simulator: no GPU is needed, arrays are NumPy's, a debugger stops
+inside a kernel, and the other primitives are the reference's.
 """
 
 from typing import Any
@@ -46,23 +48,51 @@ def _noise(noise: Noise) -> tuple[np.uint64, np.uint64]:
     return np.uint64(noise.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(noise.stream)
 
 
-class NumbaCudaBackend(ReferenceBackend):
-    """The primitives that have a twin, over the reference. Raises InputError outside of the
-    simulator."""
+def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
+    """The twins over `cuda`, or in the simulator over the reference. Raises InputError if neither
+    can run."""
+    if settings.ENABLE_CUDASIM:
+        return _SimulatedTwins()
+    try:
+        import cupy
 
-    name = "numba_cuda"
+        from .cuda import CudaBackend
+    except ImportError as error:
+        raise InputError(f"device 'numba_cuda' needs a package that is missing: {error}") from None
 
-    def __init__(self) -> None:
-        if not settings.ENABLE_CUDASIM:
-            raise InputError(
-                "device 'numba_cuda' runs in Numba's simulator: set NUMBA_ENABLE_CUDASIM=1"
-            )
-        self._partials = self.zeros((adam_numba.PARTIALS,))
+    class NumbaCudaBackend(_Twins, CudaBackend):
+        """The twins on CuPy's arrays and stream."""
+
+        def __init__(self, precision: str) -> None:
+            CudaBackend.__init__(self, precision)
+            self._numba_stream = cuda.external_stream(self._stream.ptr)
+            self._norm_squares = self.zeros((adam_numba.PARTIALS,))
+
+        def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
+            passed = [
+                cuda.as_cuda_array(a, sync=False) if isinstance(a, cupy.ndarray) else a
+                for a in arguments
+            ]
+            kernel[blocks, THREADS, self._numba_stream](*passed)
+
+    return NumbaCudaBackend(precision)
+
+
+class _Twins(ReferenceBackend):
+    """The primitives that have a twin."""
+
+    name: str = "numba_cuda"
+    _norm_squares: Any
+
+    def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
+        """Runs a kernel on `blocks` blocks of THREADS."""
+        raise NotImplementedError
 
     def _launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
-        """Runs a kernel on `blocks` blocks of THREADS. A Python float goes as a float32."""
-        passed = [np.float32(a) if isinstance(a, float) else a for a in arguments]
-        kernel[blocks, THREADS](*passed)
+        """The same for any arguments: a Python float goes as a float32."""
+        self._run_twin(
+            kernel, blocks, [np.float32(a) if isinstance(a, float) else a for a in arguments]
+        )
 
     def latent_forward(self, head: Any, z: Any, kl: Any, noise: Noise, state: Any) -> None:
         _check(head, z, kl)
@@ -144,9 +174,19 @@ class NumbaCudaBackend(ReferenceBackend):
 
     def clip_gradient(self, g: Any, max_norm: float, norm: Any) -> None:
         _check(g, norm)
-        partials = self._partials
+        partials = self._norm_squares
         self._launch(*(adam_numba.clip_gradient_partials, adam_numba.PARTIALS, g, partials, g.size))
         self._launch(
             *(adam_numba.clip_gradient, _blocks(g.size, LARGEST_GRID)),
             *(g, float(max_norm), norm, partials, g.size),
         )
+
+
+class _SimulatedTwins(_Twins):
+    """The twins in Numba's simulator, on NumPy's arrays."""
+
+    def __init__(self) -> None:
+        self._norm_squares = self.zeros((adam_numba.PARTIALS,))
+
+    def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
+        kernel[blocks, THREADS](*arguments)

@@ -4,8 +4,8 @@ A backend is a class with this table. It overrides the primitives that it does b
 the rest, with the same names, the same arguments and the same meaning.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,10 +19,21 @@ from ..ops import (
     conv,
     dense,
     elbo,
+    importance,
     labels,
     latent,
     state,
 )
+
+
+class Call(NamedTuple):
+    """A primitive's name and the arguments that it is to be called with."""
+
+    primitive: str
+    arguments: tuple[Any, ...]
+
+    def run(self, backend: "ReferenceBackend") -> None:
+        getattr(backend, self.primitive)(*self.arguments)
 
 
 class ReferenceBackend:
@@ -46,6 +57,9 @@ class ReferenceBackend:
     bernoulli_loss = staticmethod(elbo.bernoulli_loss)
     squared_error_loss = staticmethod(elbo.squared_error_loss)
     calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
+    importance_latent_forward = staticmethod(importance.importance_latent_forward)
+    importance_latent_backward = staticmethod(importance.importance_latent_backward)
+    importance_loss = staticmethod(importance.importance_loss)
     elbo_totals = staticmethod(elbo.elbo_totals)
     capacity_totals = staticmethod(capacity.capacity_totals)
     adam_update = staticmethod(adam.adam_update)
@@ -55,6 +69,36 @@ class ReferenceBackend:
     join_forward = staticmethod(labels.join_forward)
     join_input_gradient = staticmethod(labels.join_input_gradient)
     advance_state = staticmethod(state.advance_state)
+
+    def sequence(self, *calls: Call) -> None:
+        """Runs calls one after another. A backend may run neighbours as one; what they write for
+        each other alone need then not be written."""
+        for call in calls:
+            call.run(self)
+
+    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
+        """The weight gradients of a step, all of them views of the flat buffer `g`."""
+        self.sequence(*calls)
+
+    def optimizer_step(
+        self,
+        calls: Sequence[Call],
+        p: Any,
+        g: Any,
+        m: Any,
+        v: Any,
+        schedule: Any,
+        state: Any,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        batch_size: int,
+    ) -> None:
+        """The weight gradients of a step, `adam_update` with them on the flat buffers, and
+        `advance_state`. A backend that fuses them need not write `g`."""
+        self.weight_gradients(calls, g)
+        self.adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon)
+        self.advance_state(state, batch_size)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
         """A new array of the backend, filled with zeros."""

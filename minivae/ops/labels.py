@@ -38,10 +38,13 @@ def gather_labels(labels: NDArray, permutation: NDArray, state: NDArray, onehot:
 
 
 def join_forward(x: NDArray, onehot: NDArray, y: NDArray) -> None:
-    """E3: y = (x, onehot). Shapes: x (n, m), onehot (n, classes), y (n, m + classes)."""
+    """E3: y = (x, onehot), for k rows of x, draws of one image, with each row of onehot.
+
+    Shapes: x (n k, m), onehot (n, classes), y (n k, m + classes).
+    """
     m = x.shape[1]
     y[:, :m] = x
-    y[:, m:] = onehot
+    y.reshape(len(onehot), -1, y.shape[1])[:, :, m:] = onehot[:, None]
 
 
 def join_input_gradient(dy: NDArray, x: NDArray, dx: NDArray, activation: Activation) -> None:

@@ -1,0 +1,106 @@
+"""Everything that needs a GPU, in one command that writes one report:
+
+    python -m minivae.benchmarks.gpu_check --output gpu-check.json
+
+from a checkout: the tests marked `gpu`, compute-sanitizer's memcheck and racecheck on the kernels'
+equivalence tests, and the training steps of all presets beside whichever peers are installed. Each
+part has a limit of its own, all together eight minutes. Exits non-zero if a part failed. `--device
+emulated` rehearses the command where there is no GPU.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import replacing
+from .measure import environment
+
+CHECKOUT = Path(__file__).parent.parent
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-x")
+KERNELS = "test_equivalence and {device}-"
+SHARED = "test_equivalence and {device}- and (dense or conv or loss or totals or clip)"
+TAIL = 6000
+"""Characters of a part's output that the report keeps."""
+
+
+def parts(device: str) -> dict[str, tuple[int, list[str]]]:
+    """The commands by name, each with its limit in seconds."""
+    marker = ["-m", "gpu"] if device == "cuda" else ["-m", "not peers and not toolchain"]
+    kernels = [*PYTEST, *marker, "tests/test_backends.py", "-k"]
+    every = ["tests/test_backends.py", "tests/test_cuda.py", "tests/test_emulated.py"]
+    chosen = ["-k", "cuda or card"] if device == "cuda" else ["-k", f"{device}-"]
+    found = {
+        "tests": (200, [*PYTEST[:-1], *marker, *every, *chosen]),
+        "memcheck": (110, [*sanitizer("memcheck"), *kernels, KERNELS.format(device=device)]),
+        "racecheck": (110, [*sanitizer("racecheck"), *kernels, SHARED.format(device=device)]),
+    }
+    if device != "cuda":
+        del found["memcheck"], found["racecheck"]
+    return found
+
+
+def sanitizer(tool: str) -> list[str]:
+    """The command that runs another under compute-sanitizer; InputError if it is missing."""
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    return [path, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+
+
+def run(command: list[str], limit: int) -> dict[str, Any]:
+    """Runs a command in the checkout; its exit status, seconds and the end of its output."""
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=CHECKOUT,
+            env=os.environ | {"MINIVAE_NO_SKIPS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit,
+        )
+        status, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as expired:
+        text = expired.stdout or b""
+        output = text.decode(errors="replace") if isinstance(text, bytes) else text
+        status, output = 124, f"{output}\nstopped after {limit} s"
+    except FileNotFoundError as error:
+        status, output = 127, str(error)
+    return {
+        "command": " ".join(Path(word).name if os.sep in word else word for word in command),
+        "status": status,
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": output[-TAIL:],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("gpu-check.json"), metavar="FILE")
+    parser.add_argument("--device", default="cuda", metavar="NAME")
+    arguments = parser.parse_args()
+    if not (CHECKOUT / "tests").is_dir():
+        raise SystemExit(f"{CHECKOUT}: no tests there; run this from a checkout, installed with -e")
+    try:
+        report = {"environment": environment(arguments.device), "parts": {}}
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    for name, (limit, command) in parts(arguments.device).items():
+        result = report["parts"][name] = run(command, limit)
+        print(f"{name:<10} status {result['status']}  {result['seconds']} s")
+        print(result["output"][-600:], flush=True)
+        # Written after each part, so that what is known survives an end of the lease.
+        with replacing(arguments.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
+    if any(part["status"] for part in report["parts"].values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

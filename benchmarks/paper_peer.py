@@ -1,0 +1,128 @@
+"""The runs of Burda et al. 2016 in PyTorch, by the authors' own protocol, for comparison:
+
+    python -m minivae.benchmarks.paper_peer --preset iwae-paper-iwae --k 5 --passes 121 --out RUN
+
+It starts from minivae's initial weights and takes the batches in the same order; everything else is
+PyTorch's: autograd, noise, binarization. Gradients are summed over the batch and Adam has the
+authors' constants for sums, where minivae averages and has the constants for averages. The result
+is a folder that `minivae evaluate` takes.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minivae import save
+from minivae.data import load
+from minivae.presets import preset
+from minivae.train import Trainer
+
+from .measure import environment
+from .torch_peer import TorchModel
+
+BETA1, BETA2, EPSILON = 0.99, 0.999, 1e-4
+FIRST_SECOND_MOMENT = 1.0
+
+
+def negative_bound(
+    model: TorchModel, x: torch.Tensor, samples: int, importance: bool
+) -> torch.Tensor:
+    """The sum over the batch of -bound (importance.E2), by the densities written out."""
+    mu, log_sigma = model.encoder(x).chunk(2, dim=1)
+    posterior = torch.distributions.Normal(mu, log_sigma.exp())
+    z = posterior.rsample((samples,))
+    prior = torch.distributions.Normal(0.0, 1.0)
+    logits = model.decoder(z.flatten(0, 1)).reshape(samples, len(x), -1)
+    likelihood = torch.distributions.Bernoulli(logits=logits).log_prob(x.flatten(1))
+    log_weights = likelihood.sum(2) + prior.log_prob(z).sum(2) - posterior.log_prob(z).sum(2)
+    if importance:
+        return -(torch.logsumexp(log_weights, 0) - math.log(samples)).sum()
+    return -log_weights.mean(0).sum()
+
+
+class PaperAdam:
+    """Adam as the authors' code has it: epsilon outside of the bias correction."""
+
+    def __init__(self, parameters: list[torch.Tensor]) -> None:
+        self.parameters = parameters
+        self.first = [torch.zeros_like(p) for p in parameters]
+        self.second = [torch.full_like(p, FIRST_SECOND_MOMENT) for p in parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update from the parameters' gradients, which it then clears."""
+        self.steps += 1
+        gradients = [p.grad for p in self.parameters]
+        torch._foreach_lerp_(self.first, gradients, 1 - BETA1)
+        torch._foreach_mul_(self.second, BETA2)
+        torch._foreach_addcmul_(self.second, gradients, gradients, 1 - BETA2)
+        divisors = torch._foreach_sqrt(self.second)
+        torch._foreach_add_(divisors, EPSILON)
+        step_size = lr * math.sqrt(1 - BETA2**self.steps) / (1 - BETA1**self.steps)
+        torch._foreach_addcdiv_(self.parameters, self.first, divisors, -step_size)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="iwae-paper-vae", metavar="NAME")
+    parser.add_argument("--k", type=int, default=1, metavar="N")
+    parser.add_argument("--passes", type=int, default=121, metavar="N")
+    parser.add_argument("--data", default="mnist", metavar="NAME|PATH")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    arguments = parser.parse_args()
+
+    chosen = preset(arguments.preset)
+    training, own = chosen.training, chosen.model(samples=arguments.k, seed=arguments.seed)
+    splits = load(arguments.data)
+    Trainer(own.to("reference"), splits, training).begin()
+    peer = TorchModel(own)
+    optimizer = PaperAdam(list(peer.parameters()))
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)  # steps this small only wait for a second thread
+    torch.distributions.Distribution.set_default_validate_args(False)
+    images = torch.tensor(splits.train.images[: training.images]).permute(0, 3, 1, 2) / 255
+    importance = chosen.objective.estimator == "importance"
+    curve, started, step = [], time.perf_counter(), 0
+    for epoch in range(arguments.passes):
+        total = 0.0
+        for first in range(0, len(images), training.batch_size):
+            x = torch.bernoulli(images[first : first + training.batch_size])
+            loss = negative_bound(peer, x, arguments.k, importance)
+            loss.backward()
+            optimizer.step(training.optimizer.learning_rate(step, 0))
+            total += loss.detach()
+            step += 1
+        curve.append({"epoch": epoch + 1, "train": float(total) / len(images)})
+        print(curve[-1], round(time.perf_counter() - started), flush=True)
+    own.set_tensors(_tensors(peer))
+    save(own, arguments.out)
+    result: dict[str, Any] = {
+        "environment": environment("cpu"),
+        "preset": arguments.preset,
+        "k": arguments.k,
+        "seed": arguments.seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "curve": curve,
+    }
+    (arguments.out / "peer.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _tensors(peer: TorchModel) -> dict[str, Any]:
+    """PyTorch's weights under minivae's names: dense weights are (inputs, outputs) there."""
+    return {
+        f"{name}": (value.T if name.endswith("weight") else value).detach().numpy().copy()
+        for name, value in peer.named_parameters()
+    }
+
+
+if __name__ == "__main__":
+    main()

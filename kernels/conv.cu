@@ -1,0 +1,328 @@
+// Convolutions by the equations of ops/conv.py, as matrix products whose operand is an image read
+// through an index map (an implicit GEMM: no matrix of columns is ever in memory).
+//
+//   correlate         small (n p q, k)  = windows of large (n p q, i j c)  x  w (i j c, k)     E1'
+//   scatter           large (n h w, c)  = taps of small (n h w, i j k)     x  w (i j k, c)     E2
+//   correlate_weight  dw (i j c, k)     = windows^T (i j c, n p q)         x  small (n p q, k) E3
+//
+// Both layers are made of these three: a convolution goes forward by the first and backward by the
+// second, a transposed convolution the other way round.
+
+// large (images, height, width, channels), small (images, rows, columns, filters),
+// w (taps_h, taps_w, channels, filters).
+struct Shape {
+  int images, height, width, channels, rows, columns, filters;
+  int taps_h, taps_w, stride_h, stride_w, top, left;
+};
+
+// large as operand of correlate: outer is a position (n, p, q), depth a tap and channel (i, j, c).
+// As operand of correlate_weight the two change places. The channels are inner in both.
+template <bool DEPTH_IS_TAP>
+struct Windows {
+  static const bool INNER_DEPTH = DEPTH_IS_TAP;
+  const float* data;
+  Shape s;
+
+  __device__ __forceinline__ bool vectors() const {
+    return s.channels % 4 == 0 && (size_t)data % 16 == 0;
+  }
+
+  __device__ __forceinline__ const float* at(int outer, int depth) const {
+    int position = DEPTH_IS_TAP ? outer : depth, element = DEPTH_IS_TAP ? depth : outer;
+    int channel = element % s.channels, tap = element / s.channels;
+    int q = position % s.columns, image_and_p = position / s.columns, image = image_and_p / s.rows;
+    int row = image_and_p % s.rows * s.stride_h + tap / s.taps_w - s.top;
+    int column = q * s.stride_w + tap % s.taps_w - s.left;
+    bool inside = image < s.images && tap < s.taps_h * s.taps_w;
+    inside = inside && row >= 0 && row < s.height && column >= 0 && column < s.width;
+    if (!inside) return nullptr;
+    return data + (((size_t)image * s.height + row) * s.width + column) * s.channels + channel;
+  }
+};
+
+// The pixels of large whose row and column have one remainder by the strides. The taps that reach
+// them are the same for all of them: those of one remainder as well.
+struct Phase {
+  int first_row, first_column, height, width;  // its pixels: every stride-th from the first
+  int first_tap_h, first_tap_w, taps_h, taps_w;
+  int row_shift, column_shift;  // its pixel (0, 0) is reached by tap 0 from this small pixel
+
+  __device__ __forceinline__ Phase(const Shape& s, int index) {
+    first_row = index / s.stride_w, first_column = index % s.stride_w;
+    height = ceil_div(max(0, s.height - first_row), s.stride_h);
+    width = ceil_div(max(0, s.width - first_column), s.stride_w);
+    first_tap_h = (first_row + s.top) % s.stride_h;
+    first_tap_w = (first_column + s.left) % s.stride_w;
+    taps_h = ceil_div(max(0, s.taps_h - first_tap_h), s.stride_h);
+    taps_w = ceil_div(max(0, s.taps_w - first_tap_w), s.stride_w);
+    row_shift = (first_row + s.top) / s.stride_h;
+    column_shift = (first_column + s.left) / s.stride_w;
+  }
+};
+
+// small as operand of scatter: outer is a pixel (n, h, w) of a phase, depth a tap of the phase and
+// a filter (i, j, k).
+struct Taps {
+  static const bool INNER_DEPTH = true;
+  const float* data;
+  Shape s;
+  Phase phase;
+
+  __device__ __forceinline__ bool vectors() const {
+    return s.filters % 4 == 0 && (size_t)data % 16 == 0;
+  }
+
+  __device__ __forceinline__ const float* at(int outer, int depth) const {
+    int filter = depth % s.filters, tap = depth / s.filters;
+    if (tap >= phase.taps_h * phase.taps_w) return nullptr;
+    int image_and_row = outer / phase.width, image = image_and_row / phase.height;
+    int p = image_and_row % phase.height + phase.row_shift - tap / phase.taps_w;
+    int q = outer % phase.width + phase.column_shift - tap % phase.taps_w;
+    if (image >= s.images || p < 0 || p >= s.rows || q < 0 || q >= s.columns) return nullptr;
+    return data + (((size_t)image * s.rows + p) * s.columns + q) * s.filters + filter;
+  }
+};
+
+// w as operand of scatter: outer is a channel, depth a tap of the phase and a filter.
+struct PhaseWeight {
+  static const bool INNER_DEPTH = true;
+  const float* data;
+  Shape s;
+  Phase phase;
+
+  __device__ __forceinline__ bool vectors() const {
+    return s.filters % 4 == 0 && (size_t)data % 16 == 0;
+  }
+
+  __device__ __forceinline__ const float* at(int outer, int depth) const {
+    int filter = depth % s.filters, tap = depth / s.filters;
+    if (outer >= s.channels || tap >= phase.taps_h * phase.taps_w) return nullptr;
+    int i = phase.first_tap_h + tap / phase.taps_w * s.stride_h;
+    int j = phase.first_tap_w + tap % phase.taps_w * s.stride_w;
+    return data + (((size_t)i * s.taps_w + j) * s.channels + outer) * s.filters + filter;
+  }
+};
+
+// E1' and an epilogue. Grid: tiles of small, by splits.
+template <class Finish>
+__device__ __forceinline__ void correlate(
+    const float* large, const float* w, float* partials, int* arrivals, const Shape& s,
+    const Finish& finish) {
+  using A = Windows<true>;
+  using B = Matrix<false>;
+  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
+  Place place(blockIdx.x, s.filters);
+  Share share = this_share(partials, arrivals);
+  multiply<false>(
+      memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
+      share.end(depth));
+  if (!share.gather(memory)) return;
+  for_each_element(memory, place.row, place.column, positions, s.filters, finish);
+}
+
+// E2 and an epilogue. Grid: tiles of the largest phase, by splits, by phases.
+template <class Finish>
+__device__ __forceinline__ void scatter(
+    const float* small, const float* w, float* partials, int* arrivals, const Shape& s,
+    const Finish& finish) {
+  using A = Taps;
+  using B = PhaseWeight;
+  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  Phase phase(s, blockIdx.z);
+  int pixels = s.images * phase.height * phase.width;
+  int depth = phase.taps_h * phase.taps_w * s.filters;
+  Place place(blockIdx.x, s.channels);
+  if (place.row >= pixels) return;
+  Share share = this_share(partials, arrivals);
+  multiply<false>(
+      memory, A{small, s, phase}, B{w, s, phase}, place.row, place.column, share.first(depth),
+      share.end(depth));
+  if (!share.gather(memory)) return;
+  for_each_element(
+      memory, place.row, place.column, pixels, s.channels,
+      [&](int pixel, int channel, float value) {
+        int column = pixel % phase.width, image_and_row = pixel / phase.width;
+        int row = image_and_row % phase.height * s.stride_h + phase.first_row;
+        column = column * s.stride_w + phase.first_column;
+        finish((image_and_row / phase.height * s.height + row) * s.width + column, channel, value);
+      });
+}
+
+// E3 and, where WITH_BIAS, E4 of small. Grid: tiles of dw, by splits.
+template <bool WITH_BIAS, class Finish>
+__device__ __forceinline__ void correlate_weight(
+    const float* large, const float* small, float* partials, int* arrivals, const Shape& s,
+    const Finish& weight, const Finish& bias) {
+  using A = Windows<false>;
+  using B = Matrix<false>;
+  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
+  Place place(blockIdx.x, s.filters);
+  Share share = this_share(partials, arrivals);
+  multiply<WITH_BIAS>(
+      memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
+      share.first(depth), share.end(depth));
+  if (!share.gather(memory)) return;
+  for_each_element(
+      memory, place.row, place.column, taps, s.filters,
+      [&](int row, int column, float g) { weight((size_t)row * s.filters + column, g); });
+  int column = place.column + threadIdx.x;
+  if (WITH_BIAS && place.row == 0 && threadIdx.x < COLUMNS && column < s.filters) {
+    bias(column, memory[ROWS * COLUMNS + threadIdx.x]);
+  }
+}
+
+// The sums of the columns of z (rows, columns), for the bias of a transposed convolution. Grid:
+// runs of rows, by groups of THREADS columns. A thread has one column, the block several rows.
+template <class Finish>
+__device__ __forceinline__ void column_sums(
+    const float* z, float* partials, int* arrivals, int rows, int columns, const Finish& finish) {
+  __shared__ float sums[THREADS];
+  int first_column = blockIdx.y * THREADS, width = min(columns - first_column, THREADS);
+  int together = THREADS / width, row = threadIdx.x / width;
+  int column = first_column + threadIdx.x % width;
+  int run = ceil_div(rows, gridDim.x), end = min(rows, (int)(blockIdx.x + 1) * run);
+  float sum = 0.0f;
+  if (row < together) {
+    for (int r = blockIdx.x * run + row; r < end; r += together) {
+      sum += z[(size_t)r * columns + column];
+    }
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x < width) {
+    for (int other = 1; other < together; ++other) sum += sums[other * width + threadIdx.x];
+    partials[(size_t)blockIdx.x * columns + column] = sum;
+  }
+  if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x) || threadIdx.x >= width) return;
+  sum = 0.0f;
+  for (int other = 0; other < gridDim.x; ++other) {
+    sum += __ldcg(partials + (size_t)other * columns + column);
+  }
+  finish(column, sum);
+}
+
+// The kernels. large (images, height, width, channels), small (images, rows, columns, filters),
+// w (taps_h, taps_w, channels, filters); partials and arrivals as tile.cuh has them.
+
+// x large, y small, b (filters,). E1.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward(
+    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    float* __restrict__ y, int kind, float slope, float* __restrict__ partials,
+    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
+    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
+    int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  correlate(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, filters});
+}
+
+// dz small, x and dx large. E2.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradient(
+    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
+    float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
+    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
+    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
+    int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  scatter(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, channels});
+}
+
+// x large, dz small, dw as w, db (filters,). E3 and E4.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_gradient(
+    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
+    float* __restrict__ db, float* __restrict__ partials, int* __restrict__ arrivals,
+    int images, int height, int width, int channels, int rows, int columns,
+    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  correlate_weight<true>(x, dz, partials, arrivals, s, Store{dw}, Store{db});
+}
+
+// The same, and Adam on w and b, which begin at `weight` and `bias` in the flat buffers p, m, v.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_update(
+    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
+    float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
+    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
+    int bias, float* __restrict__ partials, int* __restrict__ arrivals,
+    int images, int height, int width, int channels, int rows, int columns,
+    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+  if (state[FAILED]) return;
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  correlate_weight<true>(
+      x, dz, partials, arrivals, s, Update{p + weight, m + weight, v + weight, step},
+      Update{p + bias, m + bias, v + bias, step});
+}
+
+// x small, y large, b (channels,). E5.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_forward(
+    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    float* __restrict__ y, int kind, float slope, float* __restrict__ partials,
+    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
+    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
+    int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  scatter(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, channels});
+}
+
+// dz large, x and dx small. E6.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_input_gradient(
+    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
+    float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
+    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
+    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
+    int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, filters});
+}
+
+// x small, dz large, dw as w. E7.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_gradient(
+    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
+    float* __restrict__ partials, int* __restrict__ arrivals,
+    int images, int height, int width, int channels, int rows, int columns,
+    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  correlate_weight<false>(dz, x, partials, arrivals, s, Store{dw}, Store{dw});
+}
+
+// The same, and Adam on w.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_update(
+    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
+    float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
+    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
+    float* __restrict__ partials, int* __restrict__ arrivals,
+    int images, int height, int width, int channels, int rows, int columns,
+    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+  if (state[FAILED]) return;
+  Shape s = {images, height, width, channels, rows, columns, filters,
+             taps_h, taps_w, stride_h, stride_w, top, left};
+  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  Update update = {p + weight, m + weight, v + weight, step};
+  correlate_weight<false>(dz, x, partials, arrivals, s, update, update);
+}
+
+// dz (rows, columns), db (columns,). E4.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
+    const float* __restrict__ dz, float* __restrict__ db, float* __restrict__ partials,
+    int* __restrict__ arrivals, int rows, int columns) {
+  column_sums(dz, partials, arrivals, rows, columns, Store{db});
+}
+
+// The same, and Adam on the bias.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_update(
+    const float* __restrict__ dz, float* __restrict__ p, float* __restrict__ m,
+    float* __restrict__ v, const float* __restrict__ schedule,
+    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int bias,
+    float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
+  if (state[FAILED]) return;
+  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  column_sums(dz, partials, arrivals, rows, columns, Update{p + bias, m + bias, v + bias, step});
+}

@@ -1,0 +1,73 @@
+// The terms of the ELBO, by the equations of ops/elbo.py, for elbo.cu and for the decoder's last
+// matrix product, whose epilogue they are.
+
+// A pixel's loss from its logit a, and d, the gradient of the loss by a (elbo.E2).
+__device__ __forceinline__ float bernoulli(float a, float pixel, float scale, float& d) {
+  float e = expf(-fabsf(a));
+  float sigmoid = (a >= 0.0f ? 1.0f : e) / (1.0f + e);
+  d = (sigmoid - pixel) * scale;
+  return fmaxf(a, 0.0f) - pixel * a + log1pf(e);
+}
+
+// A pixel's loss from the output y, and d, the gradient of the loss before the activation that made
+// y (elbo.E3).
+__device__ __forceinline__ float squared_error(
+    float y, float pixel, float scale, float weight, int kind, float slope, float& d) {
+  float error = y - pixel;
+  d = activation_backward_from_output(kind, slope, y, 2.0f * weight * scale * error);
+  return weight * error * error;
+}
+
+const int TOTALS_COLUMNS = 32;
+
+// The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps share
+// the rows of 32 neighbouring columns of kl at a time.
+//
+// `totals` are the running sums of a whole run, and float64 by their contract: what one thread adds
+// to them here is the only float64 arithmetic of all kernels.
+template <int BLOCK_THREADS>
+__device__ __forceinline__ void add_totals(
+    const float* reconstruction, const float* kl, const float* schedule, long long* state,
+    float free_bits, float* kl_weight, double* totals, int n, int d) {
+  const int parts = BLOCK_THREADS / TOTALS_COLUMNS;
+  __shared__ float partials[parts][TOTALS_COLUMNS];
+  int column = threadIdx.x % TOTALS_COLUMNS, part = threadIdx.x / TOTALS_COLUMNS;
+  float images = (float)n;
+  float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
+
+  float reconstruction_sum = 0.0f;
+  for (int row = threadIdx.x; row < n; row += BLOCK_THREADS) {
+    reconstruction_sum += __ldcg(reconstruction + row);  // perhaps just written by another block
+  }
+  float kl_sum = 0.0f, bounded_sum = 0.0f;
+  for (int first = 0; first < d; first += TOTALS_COLUMNS) {
+    int j = first + column;
+    float partial = 0.0f;
+    if (j < d) {
+      for (int row = part; row < n; row += parts) partial += kl[(size_t)row * d + j];
+    }
+    partials[part][column] = partial;
+    __syncthreads();
+    if (part == 0 && j < d) {
+      float sum = 0.0f;
+      for (int other = 0; other < parts; ++other) sum += partials[other][column];
+      float mean_kl = sum / images;
+      kl_weight[j] = mean_kl > free_bits ? beta / images : 0.0f;  // elbo.E6
+      kl_sum += mean_kl;
+      bounded_sum += mean_kl < free_bits ? free_bits : mean_kl;  // a mean that is NaN stays NaN
+    }
+    __syncthreads();
+  }
+  reconstruction_sum = block_sum(reconstruction_sum);
+  kl_sum = block_sum(kl_sum);
+  bounded_sum = block_sum(bounded_sum);
+  if (threadIdx.x == 0) {
+    float loss = reconstruction_sum + images * beta * bounded_sum;  // elbo.E5
+    if (!isfinite(loss)) state[FAILED] = 1;
+    if (state[FAILED] == 0) {
+      totals[LOSS] += loss;
+      totals[RECONSTRUCTION] += reconstruction_sum;
+      totals[KL] += images * kl_sum;
+    }
+  }
+}

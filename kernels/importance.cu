@@ -1,0 +1,108 @@
+// Objectives of k draws an image, by the equations of ops/importance.py. Rows of the arrays with k
+// rows an image are i k + s, and so is their noise.
+
+// head (n, 2 d), z (rows, d), log_ratio (rows,), state (5,), rows = n k. A warp for each row, whose
+// lanes have four columns at a time.
+extern "C" __global__ void importance_latent_forward(
+    const float* __restrict__ head, float* __restrict__ z, float* __restrict__ log_ratio,
+    float log_scale, unsigned long long seed, unsigned int stream,
+    const long long* __restrict__ state, int n, int rows, int d) {
+  int row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  if (row >= rows) return;
+  const float* mu = head + (size_t)(row / (rows / n)) * 2 * d;
+  float sum = 0.0f;
+  for (int block = lane; 4 * block < d; block += WARP) {
+    float eps[4];
+    normal4(random_words(block, row, state[STEP], seed, stream), eps);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int j = 4 * block + i;
+      if (j < d) {
+        float logvar = log_scale * mu[d + j];
+        float drawn = mu[j] + expf(0.5f * logvar) * eps[i];
+        z[(size_t)row * d + j] = drawn;
+        sum += eps[i] * eps[i] - drawn * drawn + logvar;
+      }
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) log_ratio[row] = 0.5f * sum;  // importance.E1
+}
+
+// logits and dlogits (n k, m), x (n, m), log_ratio and weights (n k,), loss (n,). Grid: n blocks of
+// any whole number of warps. The gradients of an image's draws stay in the nearest cache between the
+// pass that makes them and the one that weights them.
+extern "C" __global__ void importance_loss(
+    const float* __restrict__ logits, const float* __restrict__ x,
+    const float* __restrict__ log_ratio, float* weights, float* __restrict__ loss,
+    float* __restrict__ dlogits, float scale, int importance, int k, int m) {
+  size_t image = blockIdx.x, first = image * k;
+  for (int s = 0; s < k; ++s) {
+    const float* a = logits + (first + s) * m;
+    float* gradient = dlogits + (first + s) * m;
+    float partial = 0.0f;
+    for (int j = threadIdx.x; j < m; j += blockDim.x) {
+      partial += bernoulli(a[j], x[image * m + j], 1.0f, gradient[j]);
+    }
+    float total = block_sum(partial);
+    if (threadIdx.x == 0) weights[first + s] = log_ratio[first + s] - total;
+  }
+  __syncthreads();
+  // Every thread for itself, in the same order: k is small beside the pixels.
+  float largest = weights[first], mean = 0.0f, sum = 0.0f;
+  for (int s = 0; s < k; ++s) {
+    float log_weight = weights[first + s];
+    largest = log_weight <= largest ? largest : log_weight;  // a NaN goes through, to the latch
+    mean += log_weight / (float)k;
+  }
+  for (int s = 0; s < k; ++s) sum += expf(weights[first + s] - largest);
+  if (threadIdx.x == 0) {
+    loss[image] = importance ? -(largest + logf(sum / (float)k)) : -mean;  // importance.E2
+  }
+  for (int s = 0; s < k; ++s) {
+    float log_weight = weights[first + s];
+    float weight = importance ? expf(log_weight - largest) / sum : 1.0f / (float)k;  // E3
+    __syncthreads();  // all have read the log-weight that the weight replaces
+    if (threadIdx.x == 0) weights[first + s] = weight;
+    float* gradient = dlogits + (first + s) * m;
+    for (int j = threadIdx.x; j < m; j += blockDim.x) gradient[j] *= scale * weight;  // E4
+  }
+}
+
+// head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One thread for each of
+// n ceil(d / 4), which adds up the draws in order.
+extern "C" __global__ void importance_latent_backward(
+    const float* __restrict__ head, const float* __restrict__ dz,
+    const float* __restrict__ weights, float* __restrict__ dhead, float scale, float log_scale,
+    unsigned long long seed, unsigned int stream, const long long* __restrict__ state, int n, int k,
+    int d) {
+  int blocks = ceil_div(d, 4);
+  int thread = blockIdx.x * blockDim.x + threadIdx.x;
+  if (thread >= n * blocks) return;
+  int image = thread / blocks, block = thread % blocks;
+  const float* mu = head + (size_t)image * 2 * d;
+  float dmu[4] = {}, dlogvar[4] = {};
+  for (int s = 0; s < k; ++s) {
+    int row = image * k + s;
+    float eps[4];
+    normal4(random_words(block, row, state[STEP], seed, stream), eps);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int j = 4 * block + i;
+      if (j < d) {
+        float deviation = expf(0.5f * log_scale * mu[d + j]) * eps[i];
+        float g = dz[(size_t)row * d + j] + scale * weights[row] * (mu[j] + deviation);  // E5
+        dmu[i] += g;                  // E6
+        dlogvar[i] += g * deviation;  // E7
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    int j = 4 * block + i;
+    if (j < d) {
+      dhead[(size_t)image * 2 * d + j] = dmu[i];
+      dhead[(size_t)image * 2 * d + d + j] = 0.5f * log_scale * (dlogvar[i] - scale);
+    }
+  }
+}

@@ -1,0 +1,70 @@
+// The weight gradients of dense layers, by the equations of ops/dense.py: x^T dz for several layers
+// in one launch, since each alone is too small to fill a GPU. They run after all input gradients,
+// and so may change the weights as soon as they know how.
+
+// A tile of dw = x^T dz (dense.E2) and, below the first row of tiles, of db (dense.E3).
+template <class Finish>
+__device__ __forceinline__ void weight_gradient_tile(
+    const float* x, const float* dz, int tile, const Share& share, const Finish& weight,
+    const Finish& bias, int n, int i, int o) {
+  using A = Matrix<false>;
+  using B = Matrix<false>;
+  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  Place place(tile, o);
+  multiply<true>(
+      memory, A{x, i, n}, B{dz, o, n}, place.row, place.column, share.first(n), share.end(n));
+  if (!share.gather(memory)) return;
+  for_each_element(
+      memory, place.row, place.column, i, o,
+      [&](int row, int column, float g) { weight((size_t)row * o + column, g); });
+  int column = place.column + threadIdx.x;
+  if (place.row == 0 && threadIdx.x < COLUMNS && column < o) {
+    bias(column, memory[ROWS * COLUMNS + threadIdx.x]);
+  }
+}
+
+// A layer of a group: where its operands are, where its weight and bias begin in a flat buffer, and
+// which of the launch's tiles is its first.
+struct Job {
+  const float* x;
+  const float* dz;
+  long long weight, bias, inputs, outputs, first_tile;
+};
+
+__device__ __forceinline__ const Job* this_job(const long long* jobs, int count) {
+  const Job* job = (const Job*)jobs;
+  const Job* last = job + count - 1;
+  while (job < last && job[1].first_tile <= blockIdx.x) ++job;
+  return job;
+}
+
+// The weight gradients of a group of layers, jobs (count,), into the flat buffer g. Grid: the tiles
+// of all layers, by splits.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
+    const long long* __restrict__ jobs, float* __restrict__ g, float* __restrict__ partials,
+    int* __restrict__ arrivals, int count, int n) {
+  const Job* job = this_job(jobs, count);
+  weight_gradient_tile(
+      job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
+      Store{g + job->weight}, Store{g + job->bias}, n, (int)job->inputs, (int)job->outputs);
+}
+
+// The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
+// buffers, schedule (steps, 4), state (5,). The block that arrives last, at `all`, goes on to the
+// next step.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_update(
+    const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,
+    float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
+    float beta1, float beta2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
+    int* __restrict__ arrivals, int batch_size, int count, int n) {
+  if (state[FAILED]) return;
+  const Job* job = this_job(jobs, count);
+  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  weight_gradient_tile(
+      job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
+      Update{p + job->weight, m + job->weight, v + job->weight, step},
+      Update{p + job->bias, m + job->bias, v + job->bias, step}, n, (int)job->inputs,
+      (int)job->outputs);
+  bool last = last_to_arrive(all, gridDim.x * gridDim.y);
+  if (last && threadIdx.x == 0) next_step(state, batch_size);
+}

@@ -1,0 +1,149 @@
+"""The CUDA kernels on a GPU, compiled and launched by CuPy.
+
+Memory, kernels and graphs belong to one stream. A step is recorded as a CUDA graph the second time
+it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import InputError
+from ..kernels import OPTIONS, source
+from .kernel_backend import KernelBackend, kernels
+
+OLDEST = 75
+"""The oldest compute capability that the kernels serve, times ten."""
+
+OLDEST_TF32 = 80
+NULL = np.uint64(0)
+INSUFFICIENT_DRIVER = 35
+"""cudaErrorInsufficientDriver: the driver is older than the runtime that CuPy was built with."""
+
+
+def _version(number: int) -> str:
+    """12040 as 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _check_device(precision: str) -> None:
+    """Raises InputError, in one line, if no GPU can run the kernels."""
+    runtime = cupy.cuda.runtime
+    try:
+        driver = runtime.driverGetVersion()
+        if driver == 0:
+            raise InputError("device 'cuda': no NVIDIA driver was found")
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if error.status == INSUFFICIENT_DRIVER:
+            needed = _version(runtime.runtimeGetVersion())
+            raise InputError(
+                f"device 'cuda': the driver serves CUDA {_version(driver)}, the installed CuPy "
+                f"needs {needed}; update the driver or install minivae[cuda12]"
+            ) from None
+        raise InputError(f"device 'cuda': {error}") from None
+    if count == 0:
+        raise InputError("device 'cuda': the driver found no GPU")
+    capability = int(cupy.cuda.Device().compute_capability)
+    oldest = OLDEST_TF32 if precision == "tf32" else OLDEST
+    if capability < oldest:
+        raise InputError(
+            f"device 'cuda': the GPU has compute capability {capability / 10}, expected at least "
+            f"{oldest / 10} for precision {precision}"
+        )
+
+
+class CudaBackend(KernelBackend):
+    """The kernels on CuPy's arrays. Raises InputError without a GPU that can run them."""
+
+    name = "cuda"
+
+    def __init__(self, precision: str = "fp32") -> None:
+        _check_device(precision)
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream.use()
+        self._functions: dict[tuple[str, int], Any] = {}
+        super().__init__(precision)
+
+    def run(
+        self,
+        kernel: str,
+        tile_columns: int,
+        grid: tuple[int, int, int],
+        block: int,
+        arguments: list[Any],
+    ) -> None:
+        function = self._functions.get((kernel, tile_columns))
+        if function is None:
+            function = self._load(kernel, tile_columns)
+        function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
+
+    def _load(self, kernel: str, tile_columns: int) -> Any:
+        """The compiled kernel, together with the others of its source."""
+        stem, tensor_cores = kernels()[kernel].stem, self.precision == "tf32"
+        code = source(stem, tensor_cores=tensor_cores, tile_columns=tile_columns)
+        module = cupy.RawModule(code=code, options=OPTIONS)
+        for name, (other, _) in kernels().items():
+            if other == stem:
+                self._functions[name, tile_columns] = module.get_function(name)
+        return self._functions[kernel, tile_columns]
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+        with _OneLineOutOfMemory():
+            return cupy.zeros(shape, dtype)
+
+    def asarray(self, array: NDArray) -> Any:
+        with _OneLineOutOfMemory():
+            return cupy.array(array, order="C")
+
+    def to_numpy(self, array: Any) -> NDArray:
+        return cupy.asnumpy(array)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        return _GraphedStep(step, self._stream)
+
+
+class _GraphedStep:
+    """A step that becomes a graph: eager at the first call, recorded at the second."""
+
+    def __init__(self, step: Callable[[], None], stream: Any) -> None:
+        self._step, self._stream = step, stream
+        self._called = False
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        if not self._called:
+            self._called = True
+            self._step()
+            return
+        if self._graph is None:
+            self._stream.begin_capture()
+            try:
+                self._step()
+            finally:
+                self._graph = self._stream.end_capture()
+        self._graph.launch(self._stream)
+
+
+class _OneLineOutOfMemory:
+    """Turns CuPy's error about memory into an InputError."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
+            raise InputError(
+                f"device 'cuda': out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
+                "use a smaller batch"
+            ) from None

@@ -1,0 +1,597 @@
+"""The table as launches of the CUDA C++ kernels in `kernels/`, whoever runs them: the GPU (`cuda`)
+or a compiler for the CPU (`emulated`).
+
+Types, contiguity and the number of arguments are checked in one place, `launch`, against the
+kernel's own declaration. float32 only: float64, which gradient checks use, is the reference's.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..kernels import STEMS, source
+from ..ops.activations import IDENTITY, KINDS, Activation
+from ..ops.batch import BINARIZATIONS
+from ..ops.conv import ConvGeometry
+from ..ops.philox import Noise
+from .reference import Call, ReferenceBackend
+
+POINTERS = {
+    "float": np.float32,
+    "double": np.float64,
+    "int": np.int32,
+    "long long": np.int64,
+    "unsigned char": np.uint8,
+}
+SCALARS = {
+    "int": np.int32,
+    "float": np.float32,
+    "unsigned int": np.uint32,
+    "unsigned long long": np.uint64,
+}
+WARP = 32
+BLOCK = 128
+"""Threads of a block, unless a kernel asks for another number."""
+
+FILLING_BLOCKS = 132
+"""Blocks that a launch should have at least, where its work can be divided: the multiprocessors of
+an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
+
+LARGEST_GRID = 1024
+"""Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
+
+DEPTH = 16
+NARROW = 16
+WIDE = 64
+RESULT = {WIDE: 65 * 64, NARROW: 129 * 16}
+"""DEPTH, COLUMNS and RESULT of kernels/tile.cuh."""
+
+LARGEST_FUSED_ROWS = 2**18
+"""Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
+
+CLIP_PARTIALS = 256
+TOTALS_BLOCK = 512
+
+FUSED_LOSSES = {
+    ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
+    ("dense_forward", "squared_error_loss", "elbo_totals"): "dense_squared_error_elbo",
+}
+
+_DECLARATION = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
+)
+
+
+class Kernel(NamedTuple):
+    """A kernel's source file and its parameters' (name, type, whether it is a pointer)."""
+
+    stem: str
+    parameters: tuple[tuple[str, str, bool], ...]
+
+
+def declarations(text: str) -> dict[str, tuple[tuple[str, str, bool], ...]]:
+    """The parameters of each kernel that a source declares."""
+    found = {}
+    for name, parameters in _DECLARATION.findall(text):
+        parsed = []
+        for parameter in parameters.split(","):
+            words = parameter.replace("*", " * ").replace("__restrict__", " ").split()
+            base = " ".join(word for word in words[:-1] if word not in ("const", "*"))
+            parsed.append((words[-1], base, "*" in words))
+        found[name] = tuple(parsed)
+    return found
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    """Every kernel by its name."""
+    return {
+        name: Kernel(stem, parameters)
+        for stem in STEMS
+        for name, parameters in declarations(source(stem)).items()
+    }
+
+
+def _blocks(threads: int) -> int:
+    return -(-threads // BLOCK)
+
+
+def _code(activation: Activation) -> tuple[int, float]:
+    return KINDS.index(activation.kind), activation.slope
+
+
+def _noise(noise: Noise) -> tuple[int, int]:
+    return noise.seed & 0xFFFFFFFFFFFFFFFF, noise.stream
+
+
+def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int, ...]:
+    """The sizes that every convolution kernel takes."""
+    n, height, width, channels = large.shape
+    _, rows, columns, filters = small.shape
+    return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
+
+
+def splits_of(depth: int, tiles: int) -> int:
+    """Into how many parts a contraction of `depth` is split where the launch has `tiles`: enough to
+    fill a GPU, but no part below 64 deep."""
+    slices = max(1, -(-depth // DEPTH))
+    splits = min(-(-FILLING_BLOCKS // tiles), max(1, slices // 4))
+    return -(-slices // -(-slices // splits))  # as many as have any slice
+
+
+class Tiles(NamedTuple):
+    """How a matrix product is divided: columns of a tile, tiles, splits of the contraction."""
+
+    columns: int
+    tiles: int
+    splits: int
+
+
+def tiles_of(rows: int, columns: int, depth: int, *, copies: int = 1) -> Tiles:
+    """The division of a product (rows, columns), of which there are `copies` in the launch."""
+    width = NARROW if columns <= NARROW else WIDE
+    height = 64 if width == WIDE else 128
+    count = -(-rows // height) * -(-columns // width)
+    return Tiles(width, count, splits_of(depth, count * copies))
+
+
+class KernelBackend(ReferenceBackend):
+    """The primitives as kernel launches. A subclass says how arrays are made and kernels run.
+
+    `precision` is "fp32", or "tf32" for matrix products on tensor cores with operands rounded to
+    TF32 (10 bits of mantissa) and sums in float32.
+    """
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+        # A product is split only where it has fewer than FILLING_BLOCKS tiles, and then into fewer
+        # than twice as many parts.
+        self._partials = self.zeros((2 * FILLING_BLOCKS * RESULT[WIDE],))
+        self._arrivals = self.zeros((FILLING_BLOCKS,), np.int32)
+        # What the kernels that end in sums over the whole launch need.
+        self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
+        self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
+        self._all_arrivals = self.zeros((1,), np.int32)
+        self._norm_partials = self.zeros((CLIP_PARTIALS,))
+        self._jobs: dict[tuple[int, ...], Any] = {}
+
+    # What a subclass provides
+
+    def run(
+        self,
+        kernel: str,
+        tile_columns: int,
+        grid: tuple[int, int, int],
+        block: int,
+        arguments: list[Any],
+    ) -> None:
+        """Runs a kernel with arguments of the right types. `tile_columns` picks the specialisation
+        of a matrix product."""
+        raise NotImplementedError
+
+    def address(self, array: Any) -> int:
+        """Where an array's first element is in the kernels' memory."""
+        raise NotImplementedError
+
+    def launch(
+        self,
+        kernel: str,
+        grid: int | tuple[int, int] | tuple[int, int, int],
+        *arguments: Any,
+        block: int = BLOCK,
+        tile_columns: int = WIDE,
+    ) -> None:
+        """Checks the arguments against the kernel's declaration and runs it.
+
+        Raises TypeError on an array of another type than declared, or one that is strided.
+        """
+        parameters = kernels()[kernel].parameters
+        sizes = (grid,) if isinstance(grid, int) else tuple(grid)
+        x, y, z = (*sizes, 1, 1)[:3]
+        if min(x, y, z) < 1:
+            return
+        passed = [
+            _checked_array(kernel, name, argument, POINTERS[kind])
+            if is_pointer
+            else SCALARS[kind](argument)
+            for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
+        ]
+        self.run(kernel, tile_columns, (x, y, z), block, passed)
+
+    # Sequences
+
+    def sequence(self, *calls: Call) -> None:
+        index = 0
+        while index < len(calls):
+            for length, fused in ((3, self._dense_elbo), (2, self._dense_latent_backward)):
+                if fused(calls[index : index + length]):
+                    index += length
+                    break
+            else:
+                calls[index].run(self)
+                index += 1
+
+    def _dense_elbo(self, calls: Sequence[Call]) -> bool:
+        """A dense layer, its loss and the totals in one launch; False if `calls` are not these."""
+        names = tuple(call.primitive for call in calls)
+        if names not in FUSED_LOSSES:
+            return False
+        (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
+        output, target, loss, dz, *constants = loss_arguments
+        reconstruction, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
+        (n, i), o = x.shape, w.shape[1]
+        tiles = tiles_of(n, o, i)
+        columns_of_tiles = -(-o // tiles.columns)
+        follows = self.address(output) == self.address(y) and self.address(
+            reconstruction
+        ) == self.address(loss)
+        if not follows or n * columns_of_tiles > LARGEST_FUSED_ROWS:
+            return False
+        self.launch(
+            *(FUSED_LOSSES[names], (tiles.tiles, tiles.splits)),
+            *(x, w, b, y, *_code(activation), target, loss, dz, *constants[:2]),
+            *(kl, schedule, state, free_bits, kl_weight, totals),
+            *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
+            *(n, i, o, kl.shape[1]),
+            tile_columns=tiles.columns,
+        )
+        return True
+
+    def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
+        """The input gradient of the decoder's first layer and the latent's in one launch; False if
+        `calls` are not these."""
+        names = tuple(call.primitive for call in calls)
+        if names != ("dense_input_gradient", "latent_backward"):
+            return False
+        (dz, w, _, dx, activation), (head, upstream, kl_weight, dhead, noise, state) = (
+            call.arguments for call in calls
+        )
+        if self.address(dx) != self.address(upstream) or activation != IDENTITY:
+            return False
+        (n, o), d = dz.shape, w.shape[0]
+        self._launch_product(
+            *("dense_latent_backward", tiles_of(n, d, o), 1),
+            *(dz, w, head, kl_weight, dhead, *_noise(noise), state, (n, d, o)),
+        )
+        return True
+
+    # Activations
+
+    def activation_forward(self, z: Any, y: Any, activation: Activation) -> None:
+        self.launch("activation_forward", _blocks(z.size), z, y, *_code(activation), z.size)
+
+    def activation_backward(
+        self, z: Any | None, y: Any, dy: Any, dz: Any, activation: Activation
+    ) -> None:
+        code = _code(activation)
+        self.launch("activation_backward", _blocks(y.size), z, y, dy, dz, *code, y.size)
+
+    # Matrix products
+
+    def _launch_product(self, kernel: str, tiles: Tiles, phases: int, *arguments: Any) -> None:
+        """Launches a kernel whose arguments go on with partials, arrivals and sizes."""
+        *operands, sizes = arguments
+        self.launch(
+            *(kernel, (tiles.tiles, tiles.splits, phases), *operands),
+            *(self._partials, self._arrivals, *sizes),
+            tile_columns=tiles.columns,
+        )
+
+    def dense_forward(self, x: Any, w: Any, b: Any, y: Any, activation: Activation) -> None:
+        (n, i), o = x.shape, w.shape[1]
+        tiles = tiles_of(n, o, i)
+        self._launch_product("dense_forward", tiles, 1, x, w, b, y, *_code(activation), (n, i, o))
+
+    def dense_input_gradient(
+        self, dz: Any, w: Any, x: Any, dx: Any, activation: Activation
+    ) -> None:
+        (n, o), i = dz.shape, w.shape[0]
+        self._launch_product(
+            *("dense_input_gradient", tiles_of(n, i, o), 1),
+            *(dz, w, x, dx, *_code(activation), (n, i, o)),
+        )
+
+    def dense_weight_gradient(self, x: Any, dz: Any, dw: Any, db: Any) -> None:
+        call = Call("dense_weight_gradient", (x, dz, dw, db))
+        self._launch_group("dense_weight_gradient", [call], dw, dw)
+
+    def _launch_group(
+        self,
+        kernel: str,
+        calls: Sequence[Call],
+        flat: Any,
+        *operands: Any,
+        sizes: tuple[int, ...] = (),
+    ) -> None:
+        """One launch for the dense layers among `calls`, whose gradients are views of `flat`."""
+        dense = [call.arguments for call in calls if call.primitive == "dense_weight_gradient"]
+        if not dense:
+            return
+        n = dense[0][0].shape[0]
+        tiles = [-(-x.shape[1] // WIDE) * -(-dz.shape[1] // WIDE) for x, dz, _, _ in dense]
+        table: list[int] = []
+        for index, (x, dz, dw, db) in enumerate(dense):
+            for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
+                _checked_array(kernel, name, array, np.float32)
+            table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
+            table += [_offset(self, db, flat), x.shape[1], dz.shape[1], sum(tiles[:index])]
+        key = tuple(table)
+        if key not in self._jobs:
+            self._jobs[key] = self.asarray(np.array(table, np.int64))
+        self.launch(
+            *(kernel, (sum(tiles), splits_of(n, sum(tiles))), self._jobs[key], *operands),
+            *(self._partials, self._arrivals, *sizes, len(dense), n),
+        )
+
+    def _correlate(
+        self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
+    ) -> None:
+        positions, depth = math.prod(small.shape[:3]), math.prod(w.shape[:3])
+        tiles = tiles_of(positions, w.shape[3], depth)
+        self._launch_product(kernel, tiles, 1, *operands, _images(large, small, w, geometry))
+
+    def _scatter(
+        self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
+    ) -> None:
+        n, height, width, channels = large.shape
+        stride_h, stride_w = geometry.stride_h, geometry.stride_w
+        phases = stride_h * stride_w
+        pixels = n * -(-height // stride_h) * -(-width // stride_w)
+        taps = -(-w.shape[0] // stride_h) * -(-w.shape[1] // stride_w)
+        tiles = tiles_of(pixels, channels, taps * w.shape[3], copies=phases)
+        self._launch_product(kernel, tiles, phases, *operands, _images(large, small, w, geometry))
+
+    def _correlate_weight(
+        self, kernel: str, large: Any, small: Any, dw: Any, geometry: ConvGeometry, *operands: Any
+    ) -> None:
+        positions = math.prod(small.shape[:3])
+        tiles = tiles_of(math.prod(dw.shape[:3]), dw.shape[3], positions)
+        self._launch_product(kernel, tiles, 1, *operands, _images(large, small, dw, geometry))
+
+    def _sum_columns(self, kernel: str, dz: Any, *operands: Any) -> None:
+        columns = dz.shape[-1]
+        rows = dz.size // columns
+        groups = -(-columns // BLOCK)
+        runs = max(1, min(FILLING_BLOCKS // groups, rows // 64, self._partials.size // columns))
+        self.launch(
+            *(kernel, (runs, groups), dz, *operands),
+            *(self._partials, self._arrivals, rows, columns),
+        )
+
+    def conv2d_forward(
+        self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
+    ) -> None:
+        self._correlate("conv2d_forward", x, y, w, geometry, x, w, b, y, *_code(activation))
+
+    def conv2d_input_gradient(
+        self, dz: Any, w: Any, x: Any, dx: Any, geometry: ConvGeometry, activation: Activation
+    ) -> None:
+        code = _code(activation)
+        self._scatter("conv2d_input_gradient", x, dz, w, geometry, dz, w, x, dx, *code)
+
+    def conv2d_weight_gradient(
+        self, x: Any, dz: Any, dw: Any, db: Any, geometry: ConvGeometry
+    ) -> None:
+        self._correlate_weight("conv2d_weight_gradient", x, dz, dw, geometry, x, dz, dw, db)
+
+    def conv_transpose2d_forward(
+        self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
+    ) -> None:
+        code = _code(activation)
+        self._scatter("conv_transpose2d_forward", y, x, w, geometry, x, w, b, y, *code)
+
+    def conv_transpose2d_input_gradient(
+        self, dz: Any, w: Any, x: Any, dx: Any, geometry: ConvGeometry, activation: Activation
+    ) -> None:
+        code = _code(activation)
+        self._correlate("conv_transpose2d_input_gradient", dz, x, w, geometry, dz, w, x, dx, *code)
+
+    def conv_transpose2d_weight_gradient(
+        self, x: Any, dz: Any, dw: Any, db: Any, geometry: ConvGeometry
+    ) -> None:
+        kernel = "conv_transpose2d_weight_gradient"
+        self._correlate_weight(kernel, dz, x, dw, geometry, x, dz, dw)
+        self._sum_columns("bias_gradient", dz, db)
+
+    # The latent and the losses
+
+    def latent_forward(self, head: Any, z: Any, kl: Any, noise: Noise, state: Any) -> None:
+        n, d = z.shape
+        threads = _blocks(n * -(-d // 4))
+        self.launch("latent_forward", threads, head, z, kl, *_noise(noise), state, n, d)
+
+    def latent_backward(
+        self, head: Any, dz: Any, kl_weight: Any, dhead: Any, noise: Noise, state: Any
+    ) -> None:
+        n, d = dz.shape
+        self.launch(
+            *("latent_backward", _blocks(n * -(-d // 4))),
+            *(head, dz, kl_weight, dhead, *_noise(noise), state, n, d),
+        )
+
+    def importance_latent_forward(
+        self, head: Any, z: Any, log_ratio: Any, log_scale: float, noise: Noise, state: Any
+    ) -> None:
+        rows, d = z.shape
+        self.launch(
+            *("importance_latent_forward", _blocks(WARP * rows), head, z, log_ratio, log_scale),
+            *(*_noise(noise), state, len(head), rows, d),
+        )
+
+    def importance_latent_backward(
+        self,
+        head: Any,
+        dz: Any,
+        weights: Any,
+        dhead: Any,
+        scale: float,
+        log_scale: float,
+        noise: Noise,
+        state: Any,
+    ) -> None:
+        n, d = len(head), dz.shape[1]
+        self.launch(
+            *("importance_latent_backward", _blocks(n * -(-d // 4)), head, dz, weights, dhead),
+            *(scale, log_scale, *_noise(noise), state, n, len(dz) // n, d),
+        )
+
+    def importance_loss(
+        self,
+        logits: Any,
+        x: Any,
+        log_ratio: Any,
+        weights: Any,
+        loss: Any,
+        dlogits: Any,
+        scale: float,
+        importance: bool,
+    ) -> None:
+        n, m = x.shape
+        self.launch(
+            *("importance_loss", n, logits, x, log_ratio, weights, loss, dlogits),
+            *(scale, importance, len(logits) // n, m),
+        )
+
+    def bernoulli_loss(self, logits: Any, x: Any, loss: Any, dlogits: Any, scale: float) -> None:
+        n, m = logits.shape
+        self.launch("bernoulli_loss", n, logits, x, loss, dlogits, scale, n, m)
+
+    def squared_error_loss(
+        self,
+        y: Any,
+        x: Any,
+        loss: Any,
+        dz: Any,
+        scale: float,
+        weight: float,
+        activation: Activation,
+    ) -> None:
+        n, m = y.shape
+        code = _code(activation)
+        self.launch("squared_error_loss", n, y, x, loss, dz, scale, weight, *code, n, m)
+
+    def elbo_totals(
+        self,
+        reconstruction: Any,
+        kl: Any,
+        schedule: Any,
+        state: Any,
+        free_bits: float,
+        kl_weight: Any,
+        totals: Any,
+    ) -> None:
+        self.launch(
+            *("elbo_totals", 1, reconstruction, kl, schedule, state),
+            *(free_bits, kl_weight, totals, *kl.shape),
+            block=TOTALS_BLOCK,
+        )
+
+    # The optimizer
+
+    def adam_update(
+        self,
+        p: Any,
+        g: Any,
+        m: Any,
+        v: Any,
+        schedule: Any,
+        state: Any,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+    ) -> None:
+        self.launch(
+            *("adam_update", min(_blocks(p.size), LARGEST_GRID), p, g, m, v, schedule, state),
+            *(beta1, beta2, epsilon, p.size),
+        )
+
+    def clip_gradient(self, g: Any, max_norm: float, norm: Any) -> None:
+        partials = self._norm_partials
+        self.launch("clip_gradient_partials", CLIP_PARTIALS, g, partials, g.size)
+        blocks = min(_blocks(g.size), LARGEST_GRID)
+        self.launch("clip_gradient", blocks, g, max_norm, norm, partials, g.size)
+
+    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
+        """One launch for all dense layers, then the convolutions."""
+        self._launch_group("dense_weight_gradient", calls, g, g)
+        self.sequence(*(call for call in calls if call.primitive != "dense_weight_gradient"))
+
+    def optimizer_step(
+        self,
+        calls: Sequence[Call],
+        p: Any,
+        g: Any,
+        m: Any,
+        v: Any,
+        schedule: Any,
+        state: Any,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        batch_size: int,
+    ) -> None:
+        """One or two launches for each convolution, then one for all dense layers, which goes on to
+        the next step. No gradient is written: the views of `g` only say where each tensor lies in
+        the flat buffers."""
+        adam = (p, m, v, schedule, state, beta1, beta2, epsilon)
+        for call in calls:
+            if call.primitive == "conv2d_weight_gradient":
+                x, dz, dw, db, geometry = call.arguments
+                operands = (x, dz, *adam, _offset(self, dw, g), _offset(self, db, g))
+                self._correlate_weight("conv2d_weight_update", x, dz, dw, geometry, *operands)
+            elif call.primitive == "conv_transpose2d_weight_gradient":
+                x, dz, dw, db, geometry = call.arguments
+                kernel, offset = "conv_transpose2d_weight_update", _offset(self, dw, g)
+                self._correlate_weight(kernel, dz, x, dw, geometry, x, dz, *adam, offset)
+                self._sum_columns("bias_update", dz, *adam, _offset(self, db, g))
+        if any(call.primitive == "dense_weight_gradient" for call in calls):
+            sizes = (batch_size,)
+            self._launch_group(
+                "dense_weight_update", calls, g, *adam, self._all_arrivals, sizes=sizes
+            )
+        else:
+            self.advance_state(state, batch_size)
+
+    # The batch and the state
+
+    def gather_batch(
+        self,
+        data: Any,
+        permutation: Any,
+        state: Any,
+        x: Any,
+        binarization: str,
+        noise: Noise,
+    ) -> None:
+        n, m = x.shape
+        kernel = f"gather_batch_{np.dtype(data.dtype).name}"
+        if kernel not in kernels():
+            raise TypeError(f"data are {data.dtype}, expected uint8 or float32")
+        kind = BINARIZATIONS.index(binarization)
+        blocks = _blocks(n * -(-m // 4))
+        self.launch(kernel, blocks, data, permutation, state, x, kind, *_noise(noise), n, m)
+
+    def advance_state(self, state: Any, batch_size: int) -> None:
+        self.launch("advance_state", 1, state, batch_size, block=1)
+
+
+def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
+    """The index in a flat buffer at which a view of it begins."""
+    return (backend.address(tensor) - backend.address(flat)) // 4
+
+
+def _checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:
+    if array is None:
+        return None
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        layout = "a C-contiguous" if array.flags.c_contiguous else "a strided"
+        raise TypeError(
+            f"{kernel}: {name} is {layout} array of {array.dtype}, shape {array.shape}; expected a "
+            f"C-contiguous one of {np.dtype(dtype)}"
+        )
+    return array

@@ -1,0 +1,316 @@
+"""How good a model is: ELBO, importance-weighted bounds, log-likelihood, and what its posterior is
+like.
+
+For an image x and k draws z_s from q(z|x), with log-weights log w_s as in ops/importance.py,
+
+    L_k = E log (1/k sum_s w_s),      L_1 = ELBO <= L_10 <= L_100 <= ... -> log p(x)
+
+(Burda, Grosse & Salakhutdinov 2016, theorem 1). The negative log-likelihood that the literature
+reports is -L_5000. From one set of draws, L_k of a smaller k is estimated by the mean over all
+groups of k draws, so that the estimates of nested groups cannot fall as k grows.
+
+None of this is a likelihood where the model is not a distribution over the data: grey pixels under
+a Bernoulli, whose density does not integrate to one on [0, 1], or a weighted squared error. Then
+only a loss is given.
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import Dataset
+from .errors import InputError
+from .models import HEADS, VAE, Autoencoder
+from .network import Buffers, Pass
+from .ops.batch import BINARIZATIONS, gather_batch
+from .ops.importance import log_mean_exp
+from .ops.philox import EVALUATION_STREAM, Noise
+from .ops.state import STEP, new_state
+from .train import ACTIVE
+
+BLOCK = 100
+"""Draws that are made at once. Their noise is a function of (seed, image, block, draw): fixed, so
+that a chunk of any size has the same."""
+
+DEFAULT_SAMPLES = 5000
+DEFAULT_CHUNK = 1000
+DRAWS_OF_A_LOSS = 100
+"""Draws of the reconstruction term where there is no likelihood to estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images and its standard error."""
+
+    mean: float
+    error: float
+
+    @staticmethod
+    def of(values: NDArray) -> "Estimate":
+        error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return Estimate(float(np.mean(values)), error)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.error:.2f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found, means over images in nats unless said otherwise.
+
+    `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is too, and
+    `negative_log_likelihood` and `bits_per_dimension` are None. `kl_per_dimension`, `active_units`
+    and `aggregate_posterior` describe q(z|x) over the images; `error_per_class` is the mean squared
+    error of a pixel, decoded from the posterior mean.
+    """
+
+    images: int
+    samples: int
+    seed: int
+    binarization: str
+    objective: str
+    why_no_likelihood: str
+    loss: Estimate
+    reconstruction: Estimate
+    kl: Estimate
+    bounds: dict[int, Estimate] = field(default_factory=dict)
+    negative_log_likelihood: Estimate | None = None
+    bits_per_dimension: float | None = None
+    kl_per_dimension: list[float] = field(default_factory=list)
+    active_units: int = 0
+    aggregate_posterior: dict[str, Any] = field(default_factory=dict)
+    error_per_class: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for a JSON file."""
+        return dataclasses.asdict(self)
+
+
+def why_no_likelihood(model: Autoencoder, images: NDArray, binarization: str) -> str:
+    """Why figures on these images are not likelihoods, in a line; empty if they are."""
+    objective = model.objective
+    if not model.latent:
+        return "a plain autoencoder defines no distribution over images"
+    if objective.likelihood == "squared-error":
+        return "a weighted squared error is not a log-density: it has no variance of its own"
+    if objective.likelihood == "bernoulli" and binarization == "none" and not _is_binary(images):
+        return (
+            "grey pixels under a Bernoulli are not a likelihood: its density does not integrate to "
+            "one over [0, 1]; binarize (--binarization stochastic) for one"
+        )
+    return ""
+
+
+def _is_binary(images: NDArray) -> bool:
+    white = 255 if images.dtype == np.uint8 else 1
+    return bool(np.isin(images, (0, white)).all())
+
+
+def binarized(images: NDArray, binarization: str, seed: int) -> NDArray[np.float32]:
+    """Images (n, pixels) in [0, 1], binarized once."""
+    flat = images.reshape(len(images), -1)
+    x = np.empty(flat.shape, np.float32)
+    noise = Noise(seed, EVALUATION_STREAM)
+    gather_batch(flat, np.arange(len(flat)), new_state(), x, binarization, noise)
+    return x
+
+
+def _ladder(samples: int) -> list[int]:
+    """1, 10, 100, ... and `samples`."""
+    powers = [10**power for power in range(len(str(samples)))]
+    return sorted({*(k for k in powers if k <= samples), samples})
+
+
+def grouped_bound(log_weights: NDArray[np.float64], k: int) -> float:
+    """The estimate of L_k from the log-weights (samples,) of one image: the mean over all whole
+    groups of k."""
+    groups = len(log_weights) // k
+    return float(np.mean(log_mean_exp(log_weights[: groups * k].reshape(groups, k))))
+
+
+class _Draws:
+    """Draws of z for one image at a time, their log-ratios and reconstruction losses."""
+
+    def __init__(self, model: VAE, chunk: int, seed: int) -> None:
+        backend, dtype = model.backend, model.dtype
+        self.model, self.backend, self.chunk = model, backend, chunk
+        self.noise = Noise(seed, EVALUATION_STREAM)
+        self.z = backend.zeros((chunk, model.latent), dtype)
+        self.log_ratio = backend.zeros((chunk,), dtype)
+        self.x = backend.zeros((chunk, model.pixels), dtype)
+        self.onehot = backend.zeros((1, model.classes), dtype)
+        self.loss = backend.zeros((chunk,), dtype)
+        self.gradient = backend.zeros((chunk, model.pixels), dtype)
+        self.buffers = Buffers(model.decoder, backend, chunk, dtype)
+        self.passes: dict[int, Pass] = {}
+        self.objective = model.final_objective
+
+    def of(
+        self, image: int, x: Any, onehot: Any, head: Any, samples: int
+    ) -> tuple[NDArray, NDArray]:
+        """log p(z) - log q(z|x) and -log p(x|z) of `samples` draws, each (samples,) in float64, for
+        an image x (1, pixels) with its label (1, classes) and its head (1, 2 d)."""
+        self.x[...] = x
+        self.onehot[...] = onehot
+        ratios: list[NDArray] = []
+        losses: list[NDArray] = []
+        for first in range(0, samples, self.chunk):
+            rows = min(self.chunk, samples - first)
+            for start in range(0, rows, BLOCK):
+                block = (first + start) // BLOCK
+                self._draw(head, image, block, slice(start, min(start + BLOCK, rows)))
+            self._decode(rows)
+            ratios.append(self.backend.to_numpy(self.log_ratio[:rows]))
+            losses.append(self.backend.to_numpy(self.loss[:rows]))
+        return np.concatenate(ratios).astype(np.float64), np.concatenate(losses).astype(np.float64)
+
+    def _draw(self, head: Any, image: int, block: int, rows: slice) -> None:
+        # The noise's step is 32 bits wide: 20 for the image, 12 for the block.
+        state = new_state()
+        state[STEP] = (block << 20) + image
+        self.backend.importance_latent_forward(
+            *(head, self.z[rows], self.log_ratio[rows], HEADS[self.model.head]),
+            *(self.noise, self.backend.asarray(state)),
+        )
+
+    def _decode(self, rows: int) -> None:
+        if rows not in self.passes:
+            parameters = self.model.parameters
+            arguments = (self.model.decoder, self.backend, parameters, self.buffers)
+            self.passes[rows] = Pass(*arguments, self.z[:rows], onehot=self.onehot)
+        bound, objective = self.passes[rows], self.objective
+        bound.forward()
+        output = bound.output.reshape(rows, self.model.pixels)
+        compared = (output, self.x[:rows], self.loss[:rows], self.gradient[:rows], 1.0)
+        if objective.likelihood == "bernoulli":
+            self.backend.bernoulli_loss(*compared)
+        else:
+            weight = objective.error_weight
+            self.backend.squared_error_loss(*compared, weight, bound.output_activation)
+
+
+LARGEST_IMAGES, LARGEST_SAMPLES = 1 << 20, BLOCK << 12
+
+
+def _check(model: Autoencoder, images: NDArray, samples: int, chunk: int) -> None:
+    if not 1 <= samples <= LARGEST_SAMPLES:
+        raise InputError(f"samples is {samples}, expected 1 to {LARGEST_SAMPLES}")
+    if chunk < BLOCK or chunk % BLOCK:
+        raise InputError(f"chunk is {chunk}, expected a multiple of {BLOCK}")
+    if images.shape[1:] != model.image_shape:
+        raise InputError(
+            f"images are {images.shape[1:]}, the model takes {model.image_shape} (h, w, c)"
+        )
+    if not 1 <= len(images) <= LARGEST_IMAGES:
+        raise InputError(f"there are {len(images)} images, expected 1 to {LARGEST_IMAGES}")
+    # Every output of the decoder with its gradient, the pixels and theirs.
+    numbers = 2 * sum(math.prod(shape) for shape in model.decoder.shapes) + 2 * model.pixels
+    needed = 4 * chunk * numbers
+    free = _free_memory()
+    if needed > free:
+        raise InputError(
+            f"chunk is {chunk}, which needs {needed >> 20} MiB of the {free >> 20} MiB that are "
+            "free: expected a smaller one"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes of the host's memory that are free."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def evaluate(
+    model: Autoencoder,
+    data: Dataset,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    binarization: str = "none",
+    seed: int = 0,
+    chunk: int = DEFAULT_CHUNK,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluates a model on images with `samples` draws of z each, `chunk` of them at a time.
+
+    Raises InputError on images that the model does not take, on samples below 1, and where a chunk
+    needs more memory than there is.
+    """
+    from tqdm import tqdm
+
+    if binarization not in BINARIZATIONS:
+        known = ", ".join(BINARIZATIONS)
+        raise InputError(f"binarization is {binarization!r}, expected one of {known}")
+    _check(model, data.images, samples, chunk)
+    x = binarized(data.images, binarization, seed)
+    reason = why_no_likelihood(model, data.images, binarization)
+    common: dict[str, Any] = {
+        "images": len(x),
+        "seed": seed,
+        "binarization": binarization,
+        "objective": f"{model.final_objective}{model.given}",
+        "why_no_likelihood": reason,
+        "error_per_class": _error_per_class(model, x, data.labels),
+    }
+    if not isinstance(model, VAE):
+        loss = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)[
+            "loss"
+        ]
+        estimate = Estimate(loss, 0.0)
+        return Evaluation(
+            samples=0, loss=estimate, reconstruction=estimate, kl=Estimate(0.0, 0.0), **common
+        )
+    samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
+    mu, logvar = model.encode(x.reshape(-1, *model.image_shape), data.labels)
+    kl = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
+    heads = model.backend.asarray(np.concatenate([mu, logvar / HEADS[model.head]], axis=1))
+    resident = model.backend.asarray(x)
+    labels = model.labels(data.labels, len(x))
+    onehot = np.zeros((len(x), 0)) if labels is None else np.eye(model.classes)[labels]
+    onehots = model.backend.asarray(onehot.astype(model.dtype))
+    constant = model.final_objective.constant(model.pixels)
+    ladder = [] if reason else _ladder(samples)
+    bounds, reconstruction = np.empty((len(x), len(ladder))), np.empty(len(x))
+    draws = _Draws(model, min(chunk, -(-samples // BLOCK) * BLOCK), seed)
+    for i in tqdm(range(len(x)), unit="image", disable=not progress):
+        image = slice(i, i + 1)
+        of_image = (resident[image], onehots[image], heads[image])
+        ratio, loss_of_draws = draws.of(i, *of_image, samples)
+        loss_of_draws = loss_of_draws + constant
+        reconstruction[i] = np.mean(loss_of_draws)
+        bounds[i] = [grouped_bound(ratio - loss_of_draws, k) for k in ladder]
+    common |= {
+        "samples": samples,
+        "loss": Estimate.of(reconstruction + np.sum(kl, axis=1)),
+        "reconstruction": Estimate.of(reconstruction),
+        "kl": Estimate.of(np.sum(kl, axis=1)),
+        "bounds": {k: Estimate.of(bounds[:, index]) for index, k in enumerate(ladder)},
+        "kl_per_dimension": [float(value) for value in np.mean(kl, axis=0)],
+        "active_units": int(np.sum(np.var(mu, axis=0) > ACTIVE)),
+        "aggregate_posterior": aggregate_posterior(mu, logvar),
+    }
+    if not reason:
+        likelihood = Estimate.of(-bounds[:, -1])
+        common["negative_log_likelihood"] = likelihood
+        common["bits_per_dimension"] = likelihood.mean / (model.pixels * math.log(2))
+    return Evaluation(**common)
+
+
+def aggregate_posterior(mu: NDArray, logvar: NDArray) -> dict[str, Any]:
+    """Mean and variance of each dimension of the mixture of all q(z|x), from mu and logvar (n, d),
+    and the KL in nats of the normal distribution with these to the prior: 0 for a match."""
+    mean = np.mean(mu, axis=0, dtype=np.float64)
+    variance = np.var(mu, axis=0, dtype=np.float64) + np.mean(np.exp(logvar), axis=0)
+    mismatch = 0.5 * np.sum(variance + mean**2 - 1 - np.log(variance))
+    return {"mean": mean.tolist(), "variance": variance.tolist(), "kl_to_prior": float(mismatch)}
+
+
+def _error_per_class(model: Autoencoder, x: NDArray, labels: NDArray | None) -> dict[str, float]:
+    if labels is None:
+        return {}
+    images = x.reshape(-1, *model.image_shape)
+    errors = np.mean((model.reconstruct(images, labels) - images) ** 2, axis=(1, 2, 3))
+    return {str(label): float(np.mean(errors[labels == label])) for label in np.unique(labels)}

@@ -1,0 +1,126 @@
+"""As much of CuPy as the `cuda` backend uses, on the CPU: arrays are NumPy's, kernels are run by
+kernels/host.h, and a graph is the list of launches that were recorded, which launches them again.
+
+It stands in for a GPU in the tests of what Python does around the kernels: arguments, streams, and
+that a recorded step holds nothing that changes from step to step.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+
+from minivae.backends import emulated
+
+
+class Array(np.ndarray):
+    """NumPy's array, with CuPy's address."""
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memory: int = 2**30):
+    """A module `cupy` for a machine with such a driver and GPU."""
+    recording: list[list[Any]] = []
+    launches: list[str] = []
+
+    def device_count() -> int:
+        if driver < 13000:
+            raise CUDARuntimeError(35, "cudaErrorInsufficientDriver")
+        return devices
+
+    class Graph:
+        def __init__(self, calls: list[Any]) -> None:
+            self.calls = calls
+
+        def launch(self, stream: Any = None) -> None:
+            for call in self.calls:
+                call()
+
+    class Stream:
+        ptr = 0
+
+        def __init__(self, non_blocking: bool = False) -> None:
+            pass
+
+        def use(self) -> Stream:
+            return self
+
+        def synchronize(self) -> None:
+            pass
+
+        def begin_capture(self) -> None:
+            recording.append([])
+
+        def end_capture(self) -> Graph:
+            return Graph(recording.pop())
+
+    class RawModule:
+        def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+            self.library = emulated.build(code)
+
+        def get_function(self, name: str) -> Any:
+            def function(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+                passed = [_plain(argument) for argument in arguments]
+
+                def call() -> None:
+                    launches.append(name)
+                    emulated.call(self.library, name, grid, block[0], passed)
+
+                if recording:
+                    recording[-1].append(call)
+                else:
+                    call()
+
+            return function
+
+    def checked(array: np.ndarray) -> Array:
+        assert not recording, "memory was asked for while a graph was recorded"
+        if array.nbytes > memory:
+            raise OutOfMemoryError("out of memory")
+        return array.view(Array)
+
+    cupy = types.ModuleType("cupy")
+    runtime = types.SimpleNamespace(
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: 13000,
+        getDeviceCount=device_count,
+        memGetInfo=lambda: (memory, memory),
+        CUDARuntimeError=CUDARuntimeError,
+    )
+    cupy.__dict__.update(
+        cuda=types.SimpleNamespace(
+            runtime=runtime,
+            Stream=Stream,
+            Device=lambda: types.SimpleNamespace(compute_capability=capability),
+            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        ),
+        RawModule=RawModule,
+        ndarray=Array,
+        zeros=lambda shape, dtype: checked(np.zeros(shape, dtype)),
+        array=lambda array, order: checked(np.array(array, order=order)),
+        asnumpy=lambda array: np.array(array),
+        launches=launches,
+    )
+    return cupy
+
+
+def _plain(argument: Any) -> Any:
+    """An argument as `emulated.call` takes it; the null pointer is None."""
+    if isinstance(argument, np.uint64) and argument == 0:
+        return None
+    return np.asarray(argument) if isinstance(argument, np.ndarray) else argument

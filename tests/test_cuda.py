@@ -1,0 +1,179 @@
+"""The `cuda` backend. Without a GPU on a stand-in for CuPy (fake_cupy.py), with one (`-m gpu`) for
+real: graphs, determinism, agreement with the CPU over many steps, resume across devices."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+
+from minivae import backends
+from minivae.backends.reference import ReferenceBackend
+from minivae.data import load
+from minivae.errors import InputError
+from minivae.presets import Training, preset
+from minivae.train import Trainer, fit
+
+SMALL: dict[str, Any] = {"hidden": (40,), "latent": 5}
+
+
+@pytest.fixture
+def without_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Installs a stand-in for CuPy with the options of `fake_cupy.make`; returns it."""
+
+    def install(**options: Any) -> Any:
+        cupy = fake_cupy.make(**options)
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.delitem(sys.modules, "minivae.backends.cuda", raising=False)
+        return cupy
+
+    yield install
+    sys.modules.pop("minivae.backends.cuda", None)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "message"),
+    [
+        ({"driver": 0}, "fp32", "no NVIDIA driver was found"),
+        ({"driver": 12040}, "fp32", "the driver serves CUDA 12.4, the installed CuPy needs 13.0"),
+        ({"devices": 0}, "fp32", "the driver found no GPU"),
+        ({"capability": "70"}, "fp32", "compute capability 7.0, expected at least 7.5"),
+        ({"capability": "75"}, "tf32", "compute capability 7.5, expected at least 8.0"),
+    ],
+)
+def test_a_machine_that_cannot_is_told_why_in_one_line(
+    without_a_card: Any, options: dict[str, Any], precision: str, message: str
+) -> None:
+    without_a_card(**options)
+    with pytest.raises(InputError, match=message) as raised:
+        backends.get("cuda", precision)
+    assert "\n" not in str(raised.value)
+
+
+def test_auto_takes_the_gpu_where_it_works(without_a_card: Any) -> None:
+    without_a_card()
+    backend, reasons = backends.choose()
+    assert (backend.name, reasons) == ("cuda", [])
+
+
+def test_auto_says_why_it_does_not_take_the_gpu(without_a_card: Any) -> None:
+    without_a_card(driver=0)
+    backend, reasons = backends.choose()
+    assert backend.name == "cpu"
+    assert reasons == ["device 'cuda': no NVIDIA driver was found"]
+
+
+def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
+    without_a_card(memory=2**23)
+    backend = backends.get("cuda")
+    with pytest.raises(InputError, match=r"out of memory, 8 of 8 MiB are free: .*smaller batch"):
+        backend.zeros((2**22,))
+
+
+def trained(
+    backend: ReferenceBackend,
+    steps: int,
+    *,
+    model: str = "glyphs",
+    graph: bool = True,
+    **options: Any,
+) -> tuple[bytes, list[float]]:
+    """The parameters after some steps, and the loss of each step."""
+    if not graph:
+        backend.capture = lambda step: step  # type: ignore[method-assign]
+    built = preset(model).model(**(SMALL if model == "glyphs" else {})).to(backend)
+    trainer = Trainer(built, load("glyphs"), Training(**options))
+    losses = []
+    for _ in range(steps):
+        before = trainer.progress.totals
+        trainer.step()
+        losses.append(trainer.means_since(before, 1)["loss"])
+    trainer.check()
+    return backend.to_numpy(built.parameters.flat["values"]).tobytes(), losses
+
+
+# Over the end of an epoch of five batches, the last of them partial: schedule, permutation, state
+# and batch size change under the graphs.
+EPOCHS: dict[str, Any] = {"steps": 12, "batch_size": 900, "keep_last": True}
+
+
+def test_a_replayed_graph_has_the_bits_of_eager_steps(without_a_card: Any) -> None:
+    without_a_card()
+    assert load("glyphs").train.images.shape[0] < 12 * 900
+    graphed, eager = (trained(backends.get("cuda"), graph=g, **EPOCHS) for g in (True, False))
+    assert graphed == eager
+
+
+@pytest.mark.parametrize(("name", "launches"), [("glyphs", 10), ("mnist-dense", 14)])
+def test_a_dense_step_is_this_many_launches(without_a_card: Any, name: str, launches: int) -> None:
+    cupy = without_a_card()
+    chosen = preset(name)
+    trainer = Trainer(chosen.model().to("cuda"), load("glyphs"), chosen.training)
+    trainer.step()
+    assert len(cupy.launches) == launches
+
+
+# On a card
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", backends.PRECISIONS)
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv", "mnist-conv-ae"])
+def test_on_a_card_a_replayed_graph_has_the_bits_of_eager_steps(model: str, precision: str) -> None:
+    graphed, eager = (
+        trained(backends.get("cuda", precision), model=model, graph=graph, **EPOCHS)
+        for graph in (True, False)
+    )
+    assert graphed == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv"])
+def test_on_a_card_two_runs_have_the_same_bits(model: str) -> None:
+    first, second = (trained(backends.get("cuda"), 50, model=model) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("device", "precision", "tolerance"),
+    [("cuda", "fp32", 1e-3), ("cuda", "tf32", 1e-2), ("numba_cuda", "fp32", 1e-3)],
+)
+@pytest.mark.parametrize("model", ["glyphs", "mnist-conv"])
+def test_on_a_card_200_steps_follow_the_cpus_losses(
+    model: str, device: str, precision: str, tolerance: float
+) -> None:
+    _, actual = trained(backends.get(device, precision), 200, model=model)
+    _, expected = trained(backends.get("cpu"), 200, model=model)
+    # Rounding grows with the steps, in both: the curves agree, not the bits.
+    np.testing.assert_allclose(actual, expected, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_on_a_card_a_run_goes_on_on_the_other_device(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    for steps, device in ((30, first), (60, second)):
+        model = preset("glyphs").model(**SMALL)
+        training = Training(steps=steps, log_every=1)
+        options: dict[str, Any] = {"out": tmp_path, "progress": False, "resume": steps == 60}
+        metrics = fit(model, "glyphs", training, device=device, **options)
+    actual = [line["train"]["loss"] for line in metrics if "epoch" not in line]
+    _, expected = trained(backends.get("cpu"), 60)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_a_card_a_step_is_one_graph_of_ten_nodes() -> None:
+    built = preset("glyphs").model().to("cuda")
+    trainer = Trainer(built, load("glyphs"), Training())
+    for _ in range(3):
+        trainer.step()
+    graph = next(iter(trainer._captured.values()))._graph  # type: ignore[attr-defined]
+    assert graph.debug_dot_str().count("KERNEL") <= 10

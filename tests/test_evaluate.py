@@ -1,0 +1,265 @@
+"""Likelihoods against the truth: a linear-Gaussian model, whose evidence has a closed form."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from minivae import evaluate as evaluation
+from minivae.cli import main
+from minivae.data import Dataset, load
+from minivae.errors import InputError
+from minivae.evaluate import Estimate, aggregate_posterior, evaluate, grouped_bound
+from minivae.layers import Dense, Flatten, Reshape
+from minivae.models import VAE, Autoencoder, Objective
+from minivae.presets import preset
+
+PIXELS, LATENT, SIGMA = 12, 3, 0.6
+IMAGE = (3, 4, 1)
+
+
+class LinearGaussian:
+    """Probabilistic PCA (Tipping & Bishop 1999) x = W z + b + sigma n as a VAE, whose encoder is a
+    posterior that is deliberately not the exact one."""
+
+    def __init__(self, seed: int, posterior: str = "rough") -> None:
+        rng = np.random.default_rng(seed)
+        w = rng.standard_normal((LATENT, PIXELS)) * 0.5
+        b = 0.5 + 0.1 * rng.standard_normal(PIXELS)
+        z = rng.standard_normal((9, LATENT))
+        x = z @ w + b + SIGMA * rng.standard_normal((9, PIXELS))
+        # Images are in [0, 1]; the model takes what is there.
+        self.x = np.clip(x, 0, 1).astype(np.float32).astype(np.float64)
+        precision = np.eye(LATENT) + w @ w.T / SIGMA**2
+        self.covariance = np.linalg.inv(precision)
+        to_mean = w.T @ self.covariance / SIGMA**2
+        self.means = (self.x - b) @ to_mean
+        variances = 1 / np.diag(precision)
+        objective = Objective("gaussian", sigma=SIGMA)
+        self.model = VAE(
+            *([Flatten(), Dense(2 * LATENT)], [Dense(PIXELS), Reshape(IMAGE)], objective, IMAGE)
+        )
+        self.model.to("reference", np.float64)
+        if posterior == "rough":
+            to_mean, variances = to_mean * 0.9, 1.3 * variances
+        head = np.zeros((PIXELS, 2 * LATENT))
+        head[:, :LATENT] = to_mean
+        head_bias = np.concatenate([-b @ to_mean, np.log(variances)])
+        values = self.model.parameters.values
+        for name, value in (
+            *(("encoder.1.weight", head), ("encoder.1.bias", head_bias)),
+            *(("decoder.0.weight", w), ("decoder.0.bias", b)),
+        ):
+            values[name][...] = value
+        marginal = w.T @ w + SIGMA**2 * np.eye(PIXELS)
+        centred = self.x - b
+        _, log_determinant = np.linalg.slogdet(2 * np.pi * marginal)
+        quadratic = np.sum(centred @ np.linalg.inv(marginal) * centred, axis=1)
+        self.log_evidence = -0.5 * (log_determinant + quadratic)
+        self.posterior = (self.x @ to_mean - b @ to_mean, variances)
+
+    @property
+    def data(self) -> Dataset:
+        return Dataset(self.x.reshape(-1, *IMAGE).astype(np.float32), None)
+
+    def kl_to_posterior(self) -> NDArray:
+        """KL(q(z|x) || p(z|x)) of each image, both normal."""
+        means, variances = self.posterior
+        inverse = np.linalg.inv(self.covariance)
+        difference = self.means - means
+        quadratic = np.sum(difference @ inverse * difference, axis=1)
+        _, determinant = np.linalg.slogdet(self.covariance)
+        trace = np.sum(np.diag(inverse) * variances)
+        return 0.5 * (trace + quadratic - LATENT + determinant - np.sum(np.log(variances)))
+
+
+def test_the_estimate_at_5000_draws_is_the_evidence_within_three_standard_errors() -> None:
+    truth = LinearGaussian(0)
+    repeats = [evaluate(truth.model, truth.data, samples=5000, seed=seed) for seed in range(5)]
+    estimates = [-found.negative_log_likelihood.mean for found in repeats]  # type: ignore[union-attr]
+    error = np.std(estimates, ddof=1) / math.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - np.mean(truth.log_evidence)) < 3 * error + 1e-9
+    assert error < 0.01
+
+
+def test_the_elbos_gap_is_the_posteriors_kl() -> None:
+    truth = LinearGaussian(1)
+    found = evaluate(truth.model, truth.data, samples=5000)
+    gap = np.mean(truth.log_evidence) + found.loss.mean
+    # The reconstruction is a mean over 5000 draws of each image; the KL is exact.
+    assert gap == pytest.approx(np.mean(truth.kl_to_posterior()), abs=0.02)
+    assert gap > 0.05
+
+
+def test_the_mean_bound_does_not_fall_as_draws_grow() -> None:
+    truth = LinearGaussian(2)
+    bounds = evaluate(truth.model, truth.data, samples=5000).bounds
+    assert list(bounds) == [1, 10, 100, 1000, 5000]
+    means = [bound.mean for bound in bounds.values()]
+    assert means == sorted(means)
+    assert means[-1] > means[0] + 0.05
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu", "emulated"])
+def test_the_chunk_changes_nothing_but_rounding(device: str) -> None:
+    truth = LinearGaussian(3)
+    truth.model.to(device)
+    found = [
+        evaluate(truth.model, truth.data, samples=450, chunk=chunk).as_dict() | {"samples": 0}
+        for chunk in (100, 200, 500)
+    ]
+    for other in found[1:]:
+        for k, bound in other["bounds"].items():
+            assert bound["mean"] == pytest.approx(found[0]["bounds"][k]["mean"], rel=1e-5)
+
+
+def test_exactly_k_draws_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    original = evaluation.grouped_bound
+
+    def counting(log_weights: NDArray, k: int) -> float:
+        drawn.append(len(log_weights))
+        return original(log_weights, k)
+
+    monkeypatch.setattr(evaluation, "grouped_bound", counting)
+    truth = LinearGaussian(4)
+    evaluate(truth.model, truth.data, samples=257, chunk=100)
+    assert set(drawn) == {257}
+
+
+def test_devices_agree() -> None:
+    model = preset("glyphs").model(hidden=(20,), latent=3)
+    data = load("glyphs").test.take(slice(0, 4))
+    found = [
+        evaluate(model.to(device), data, samples=200, binarization="threshold")
+        for device in ("cpu", "emulated")
+    ]
+    for k, bound in found[0].bounds.items():
+        assert bound.mean == pytest.approx(found[1].bounds[k].mean, rel=1e-5)
+
+
+def test_log_weights_beyond_the_range_of_exp_give_a_finite_bound() -> None:
+    assert grouped_bound(np.array([-1000.0, -1001.0]), 2) == pytest.approx(
+        -1000 + math.log((1 + math.exp(-1)) / 2)
+    )
+
+
+def test_an_estimates_error_is_that_of_a_mean() -> None:
+    assert Estimate.of(np.array([1.0, 2.0, 3.0])) == Estimate(2.0, 1 / math.sqrt(3))
+
+
+def test_a_matching_aggregate_posterior_has_no_mismatch() -> None:
+    mu = np.array([[0.6], [-0.6]])
+    found = aggregate_posterior(mu, np.log(np.full((2, 1), 0.64)))
+    assert found["kl_to_prior"] == pytest.approx(0, abs=1e-12)
+
+
+# What a likelihood is
+
+
+@pytest.mark.parametrize(
+    ("objective", "binarization", "reason"),
+    [
+        (Objective("bernoulli"), "none", "grey pixels under a Bernoulli"),
+        (Objective("bernoulli"), "stochastic", ""),
+        (Objective("gaussian"), "none", ""),
+        (Objective("squared-error"), "none", "not a log-density"),
+    ],
+)
+def test_a_figure_that_is_no_likelihood_is_a_loss(
+    objective: Objective, binarization: str, reason: str
+) -> None:
+    layers: Any = ([Flatten(), Dense(4)], [Dense(784)])
+    data = load("glyphs").test.take(slice(0, 3))
+    model = VAE(*layers, objective, data.image_shape)
+    found = evaluate(model, data, samples=100, binarization=binarization)
+    assert (found.negative_log_likelihood is None) == bool(reason)
+    assert bool(found.bounds) == (not reason)
+    assert reason in found.why_no_likelihood
+
+
+def test_binary_pixels_under_a_bernoulli_are_a_likelihood() -> None:
+    rng = np.random.default_rng(0)
+    images = (255 * rng.integers(0, 2, (3, *IMAGE))).astype(np.uint8)
+    model = VAE([Flatten(), Dense(4)], [Dense(PIXELS)], Objective("bernoulli"), IMAGE)
+    assert evaluate(model, Dataset(images, None), samples=100).why_no_likelihood == ""
+
+
+def test_a_plain_autoencoder_has_a_reconstruction_only() -> None:
+    model = Autoencoder([Flatten(), Dense(4)], [Dense(PIXELS)], Objective("squared-error"), IMAGE)
+    images = np.random.default_rng(0).random((3, *IMAGE), np.float32)
+    found = evaluate(model, Dataset(images, np.array([0, 1, 1])))
+    assert found.bounds == {}
+    assert found.kl_per_dimension == []
+    assert set(found.error_per_class) == {"0", "1"}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples is 0, expected 1 to"),
+        ({"chunk": 50}, "chunk is 50, expected a multiple of 100"),
+        ({"binarization": "odd"}, "binarization is 'odd'"),
+    ],
+)
+def test_a_wrong_option_is_bad_input(options: dict[str, Any], message: str) -> None:
+    truth = LinearGaussian(0)
+    with pytest.raises(InputError, match=message):
+        evaluate(truth.model, truth.data, **options)
+
+
+def test_images_of_another_size_are_bad_input() -> None:
+    with pytest.raises(InputError, match=r"images are \(5, 5, 1\), the model takes \(3, 4, 1\)"):
+        evaluate(LinearGaussian(0).model, Dataset(np.zeros((2, 5, 5, 1), np.uint8), None))
+
+
+def test_a_chunk_that_does_not_fit_into_memory_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluation, "_free_memory", lambda: 1 << 20)
+    with pytest.raises(InputError, match=r"chunk is 100000, .* of the 1 MiB that are free"):
+        evaluate(LinearGaussian(0).model, LinearGaussian(0).data, chunk=100_000)
+
+
+# The command
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    options = "--hidden 20 --latent 3 --steps 3 --quiet --device cpu --binarization stochastic"
+    assert main(["train", *options.split(), "--out", str(folder)]) in (None, 0)
+    return folder
+
+
+def test_the_command_writes_figures_protocol_and_pictures(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--samples", "100", "--images", "5", "--device", "cpu", "--quiet"]
+    main(["evaluate", str(run), *options])
+    printed = capsys.readouterr().out
+    assert "NLL, k = 100" in printed
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["binarization"] == "stochastic"
+    assert (written["images"], written["samples"], written["seed"]) == (5, 100, 0)
+    assert set(written["bounds"]) == {"1", "10", "100"}
+    assert {"device", "commit", "versions"} <= set(written["environment"])
+    for name in ("evaluation_kl.png", "evaluation_bounds.png"):
+        assert (run / "pictures" / name).stat().st_size > 1000
+
+
+def test_the_command_says_where_a_figure_is_a_loss(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--images", "5", "--device", "cpu", "--quiet", "--binarization", "none"]
+    main(["evaluate", str(run), *options])
+    printed = capsys.readouterr().out
+    assert "a loss, not a likelihood: grey pixels" in printed
+    assert "NLL" not in printed

@@ -1,0 +1,161 @@
+"""Validation images, the best checkpoint, and warnings about the posterior."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minivae.checkpoint import BEST, CHECKPOINT, load
+from minivae.cli import main
+from minivae.data import Dataset, Splits
+from minivae.data import load as load_data
+from minivae.errors import InputError
+from minivae.layers import Dense, Flatten
+from minivae.models import VAE, Autoencoder, Objective
+from minivae.optim import Adam
+from minivae.presets import Training
+from minivae.train import Trainer, fit, symptom
+
+IMAGE = (2, 3, 1)
+
+
+def small_vae(latent: int = 2, **objective: Any) -> VAE:
+    layers: Any = ([Flatten(), Dense(2 * latent)], [Dense(6)])
+    return VAE(*layers, Objective("bernoulli", **objective), IMAGE)
+
+
+def splits(images: int = 60) -> Splits:
+    pixels = np.random.default_rng(0).integers(0, 256, (images + 10, *IMAGE)).astype(np.uint8)
+    return Splits("random", Dataset(pixels[:images], None), Dataset(pixels[images:], None))
+
+
+# Overfits: the validation loss falls, and then rises.
+OVERFITTING = Training(epochs=60, batch_size=10, validation=20, optimizer=Adam(lr=0.05))
+
+
+def test_validation_images_are_the_last_and_not_trained_on() -> None:
+    data = splits()
+    trainer = Trainer(small_vae().to("cpu"), data, Training(batch_size=10, validation=20))
+    assert trainer.validation is not None
+    np.testing.assert_array_equal(trainer.validation.images, data.train.images[40:])
+    np.testing.assert_array_equal(trainer.data.reshape(-1, *IMAGE), data.train.images[:40])
+    assert trainer.steps_per_epoch == 4
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path: Path) -> None:
+    metrics = fit(small_vae(), splits(), OVERFITTING, out=tmp_path, progress=False, device="cpu")
+    losses = [line["validation"]["loss"] for line in metrics]
+    assert np.argmin(losses) < len(losses) - 1
+    best, last = load(tmp_path, "cpu", best=True), load(tmp_path, "cpu")
+    for model, expected in ((best, min(losses)), (last, losses[-1])):
+        found = model.evaluate(splits().train.images[40:])
+        assert found["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_test_images_choose_nothing(tmp_path: Path) -> None:
+    data = splits()
+    other = data._replace(test=Dataset(255 - data.test.images, None))
+    for name, used in (("a", data), ("b", other)):
+        fit(small_vae(), used, OVERFITTING, out=tmp_path / name, progress=False, device="cpu")
+    best = [(tmp_path / name / BEST).read_bytes() for name in ("a", "b")]
+    assert best[0] == best[1]
+
+
+def test_a_run_goes_on_from_its_best_checkpoint_as_it_went_on_then(tmp_path: Path) -> None:
+    first = fit(small_vae(), splits(), OVERFITTING, out=tmp_path, progress=False, device="cpu")
+    last = (tmp_path / CHECKPOINT).read_bytes()
+    options: dict[str, Any] = {"resume": True, "best": True, "progress": False, "device": "cpu"}
+    again = fit(small_vae(), splits(), OVERFITTING, out=tmp_path, **options)
+    assert (tmp_path / CHECKPOINT).read_bytes() == last
+    for line in (*first, *again):
+        line.pop("seconds")
+    assert again == first
+
+
+def test_a_run_without_validation_has_no_best_checkpoint(tmp_path: Path) -> None:
+    training = Training(epochs=1, batch_size=10)
+    fit(small_vae(), splits(), training, out=tmp_path, progress=False, device="cpu")
+    with pytest.raises(InputError, match=r"best.safetensors: no such checkpoint; it is kept where"):
+        load(tmp_path, "cpu", best=True)
+
+
+def test_patience_without_validation_is_bad_input() -> None:
+    with pytest.raises(InputError, match="patience is 3 without validation images"):
+        Training(patience=3)
+
+
+def test_more_validation_images_than_there_are_is_bad_input() -> None:
+    with pytest.raises(
+        InputError, match="images is 0 and validation 60, expected together at most"
+    ):
+        Trainer(small_vae().to("cpu"), splits(), Training(batch_size=10, validation=60))
+
+
+def test_seconds_go_on_in_a_resumed_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path, "progress": False, "device": "cpu"}
+    first = fit(small_vae(), splits(), Training(epochs=2, batch_size=10), **options)
+    training = Training(epochs=4, batch_size=10)
+    metrics = fit(small_vae(), splits(), training, resume=True, **options)
+    seconds = [line["seconds"] for line in metrics]
+    assert seconds == sorted(seconds)
+    assert seconds[2] > first[-1]["seconds"]
+
+
+# Symptoms
+
+
+def test_a_collapsed_posterior_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training(epochs=4, batch_size=64, optimizer=Adam(lr=0.01))
+    model = VAE(
+        *([Flatten(), Dense(20)], [Dense(784)], Objective("bernoulli", beta=100.0)), (28, 28, 1)
+    )
+    metrics = fit(model, load_data("glyphs"), training, progress=False, device="cpu")
+    warned = [line for line in metrics if "warning" in line]
+    assert [line["epoch"] for line in warned] == [2]
+    assert "the posterior collapses" in warned[0]["warning"]
+    assert warned[0]["active_units"] == 0
+
+
+def test_a_posterior_in_use_is_not_warned_of() -> None:
+    model = VAE([Flatten(), Dense(20)], [Dense(784)], Objective("bernoulli"), (28, 28, 1))
+    metrics = fit(model, load_data("glyphs"), Training(epochs=3), progress=False, device="cpu")
+    assert all("warning" not in line for line in metrics)
+    assert metrics[-1]["active_units"] > 3
+
+
+@pytest.mark.parametrize(
+    ("kl", "active", "epoch", "said"),
+    [(21.0, 2, 1, "the KL explodes"), (0.0, 0, 1, ""), (0.0, 0, 2, "collapses"), (5.0, 2, 9, "")],
+)
+def test_a_symptom_follows_from_an_epochs_figures(
+    kl: float, active: int, epoch: int, said: str
+) -> None:
+    line = {"epoch": epoch, "test": {"kl": kl}, "active_units": active}
+    found = symptom(line, small_vae())
+    assert said in found
+    assert bool(found) == bool(said)
+
+
+def test_a_plain_autoencoder_has_no_posterior_to_warn_of() -> None:
+    model = Autoencoder([Flatten(), Dense(2)], [Dense(6)], Objective("squared-error"), IMAGE)
+    assert symptom({"epoch": 9, "test": {"kl": 0.0}}, model) == ""
+
+
+# The command
+
+
+def test_the_commands_take_the_best_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = "--hidden 8 --latent 2 --epochs 2 --validation 100 --quiet --device cpu"
+    main(["train", *options.split(), "--out", str(folder)])
+    for command in ("sample", "reconstruct"):
+        picture = tmp_path / f"{command}.png"
+        main([command, str(folder), "--best", "--device", "cpu", "-o", str(picture)])
+        assert picture.stat().st_size > 1000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["training"]["validation"] == 100
+    capsys.readouterr()
