@@ -451,7 +451,7 @@ class Autoencoder:
         final = dataclasses.replace(self.objective, beta_warmup_steps=0, capacity_steps=0)
         if not final.calibrated:
             return final
-        sigma = float(self.tensors()["sigma"][0])
+        sigma = 0.0 if self._sigma is None else float(self.backend.to_numpy(self._sigma)[0])
         if not sigma:
             raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
         return dataclasses.replace(final, likelihood="gaussian", sigma=sigma)

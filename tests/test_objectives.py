@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import DIFFERENCES, assert_close, central_differences, random_images
 from numpy.typing import NDArray
+from test_cuda import without_a_card as without_a_card  # the fixture
 
 from minivae import (
     GELU,
@@ -34,6 +35,7 @@ from minivae import load as load_run
 from minivae.checkpoint import CONFIG
 from minivae.cli import main
 from minivae.data import Dataset, Splits
+from minivae.evaluate import evaluate
 from minivae.export import EXPORTERS
 from minivae.gradcheck import TOLERANCE, check_gradients
 from minivae.layers import Layer
@@ -535,6 +537,56 @@ def test_a_model_survives_its_configuration(build: Callable[[], VAE]) -> None:
 def test_a_run_evaluates_the_same_when_loaded(tmp_path: Path, build: Callable[[], VAE]) -> None:
     metrics, test = train(build(), Training(epochs=1, batch_size=10), out=tmp_path), splits().test
     assert load_run(tmp_path, "cpu").evaluate(test.images, test.labels) == metrics[-1]["test"]
+
+
+def losses(build: Callable[[], VAE], device: str) -> list[float]:
+    """Of each step, over the end of an epoch whose last batch is a partial one."""
+    training = Training(steps=5, batch_size=16, keep_last=True, log_every=1)
+    metrics = fit(build(), splits(), training, device=device, progress=False)
+    return [line["train"]["loss"] for line in metrics if "epoch" not in line]
+
+
+@each_model
+def test_a_model_trains_on_the_cuda_kernels_as_on_the_reference(build: Callable[[], VAE]) -> None:
+    # float32 on both: five steps of Adam carry some roundings on.
+    assert losses(build, "emulated") == pytest.approx(losses(build, "reference"), rel=1e-4)
+
+
+@each_model
+def test_a_step_recorded_once_holds_nothing_that_changes(
+    build: Callable[[], VAE], without_a_card: Any
+) -> None:
+    without_a_card()
+    assert losses(build, "cuda") == losses(build, "emulated")
+
+
+def test_several_draws_of_an_image_share_its_label() -> None:
+    encoder = [Flatten(), JoinLabel(CLASSES), Dense(8), Tanh(), Dense(6)]
+    decoder = [JoinLabel(CLASSES), Dense(8), Tanh(), Dense(36)]
+    model = VAE(encoder, decoder, Objective(estimator="importance", samples=3), IMAGE)
+    for error in check_gradients(model):
+        assert error.error < TOLERANCE, error
+    bound = model.bind(4)
+    bound.onehot[...] = np.eye(CLASSES)[[2, 0, 1, 2]]
+    bound.decoder.forward()
+    joined = bound.decoder.stages[0].y[:, -CLASSES:]
+    np.testing.assert_array_equal(joined, np.repeat(bound.onehot, 3, axis=0))
+
+
+@each_model
+def test_an_evaluation_has_the_final_sigma_and_the_labels(
+    tmp_path: Path, build: Callable[[], VAE]
+) -> None:
+    train(build(), Training(epochs=1, batch_size=10), out=tmp_path)
+    model, test = load_run(tmp_path, "cpu"), splits().test
+    found = evaluate(model, test, samples=200)
+    assert found.objective == f"{model.final_objective}{model.given}"
+    single = [model.evaluate(test.images, test.labels, seed=seed) for seed in range(50)]
+    assert found.kl.mean == pytest.approx(single[0]["kl"], rel=1e-5)
+    losses = np.array([terms["reconstruction"] for terms in single])
+    error = np.std(losses, ddof=1) / math.sqrt(50)
+    # 200 draws an image, beside 50 single ones.
+    assert abs(found.reconstruction.mean - np.mean(losses)) < 4.5 * error
 
 
 @pytest.mark.parametrize(
