@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-STEMS = ("adam", "batch", "conv", "elbo", "elementwise", "gemm", "importance", "latent", "weights")
+STEMS = (
+    *("adam", "batch", "conv", "elbo", "elementwise", "gemm", "importance", "labels", "latent"),
+    *("objectives", "weights"),
+)
 WITH_TILES = {"conv": (16, 64), "gemm": (16, 64), "weights": (64,)}
 """The sources of matrix products, with the columns that their tiles may have."""
 

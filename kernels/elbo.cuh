@@ -18,23 +18,25 @@ __device__ __forceinline__ float squared_error(
   return weight * error * error;
 }
 
-// Adds a batch's sums to those of the run, by one thread; a loss that is not finite sets the latch.
-//
-// `totals` are the running sums of a whole run, and float64 by their contract: these additions are
-// the only float64 arithmetic of all kernels.
-__device__ __forceinline__ void add_to_totals(
-    float loss, float reconstruction, float kl, long long* state, double* totals) {
-  if (!isfinite(loss)) state[FAILED] = 1;
-  if (state[FAILED]) return;
-  totals[LOSS] += loss;
-  totals[RECONSTRUCTION] += reconstruction;
-  totals[KL] += kl;
-}
-
 const int TOTALS_COLUMNS = 32;
 
-// The sums of a batch, added to those of the run, and the KL's weights, by one block, whose warps
-// share the rows of 32 neighbouring columns of kl at a time.
+// A batch's sums, added to those of the run unless a loss was not finite (elbo.add_to_totals). By one
+// thread.
+//
+// `totals` are the running sums of a whole run, and float64 by their contract: this is the only
+// float64 arithmetic of all kernels.
+__device__ __forceinline__ void add_to_totals(
+    double* totals, long long* state, float loss, float reconstruction, float kl) {
+  if (!isfinite(loss)) state[FAILED] = 1;
+  if (state[FAILED] == 0) {
+    totals[LOSS] += loss;
+    totals[RECONSTRUCTION] += reconstruction;
+    totals[KL] += kl;
+  }
+}
+
+// The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps share
+// the rows of 32 neighbouring columns of kl at a time.
 template <int BLOCK_THREADS>
 __device__ __forceinline__ void add_totals(
     const float* reconstruction, const float* kl, const float* schedule, long long* state,
@@ -73,6 +75,6 @@ __device__ __forceinline__ void add_totals(
   bounded_sum = block_sum(bounded_sum);
   if (threadIdx.x == 0) {
     float loss = reconstruction_sum + images * beta * bounded_sum;  // elbo.E5
-    add_to_totals(loss, reconstruction_sum, images * kl_sum, state, totals);
+    add_to_totals(totals, state, loss, reconstruction_sum, images * kl_sum);
   }
 }

@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
       LatentBackward{head, kl_weight, dhead, seed, stream, state[STEP], d});
 }
 
-// Where the fused losses leave their sums: a row's loss for each column of tiles (tiles across, n);
+// Where the fused losses leave their sums: a row's loss for each column of tiles, (tiles across, n),
 // and counters: one for all rows of tiles, then one for each.
 struct RowSums {
   float* parts;

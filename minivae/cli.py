@@ -72,6 +72,9 @@ def _parser() -> _Parser:
     output(reconstruct, "reconstructions.png", "the picture")
     sample = run_command("sample", "draw samples from the prior", data=False)
     sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
+    sample.add_argument(
+        "--label", type=int, metavar="N", help="of a conditional model; default: each in turn"
+    )
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     output(sample, "samples.png", "the picture")
     encode = run_command("encode", "write the latent of each image")
@@ -149,6 +152,12 @@ def _add_train(commands: Any) -> None:
     option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
     option(source, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
     option(source, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
+    source.add_argument(
+        "--conditional",
+        action="store_const",
+        const=True,
+        help="the images' labels join encoder and decoder",
+    )
     option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
     loop = train.add_argument_group("training")
     option(loop, "--epochs", int, "N", "passes over the training data")
@@ -273,8 +282,9 @@ def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
 
 
 def _model(
-    preset: "Preset", arguments: argparse.Namespace, image_shape: tuple[int, ...]
+    preset: "Preset", arguments: argparse.Namespace, image_shape: tuple[int, ...], classes: int
 ) -> "Autoencoder":
+    """The model that the options ask for; a conditional one for labels of `classes`."""
     objective = {
         OBJECTIVE_OPTIONS[name]: value
         for name, value in _given(arguments, tuple(OBJECTIVE_OPTIONS)).items()
@@ -283,6 +293,8 @@ def _model(
         preset, objective=dataclasses.replace(preset.objective, **objective)
     )
     given = _given(arguments, (*MODEL_OPTIONS, "seed"))
+    if arguments.conditional:
+        given["classes"] = classes
     if arguments.k is not None:
         given["samples"] = arguments.k
     return preset.model(image_shape, **given)
@@ -318,7 +330,9 @@ def _train(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {folder} already holds a run; --resume it or name another folder")
     source = arguments.data or preset.data
     splits = _load_data(source, training.seed)
-    model = _model(preset, arguments, splits.train.image_shape)
+    if arguments.conditional and splits.train.labels is None:
+        raise InputError(f"--conditional: {splits.name} has no labels")
+    model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
     extra = {"preset": name, "source": source}
     _run_training(model, splits, training, folder, False, extra, arguments)
 
@@ -337,10 +351,12 @@ def _resume(arguments: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
     model = model_from_config(config["model"])
     training = training_from_config(config["training"])
-    given = _given(arguments, ("preset", "k", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS))
+    names = ("preset", "k", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS)
+    given = _given(arguments, names)
     if given:
         preset = find_preset(arguments.preset or config["preset"])
-        other = _model(preset, arguments, model.image_shape).config()
+        # A run without classes is not what --conditional asks for, of however many.
+        other = _model(preset, arguments, model.image_shape, model.classes or 1).config()
         if {**other, "seed": model.seed} != model.config():
             options = ", ".join("--" + name.replace("_", "-") for name in given)
             raise InputError(f"--resume {folder}: the run trains another model than {options} asks")
@@ -380,7 +396,7 @@ def _run_training(
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
-    print(f"objective  {model.objective}")
+    print(f"objective  {model.objective}{model.given}")
     print(f"run        {folder}", flush=True)
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -465,8 +481,13 @@ def _sample(arguments: argparse.Namespace) -> None:
     model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
-    images = model.sample(arguments.count, seed=arguments.seed)
-    plots.sample_grid(arguments.output, images, title="Samples from the prior")
+    title = "Samples from the prior"
+    if arguments.label is not None:
+        if not model.classes:
+            raise InputError(f"{arguments.run} is not conditional: it takes no --label")
+        title = f"Samples of class {arguments.label}"
+    images = model.sample(arguments.count, seed=arguments.seed, labels=arguments.label)
+    plots.sample_grid(arguments.output, images, title=title)
     print(arguments.output)
 
 
@@ -479,13 +500,16 @@ def _encode(arguments: argparse.Namespace) -> None:
     model, splits = _open_run(arguments)
     names = ("train", "test") if arguments.split == "all" else (arguments.split,)
     parts = [getattr(splits, name) for name in names]
-    code = model.encode(np.concatenate([part.images for part in parts]))
+    labels = None
+    if all(part.labels is not None for part in parts):
+        labels = np.concatenate([part.labels for part in parts])
+    code = model.encode(np.concatenate([part.images for part in parts]), labels)
     if isinstance(model, VAE):
         arrays = dict(zip(("mu", "logvar"), code, strict=True))
     else:
         arrays = {"code": code}
-    if all(part.labels is not None for part in parts):
-        arrays["labels"] = np.concatenate([part.labels for part in parts])
+    if labels is not None:
+        arrays["labels"] = labels
     with replacing(arguments.output) as path, open(path, "wb") as file:
         np.savez(file, **arrays)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -630,7 +654,7 @@ def _describe_run(folder: Path) -> None:
     config = read_config(folder)
     model = load(folder, "cpu")
     print(f"{folder}: {config.get('preset', model.kind)} on {config.get('data', 'no data named')}")
-    print(f"objective  {model.objective}")
+    print(f"objective  {model.objective}{model.given}")
 
     def describe(network: Network) -> None:
         print(f"{network.name:<10} {'x'.join(map(str, network.input_shape))}")

@@ -143,15 +143,20 @@ class _Draws:
         self.z = backend.zeros((chunk, model.latent), dtype)
         self.log_ratio = backend.zeros((chunk,), dtype)
         self.x = backend.zeros((chunk, model.pixels), dtype)
+        self.onehot = backend.zeros((1, model.classes), dtype)
         self.loss = backend.zeros((chunk,), dtype)
         self.gradient = backend.zeros((chunk, model.pixels), dtype)
         self.buffers = Buffers(model.decoder, backend, chunk, dtype)
         self.passes: dict[int, Pass] = {}
+        self.objective = model.final_objective
 
-    def of(self, image: int, x: Any, head: Any, samples: int) -> tuple[NDArray, NDArray]:
+    def of(
+        self, image: int, x: Any, onehot: Any, head: Any, samples: int
+    ) -> tuple[NDArray, NDArray]:
         """log p(z) - log q(z|x) and -log p(x|z) of `samples` draws, each (samples,) in float64, for
-        an image x (1, pixels) with its head (1, 2 d)."""
+        an image x (1, pixels) with its label (1, classes) and its head (1, 2 d)."""
         self.x[...] = x
+        self.onehot[...] = onehot
         ratios: list[NDArray] = []
         losses: list[NDArray] = []
         for first in range(0, samples, self.chunk):
@@ -176,18 +181,17 @@ class _Draws:
     def _decode(self, rows: int) -> None:
         if rows not in self.passes:
             parameters = self.model.parameters
-            self.passes[rows] = Pass(
-                self.model.decoder, self.backend, parameters, self.buffers, self.z[:rows]
-            )
-        bound, objective = self.passes[rows], self.model.final_objective
+            arguments = (self.model.decoder, self.backend, parameters, self.buffers)
+            self.passes[rows] = Pass(*arguments, self.z[:rows], onehot=self.onehot)
+        bound, objective = self.passes[rows], self.objective
         bound.forward()
         output = bound.output.reshape(rows, self.model.pixels)
-        arguments = (output, self.x[:rows], self.loss[:rows], self.gradient[:rows], 1.0)
+        compared = (output, self.x[:rows], self.loss[:rows], self.gradient[:rows], 1.0)
         if objective.likelihood == "bernoulli":
-            self.backend.bernoulli_loss(*arguments)
+            self.backend.bernoulli_loss(*compared)
         else:
             weight = objective.error_weight
-            self.backend.squared_error_loss(*arguments, weight, bound.output_activation)
+            self.backend.squared_error_loss(*compared, weight, bound.output_activation)
 
 
 LARGEST_IMAGES, LARGEST_SAMPLES = 1 << 20, BLOCK << 12
@@ -247,27 +251,34 @@ def evaluate(
         "images": len(x),
         "seed": seed,
         "binarization": binarization,
-        "objective": str(model.objective),
+        "objective": f"{model.final_objective}{model.given}",
         "why_no_likelihood": reason,
         "error_per_class": _error_per_class(model, x, data.labels),
     }
     if not isinstance(model, VAE):
-        loss = model.evaluate(data.images, seed=seed, binarization=binarization)["loss"]
+        loss = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)[
+            "loss"
+        ]
         estimate = Estimate(loss, 0.0)
         return Evaluation(
             samples=0, loss=estimate, reconstruction=estimate, kl=Estimate(0.0, 0.0), **common
         )
     samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
-    mu, logvar = model.encode(x.reshape(-1, *model.image_shape))
+    mu, logvar = model.encode(x.reshape(-1, *model.image_shape), data.labels)
     kl = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
     heads = model.backend.asarray(np.concatenate([mu, logvar / HEADS[model.head]], axis=1))
     resident = model.backend.asarray(x)
+    labels = model.labels(data.labels, len(x))
+    onehot = np.zeros((len(x), 0)) if labels is None else np.eye(model.classes)[labels]
+    onehots = model.backend.asarray(onehot.astype(model.dtype))
     constant = model.final_objective.constant(model.pixels)
     ladder = [] if reason else _ladder(samples)
     bounds, reconstruction = np.empty((len(x), len(ladder))), np.empty(len(x))
     draws = _Draws(model, min(chunk, -(-samples // BLOCK) * BLOCK), seed)
     for i in tqdm(range(len(x)), unit="image", disable=not progress):
-        ratio, loss_of_draws = draws.of(i, resident[i : i + 1], heads[i : i + 1], samples)
+        image = slice(i, i + 1)
+        of_image = (resident[image], onehots[image], heads[image])
+        ratio, loss_of_draws = draws.of(i, *of_image, samples)
         loss_of_draws = loss_of_draws + constant
         reconstruction[i] = np.mean(loss_of_draws)
         bounds[i] = [grouped_bound(ratio - loss_of_draws, k) for k in ladder]
@@ -301,5 +312,5 @@ def _error_per_class(model: Autoencoder, x: NDArray, labels: NDArray | None) -> 
     if labels is None:
         return {}
     images = x.reshape(-1, *model.image_shape)
-    errors = np.mean((model.reconstruct(images) - images) ** 2, axis=(1, 2, 3))
+    errors = np.mean((model.reconstruct(images, labels) - images) ** 2, axis=(1, 2, 3))
     return {str(label): float(np.mean(errors[labels == label])) for label in np.unique(labels)}

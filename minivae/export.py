@@ -21,6 +21,7 @@ from .layers import (
     ConvTranspose2d,
     Dense,
     Flatten,
+    JoinLabel,
     Layer,
     LeakyReLU,
     Reshape,
@@ -170,6 +171,11 @@ def _convolution(
 
 def _without_weights(network: Network, index: int, layer: Layer) -> Module:
     before, after = network.shapes[index : index + 2]
+    if isinstance(layer, JoinLabel):
+        raise InputError(
+            f"{network.name}.{index}: a conditional model has a label beside its input, for which "
+            "a sequence of modules has no place"
+        )
     if isinstance(layer, Flatten):
         return Module("Flatten", {}, {})
     if isinstance(layer, Reshape):

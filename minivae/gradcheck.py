@@ -72,6 +72,8 @@ def check_gradients(model: Autoencoder, seed: int = 0) -> Iterator[GradientError
     rng = np.random.default_rng(seed)
     bound = model.bind(ROWS)
     bound.x[...] = rng.random(bound.x.shape)
+    if model.classes:
+        bound.onehot[...] = np.eye(model.classes)[rng.integers(model.classes, size=ROWS)]
     noise, beta = Noise(seed, LATENT_STREAM), model.objective.beta
     _loss(bound, beta, noise)
     bound.backward(noise, new_state())

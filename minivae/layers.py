@@ -415,10 +415,37 @@ class ConvTranspose2d(Convolution):
         return Call("conv_transpose2d_weight_gradient", arguments)
 
 
+@dataclass(frozen=True)
+class JoinLabel(Layer):
+    """(m,) to (m + classes,): the image's label joins as a one-hot vector; see ops/labels.py.
+
+    In a model's encoder, decoder or both it makes the model conditional on the label.
+    """
+
+    classes: int
+    kind = "join_label"
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.classes, int) and self.classes >= 1
+        _check(valid, self, "at least 1 class, as an int")
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        _check(len(input_shape) == 1, self, f"a vector (put Flatten before), got {input_shape}")
+        return (input_shape[0] + self.classes,)
+
+    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
+        """y = (x, the batch's `onehot` of `values`)."""
+        return Call("join_forward", (x, values["onehot"], y))
+
+    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
+        """dx from dz, carried through `below`, the activation that made x."""
+        return Call("join_input_gradient", (dz, x, dx, below))
+
+
 LAYERS: dict[str, type[Layer]] = {
     layer.kind: layer
     for layer in (
-        *(Dense, Conv2d, ConvTranspose2d, Flatten, Reshape),
+        *(Dense, Conv2d, ConvTranspose2d, Flatten, Reshape, JoinLabel),
         *(ReLU, LeakyReLU, Tanh, Sigmoid, Softplus, ELU, GELU, SiLU),
     )
 }

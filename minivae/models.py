@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import backends
 from .backends.reference import Call
 from .errors import InputError, check_kinds
-from .layers import INITIALIZATIONS, Layer, Shape, Sigmoid, layer_from_config
+from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
@@ -50,8 +50,8 @@ class Objective:
     With `estimator` "analytic" the KL is that of latent.E2, with one draw of z an image. The others
     take all of log p(x|z) + log p(z) - log q(z|x) from `samples` draws (importance.E2):
     "monte-carlo" their mean, the ELBO again; "importance" the log of their exponentials' mean, the
-    tighter bound of the IWAE. They are for the Bernoulli likelihood, beta 1 and no free bits,
-    and report all of the loss as reconstruction.
+    tighter bound of the IWAE. They are for the Bernoulli likelihood, beta 1, no free bits and
+    no capacity, and report all of the loss as reconstruction.
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
@@ -87,6 +87,8 @@ class Objective:
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise InputError(f"{name} is {value!r}, expected {expected}")
+        if self.free_bits and self.capacity:
+            raise InputError("free_bits and capacity exclude each other: both set the KL's level")
         if self.estimator == "analytic" and self.samples != 1:
             raise InputError(f"samples is {self.samples}, expected 1 with an analytic KL")
         plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
@@ -95,8 +97,6 @@ class Objective:
                 f"estimator is {self.estimator!r}, expected 'analytic' for any objective but the "
                 "Bernoulli likelihood with beta 1, no free bits and no capacity"
             )
-        if self.free_bits and self.capacity:
-            raise InputError("free_bits and capacity exclude each other: both set the KL's level")
 
     @property
     def error_weight(self) -> float:
@@ -189,6 +189,7 @@ class Autoencoder:
         self.encoder = Network("encoder", list(encoder), self.image_shape)
         self.decoder = Network("decoder", list(decoder), self.code_shape)
         self._check_decoder()
+        self.classes = self._joined_classes()
         self.backend = backends.get("reference")
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
@@ -223,6 +224,21 @@ class Autoencoder:
             raise InputError(
                 "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
             )
+
+    @property
+    def given(self) -> str:
+        """What a description of the objective goes on with if the model is conditional."""
+        return f"; given the label, of {self.classes} classes" if self.classes else ""
+
+    def _joined_classes(self) -> int:
+        """Over how many classes a label joins the model; 0 if none does."""
+        layers = self.encoder.layers + self.decoder.layers
+        found = {layer.classes for layer in layers if isinstance(layer, JoinLabel)}
+        if len(found) > 1:
+            raise InputError(
+                f"JoinLabel of {sorted(found)} classes in one model, expected one number"
+            )
+        return found.pop() if found else 0
 
     def config(self) -> dict[str, Any]:
         """The model as plain data; `model_from_config` reads it."""
@@ -361,28 +377,62 @@ class Autoencoder:
         scale = 255 if array.dtype == np.uint8 else 1
         return np.asarray(array / np.float32(scale), np.float32)
 
-    def _encoded(self, images: ArrayLike) -> NDArray:
+    def labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
+        """The labels (rows,) that a conditional model needs, from as many or from one for all; None
+        for a model that is not conditional.
+
+        Raises InputError if they are missing, of another shape, or not among the classes.
+        """
+        if not self.classes:
+            return None
+        expected = f"a conditional model takes an integer label of 0 to {self.classes - 1}"
+        if labels is None:
+            raise InputError(f"{expected} for each image, got none")
+        array = np.asarray(labels)
+        if array.shape not in ((), (rows,)) or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"{expected} for each of {rows} images, got {array.dtype} of shape {array.shape}"
+            )
+        if array.size and not 0 <= array.min() <= array.max() < self.classes:
+            least, largest = array.min(), array.max()
+            found = least if least == largest else f"{least} to {largest}"
+            raise InputError(f"{expected}, got {found}")
+        return np.array(np.broadcast_to(array, rows), np.int64)
+
+    def _put_labels(self, bound: "ModelPass", labels: NDArray | None, chunk: slice) -> None:
+        if labels is not None:
+            self._assign(bound.onehot, np.eye(self.classes)[labels[chunk]])
+
+    def _encoded(self, images: ArrayLike, labels: ArrayLike | None) -> NDArray:
         array = self.images(images)
+        checked = self.labels(labels, len(array))
         outputs = []
         for chunk in self._chunks(len(array)):
             bound = self.bind(chunk.stop - chunk.start, 1)
+            self._put_labels(bound, checked, chunk)
             self._assign(bound.x, array[chunk].reshape(bound.x.shape))
             bound.encoder.forward()
             outputs.append(self.backend.to_numpy(bound.encoder.output))
         return np.concatenate(outputs) if outputs else np.empty((0, *self.encoder.output_shape))
 
-    def encode(self, images: ArrayLike) -> Any:
-        """The codes (n, *code_shape) of images (n, h, w, c)."""
-        return self._encoded(images)
+    def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> Any:
+        """The codes (n, *code_shape) of images (n, h, w, c).
 
-    def decode(self, codes: ArrayLike) -> NDArray:
+        Here as elsewhere, `labels` is one (n,) for each image, or one for all: a conditional model
+        needs them, another does not look at them.
+        """
+        return self._encoded(images, labels)
+
+    def decode(self, codes: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The mean images (n, h, w, c) of codes (n, *code_shape)."""
         array = np.asarray(codes, self.dtype)
         if array.shape[1:] != self.code_shape:
             raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
+        checked = self.labels(labels, len(array))
         outputs = [np.empty((0, *self.image_shape), self.dtype)]
         for chunk in self._chunks(len(array)):
             bound = self.bind(chunk.stop - chunk.start, 1)
+            self._put_labels(bound, checked, chunk)
             self._assign(bound.code, array[chunk])
             bound.decoder.forward()
             output = self.backend.to_numpy(bound.decoder.output)
@@ -390,9 +440,9 @@ class Autoencoder:
         images = np.concatenate(outputs)
         return sigmoid(images) if self.objective.likelihood == "bernoulli" else images
 
-    def reconstruct(self, images: ArrayLike) -> NDArray:
+    def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The images (n, h, w, c) as the model sees them: decoded from their codes."""
-        return self.decode(self.encode(images))
+        return self.decode(self.encode(images, labels), labels)
 
     @property
     def final_objective(self) -> Objective:
@@ -401,12 +451,19 @@ class Autoencoder:
         final = dataclasses.replace(self.objective, beta_warmup_steps=0, capacity_steps=0)
         if not final.calibrated:
             return final
-        sigma = float(self.tensors()["sigma"][0])
+        sigma = 0.0 if self._sigma is None else float(self.backend.to_numpy(self._sigma)[0])
         if not sigma:
             raise InputError("sigma is not calibrated yet: train for an epoch, or call calibrate")
         return dataclasses.replace(final, likelihood="gaussian", sigma=sigma)
 
-    def calibrate(self, data: NDArray, *, seed: int = 0, binarization: str = "none") -> float:
+    def calibrate(
+        self,
+        data: NDArray,
+        labels: ArrayLike | None = None,
+        *,
+        seed: int = 0,
+        binarization: str = "none",
+    ) -> float:
         """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
         is highest with, one latent sample each (calibration.E2). Arguments as for `evaluate`.
 
@@ -414,9 +471,8 @@ class Autoencoder:
         """
         if not self.objective.calibrated:
             raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
-        error = self.evaluate(
-            data, seed=seed, binarization=binarization, objective=Objective("squared-error")
-        )
+        squares = Objective("squared-error")
+        error = self.evaluate(data, labels, seed=seed, binarization=binarization, objective=squares)
         sigma = math.sqrt(error["reconstruction"] / self.pixels)
         self._assign(self._sigma, np.array([sigma]))
         return sigma
@@ -424,6 +480,7 @@ class Autoencoder:
     def evaluate(
         self,
         data: NDArray,
+        labels: ArrayLike | None = None,
         *,
         seed: int = 0,
         binarization: str = "none",
@@ -438,6 +495,8 @@ class Autoencoder:
         backend, rows = self.backend, len(data)
         resident = backend.asarray(data.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
+        checked = self.labels(labels, rows)
+        resident_labels = None if checked is None else backend.asarray(checked)
         schedule = np.zeros((1, SCHEDULE_COLUMNS))
         schedule[0, BETA] = objective.beta
         schedule = backend.asarray(schedule.astype(self.dtype))
@@ -447,6 +506,8 @@ class Autoencoder:
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
             backend.gather_batch(resident, order, state, bound.x, binarization, noise)
+            if resident_labels is not None:
+                backend.gather_labels(resident_labels, order, state, bound.onehot)
             bound.forward(noise, schedule, state, totals, objective)
         return self.means(backend.to_numpy(totals), rows, objective)
 
@@ -502,6 +563,8 @@ class VAE(Autoencoder):
 
     @property
     def code_shape(self) -> Shape:
+        if all(isinstance(layer, VIEWS) for layer in self.encoder.layers):
+            raise InputError("the encoder computes nothing: expected a layer besides its views")
         head = self.encoder.output_shape
         if len(head) != 1 or head[0] % 2:
             raise InputError(
@@ -509,9 +572,9 @@ class VAE(Autoencoder):
             )
         return (head[0] // 2,)
 
-    def encode(self, images: ArrayLike) -> tuple[NDArray, NDArray]:
+    def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
         """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
-        head = self._encoded(images)
+        head = self._encoded(images, labels)
         return head[:, : self.latent], self.log_scale * head[:, self.latent :]
 
     @property
@@ -519,14 +582,17 @@ class VAE(Autoencoder):
         """The factor from the head's second half to the log-variance."""
         return HEADS[self.head]
 
-    def reconstruct(self, images: ArrayLike) -> NDArray:
+    def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The images (n, h, w, c) decoded from the mean of their posterior."""
-        return self.decode(self.encode(images)[0])
+        return self.decode(self.encode(images, labels)[0], labels)
 
-    def sample(self, count: int, *, seed: int = 0) -> NDArray:
-        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior."""
+    def sample(self, count: int, *, seed: int = 0, labels: ArrayLike | None = None) -> NDArray:
+        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
+        a conditional model of these labels, or else of each class in turn."""
         rng = np.random.default_rng([seed, SAMPLING_STREAM])
-        return self.decode(rng.standard_normal((count, self.latent)))
+        if self.classes and labels is None:
+            labels = np.arange(count) % self.classes
+        return self.decode(rng.standard_normal((count, self.latent)), labels)
 
 
 INITIALIZATION_STREAM = 4
@@ -558,6 +624,7 @@ class _Memory:
         by_draws = model.objective.estimator != "analytic"
         self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
+        self.onehot = backend.zeros((batch, model.classes), dtype)
         self.encoder = Buffers(model.encoder, backend, batch, dtype)
         self.decoder = Buffers(model.decoder, backend, draws, dtype)
         self.z = backend.zeros((draws, d), dtype)
@@ -573,7 +640,7 @@ class _Memory:
 
 class ModelPass:
     """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
-    `code` (rows draws, d) the decoder's input."""
+    `onehot` (rows, classes) its labels; `code` (rows draws, d) is the decoder's input."""
 
     def __init__(
         self,
@@ -584,12 +651,14 @@ class ModelPass:
         draws: int = 1,
     ) -> None:
         self.model, self.backend, self.rows = model, model.backend, rows
-        self.x = memory.x[:rows]
+        self.x, self.onehot = memory.x[:rows], memory.onehot[:rows]
         self.reconstruction = memory.reconstruction[:rows]
         self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
         self.variance = memory.variance
         images = self.x.reshape(rows, *model.image_shape)
-        self.encoder = Pass(model.encoder, self.backend, parameters, memory.encoder, images)
+        self.encoder = Pass(
+            *(model.encoder, self.backend, parameters, memory.encoder, images), onehot=self.onehot
+        )
         if model.latent:
             self.code, dcode = memory.z[: rows * draws], memory.dz[: rows * draws]
             below = IDENTITY
@@ -602,7 +671,8 @@ class ModelPass:
         self.weights = memory.weights[: rows * draws]
         self.dcode = dcode
         self.decoder = Pass(
-            model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below
+            *(model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below),
+            onehot=self.onehot,
         )
         # They come after all input gradients, since the optimizer may change the weights with them.
         self.weight_gradient_calls = [
@@ -631,13 +701,15 @@ class ModelPass:
             calls.append(Call("latent_forward", drawn))
         calls += self.decoder.forward_calls
         calls += self._bound() if self.by_draws else self._reconstruction_loss(objective)
-        terms, sums = (self.reconstruction, self.kl, schedule, state), (self.kl_weight, totals)
+        self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
+
+    def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
+        """The loss from its terms, added to `totals`, and the weight of each KL."""
+        terms = (self.reconstruction, self.kl, schedule, state)
         if objective.capacity and self.model.latent:
             bounds = (objective.capacity, objective.capacity_steps)
-            calls.append(Call("capacity_totals", (*terms, *bounds, *sums)))
-        else:
-            calls.append(Call("elbo_totals", (*terms, objective.free_bits, *sums)))
-        self.backend.sequence(*calls)
+            return Call("capacity_totals", (*terms, *bounds, self.kl_weight, totals))
+        return Call("elbo_totals", (*terms, objective.free_bits, self.kl_weight, totals))
 
     def _bound(self) -> list[Call]:
         """The loss and its gradient where both come from draws alone."""
@@ -660,8 +732,8 @@ class ModelPass:
         weight, activation = objective.error_weight, self.decoder.output_activation
         calls = [Call("squared_error_loss", (*arguments, weight, activation))]
         if objective.calibrated:
-            scored = (self.reconstruction, doutput, self.variance)
-            calls.append(Call("calibrate_gaussian", scored))
+            written = (self.reconstruction, doutput, self.variance)
+            calls.append(Call("calibrate_gaussian", written))
         return calls
 
     def input_gradients(self, noise: Noise, state: Any) -> None:

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .backends.reference import Call, ReferenceBackend
-from .layers import ActivationLayer, Flatten, Layer, Reshape, Shape, Tensors, WeightedLayer
+from .layers import (
+    ActivationLayer,
+    Flatten,
+    JoinLabel,
+    Layer,
+    Reshape,
+    Shape,
+    Tensors,
+    WeightedLayer,
+)
 from .ops.activations import IDENTITY, Activation
 from .params import Parameters
 
@@ -113,13 +122,13 @@ class Stage:
 
     def forward(self) -> Call:
         """y from x."""
-        if isinstance(self.layer, WeightedLayer):
+        if isinstance(self.layer, WeightedLayer | JoinLabel):
             return self.layer.forward(self.x, self.values, self.y, self.activation)
         return Call("activation_forward", (self.x, self.y, self.activation))
 
     def input_gradient(self) -> list[Call]:
         """dx from dz."""
-        if isinstance(self.layer, WeightedLayer):
+        if isinstance(self.layer, WeightedLayer | JoinLabel):
             return [self.layer.input_gradient(self.dz, self.values, self.x, self.dx, self.below)]
         arguments = (self.x, self.y, self.dz, self.dx, self.activation)
         calls = [Call("activation_backward", arguments)]
@@ -139,9 +148,11 @@ class Pass:
     """A network bound to its memory for the rows of `x`.
 
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
-    nobody needs it. `output` holds the result of `forward`; the caller writes the gradient before
-    `output_activation`, the activation that made the output, into `output_gradient` and then calls
-    `backward`. A caller who has more to do in between takes the lists of calls instead.
+    nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel; with as many rows
+    of `x` for each of its own, they share them. `output` holds the result of `forward`; the caller
+    writes the gradient before `output_activation`, the activation that made the output, into
+    `output_gradient` and then calls `backward`. A caller who has more to do in between takes the
+    lists of calls instead.
     """
 
     def __init__(
@@ -153,6 +164,7 @@ class Pass:
         x: Any,
         dx: Any = None,
         below: Activation = IDENTITY,
+        onehot: Any = None,
     ) -> None:
         self.backend = backend
         self.stages: list[Stage] = []
@@ -169,6 +181,9 @@ class Pass:
             follower = index + 1
             fused = follower < len(network.layers) and network.fused(follower)
             name = f"{network.name}.{index}"
+            values = _tensors(parameters.values, name)
+            if isinstance(layer, JoinLabel):
+                values["onehot"] = onehot
             self.stages.append(
                 Stage(
                     name,
@@ -176,7 +191,7 @@ class Pass:
                     network.activation(follower if fused else index),
                     below,
                     *(x, y, dx, dz),
-                    *(_tensors(views, name) for views in (parameters.values, parameters.gradients)),
+                    *(values, _tensors(parameters.gradients, name)),
                 )
             )
             x, dx = y, dz

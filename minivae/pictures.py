@@ -21,15 +21,18 @@ def draw_progress(model: Autoencoder, splits: Splits, path: Path, step: int) -> 
     if isinstance(model, VAE):
         plots.sample_grid(path, model.sample(GRID), title=f"Samples from the prior, step {step}")
         return
-    originals = model.images(splits.test.images[:PAIRS])
+    some = splits.test.take(slice(PAIRS))
+    originals = model.images(some.images)
     title = f"Test images and their reconstructions, step {step}"
-    plots.reconstructions(path, originals, model.reconstruct(originals), title=title)
+    decoded = model.reconstruct(originals, some.labels)
+    plots.reconstructions(path, originals, decoded, title=title)
 
 
 def draw_reconstructions(model: Autoencoder, data: Dataset, path: Path, count: int = PAIRS) -> None:
     """The first `count` images above their reconstructions."""
-    originals = model.images(data.images[:count])
-    plots.reconstructions(path, originals, model.reconstruct(originals))
+    some = data.take(slice(count))
+    originals = model.images(some.images)
+    plots.reconstructions(path, originals, model.reconstruct(originals, some.labels))
 
 
 def draw_run(
@@ -48,13 +51,14 @@ def draw_run(
     draw_reconstructions(model, test, path("reconstructions"))
     originals = model.images(test.images[:SCATTER])
     labels = None if test.labels is None else test.labels[:SCATTER]
-    decoded = model.reconstruct(originals)
+    decoded = model.reconstruct(originals, labels)
     errors = np.sum((originals - decoded) ** 2, axis=(1, 2, 3))
     plots.error_histogram(path("error_histogram"), errors)
     if labels is not None:
         plots.class_reconstructions(path("class_reconstructions"), originals, decoded, labels)
     if isinstance(model, VAE):
-        mu, logvar = model.encode(originals)
+        mu, logvar = model.encode(originals, labels)
+        label = None if labels is None else labels[0]
         plots.latent_scatter(path("latent_means"), mu, labels, quantity="posterior mean")
         plots.latent_scatter(
             path("latent_logvars"), logvar, labels, quantity="posterior log-variance"
@@ -62,23 +66,23 @@ def draw_run(
         kl = 0.5 * np.mean(mu**2 + np.expm1(logvar) - logvar, axis=0)
         plots.kl_per_dimension(path("kl_per_dimension"), kl)
         plots.sample_grid(path("samples"), model.sample(GRID), title="Samples from the prior")
-        _draw_traversals(model, mu[0], kl, path("traversals"))
+        _draw_traversals(model, mu[0], label, kl, path("traversals"))
         if model.latent == 2:
-            grid = model.decode(plots.manifold_grid(MANIFOLD))
+            grid = model.decode(plots.manifold_grid(MANIFOLD), label)
             plots.manifold(path("manifold"), grid, MANIFOLD)
     else:
-        codes = model.encode(originals).reshape(len(originals), -1)
+        codes = model.encode(originals, labels).reshape(len(originals), -1)
         plots.latent_scatter(path("codes"), codes, labels, quantity="code")
     return paths
 
 
-def _draw_traversals(model: VAE, start: Any, kl: Any, path: Path) -> None:
-    """From one image's mean, along the dimensions that carry most information."""
+def _draw_traversals(model: VAE, start: Any, label: Any, kl: Any, path: Path) -> None:
+    """From one image's mean and label, along the dimensions that carry most information."""
     values = np.linspace(-3, 3, 9)
     dimensions = np.argsort(-kl)[:TRAVERSED_DIMENSIONS]
     codes = np.tile(start, (len(dimensions), len(values), 1))
     for row, dimension in enumerate(dimensions):
         codes[row, :, dimension] = values
-    images = model.decode(codes.reshape(-1, model.latent))
+    images = model.decode(codes.reshape(-1, model.latent), label)
     grid = images.reshape(len(dimensions), len(values), *model.image_shape)
     plots.traversals(path, grid, values, dimensions)

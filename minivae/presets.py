@@ -16,6 +16,7 @@ from .layers import (
     ConvTranspose2d,
     Dense,
     Flatten,
+    JoinLabel,
     Layer,
     LeakyReLU,
     ReLU,
@@ -121,9 +122,11 @@ class Preset:
         beta: float | None = None,
         samples: int | None = None,
         seed: int | None = None,
+        classes: int = 0,
     ) -> Autoencoder:
         """The model for images of `image_shape`, with what is given instead of the preset's own
-        latent dimensions, hidden units, KL weight, draws of z for each image and seed."""
+        latent dimensions, hidden units, KL weight, draws of z for each image and seed; conditional
+        on a label if there are `classes`."""
         if latent is not None and latent < 1:
             raise InputError(f"latent is {latent}, expected 1 or above")
         if latent is not None and not self.latent:
@@ -135,13 +138,32 @@ class Preset:
             objective = dataclasses.replace(objective, beta=beta)
         if samples is not None:
             objective = dataclasses.replace(objective, samples=samples)
-        return self.build(
+        model = self.build(
             image_shape,
             latent or self.latent,
             tuple(hidden) or self.hidden,
             objective,
             self.training.seed if seed is None else seed,
         )
+        return conditional(model, classes) if classes else model
+
+
+def conditional(model: Autoencoder, classes: int) -> VAE:
+    """The VAE with a label of `classes` joining before the encoder's first dense layer and at the
+    decoder's input. InputError for a plain autoencoder."""
+    if not isinstance(model, VAE):
+        raise InputError("conditional: this preset is a plain autoencoder, expected a VAE")
+    join, encoder = JoinLabel(classes), model.encoder.layers
+    first = next(index for index, layer in enumerate(encoder) if isinstance(layer, Dense))
+    return VAE(
+        [*encoder[:first], join, *encoder[first:]],
+        [join, *model.decoder.layers],
+        model.objective,
+        model.image_shape,
+        initialization=model.initialization,
+        seed=model.seed,
+        head=model.head,
+    )
 
 
 def dense_vae(

@@ -75,7 +75,8 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
-        images = self._split(splits.train)
+        train = self._split(splits.train)
+        images = train.images
         if images.shape[1:] != model.image_shape:
             raise InputError(
                 f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
@@ -86,6 +87,8 @@ class Trainer:
                 f"images of {splits.name}"
             )
         self.images = len(images)
+        labels = model.labels(train.labels, self.images)
+        model.labels(splits.test.labels, len(splits.test))
         whole, rest = divmod(self.images, training.batch_size)
         self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
         self.total_steps = training.steps or training.epochs * self.steps_per_epoch
@@ -93,6 +96,7 @@ class Trainer:
         self.binarization_noise = Noise(training.seed, BINARIZATION_STREAM)
         backend = model.backend
         self.data = backend.asarray(images.reshape(self.images, -1))
+        self.labels = None if labels is None else backend.asarray(labels)
         self.clip_norm = backend.zeros((1,), model.dtype)
         self.totals = backend.asarray(progress.totals)
         self.epoch_totals, self.logged_totals = progress.epoch_totals, progress.logged_totals
@@ -104,8 +108,8 @@ class Trainer:
         self._captured: dict[int, Callable[[], None]] = {}
         self._begin_epoch()
 
-    def _split(self, train: Dataset) -> NDArray:
-        """The images to train on; the others that are asked for become `validation`."""
+    def _split(self, train: Dataset) -> Dataset:
+        """What to train on; the other images that are asked for become `validation`."""
         training, held_out = self.training, self.training.validation
         available = len(train) - held_out
         if training.images > available or available < 1:
@@ -114,7 +118,7 @@ class Trainer:
                 f"the {len(train)} training images of {self.splits.name}"
             )
         self.validation = train.take(slice(available, None)) if held_out else None
-        return train.images[: training.images or available]
+        return train.take(slice(training.images or available))
 
     def begin(self) -> None:
         """What a run sets before its first step, and a resumed one finds set."""
@@ -180,6 +184,8 @@ class Trainer:
             *(self.data, self.permutation, self.state, bound.x),
             *(self.training.binarization, self.binarization_noise),
         )
+        if self.labels is not None:
+            backend.gather_labels(self.labels, self.permutation, self.state, bound.onehot)
         bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
         bound.input_gradients(self.latent_noise, self.state)
         if optimizer.clip_norm:
@@ -219,15 +225,18 @@ class Trainer:
         training, model = self.training, self.model
         options: Any = {"seed": training.seed, "binarization": training.binarization}
         if model.objective.calibrated:
-            model.calibrate(self.splits.train.images[:CALIBRATION_IMAGES], **options)
+            some = self.splits.train.take(slice(min(self.images, CALIBRATION_IMAGES)))
+            model.calibrate(some.images, some.labels, **options)
         splits = {"test": self.splits.test}
         if self.validation is not None:
             splits["validation"] = self.validation
         found: dict[str, Any] = {
-            name: model.evaluate(split.images, **options) for name, split in splits.items()
+            name: model.evaluate(split.images, split.labels, **options)
+            for name, split in splits.items()
         }
         if isinstance(model, VAE):
-            mu, _ = model.encode((self.validation or self.splits.test).images[:DESCRIBED])
+            some = (self.validation or self.splits.test).take(slice(DESCRIBED))
+            mu, _ = model.encode(some.images, some.labels)
             found["active_units"] = int(np.sum(np.var(mu, axis=0) > ACTIVE))
         return found
 

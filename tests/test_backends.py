@@ -316,6 +316,18 @@ def elbo_cases() -> Iterator[Case]:
             )
 
 
+def capacity_cases() -> Iterator[Case]:
+    # The KL is about d: a capacity of 0.3 is below it, one of 200 above, unless it has just begun.
+    for n, d in ((1, 1), (33, 20), (127, 50)):
+        for capacity, steps in ((0.3, 0), (200.0, 0), (200.0, 42), (200.0, 100_000)):
+            label = f"{n}x{d}-{capacity:g}-{steps}"
+            rng = _rng(label)
+            kl, totals = 2 * rng.random((n, d)), InOut(np.array([1.0, 2.0, 3.0]), fixed=True)
+            arguments = [In(100 * rng.random(n)), In(kl), In(_schedule()), InOut(_state_at(1))]
+            arguments += [capacity, steps, Out((d,)), totals]
+            yield Case("capacity_totals", label, arguments)
+
+
 def importance_cases() -> Iterator[Case]:
     for n, draws, d, m in ((1, 1, 1, 1), (3, 5, 4, 31), (2, 50, 33, 33), (33, 2, 20, 31)):
         rng = _rng(f"importance{n}{draws}")
@@ -333,18 +345,6 @@ def importance_cases() -> Iterator[Case]:
             label = f"{n}x{draws}x{d}x{m}-{'importance' if importance else 'mean'}"
             arguments = [In(logits), In(x), In(ratio), Out((rows,)), Out((n,)), Out((rows, m))]
             yield Case("importance_loss", label, [*arguments, 1 / n, importance])
-
-
-def capacity_cases() -> Iterator[Case]:
-    # The KL is about d: a capacity of 0.3 is below it, one of 200 above, unless it has just begun.
-    for n, d in ((1, 1), (33, 20), (127, 50)):
-        for capacity, steps in ((0.3, 0), (200.0, 0), (200.0, 42), (200.0, 100_000)):
-            label = f"{n}x{d}-{capacity:g}-{steps}"
-            rng = _rng(label)
-            kl, totals = 2 * rng.random((n, d)), InOut(np.array([1.0, 2.0, 3.0]), fixed=True)
-            arguments = [In(100 * rng.random(n)), In(kl), In(_schedule()), InOut(_state_at(1))]
-            arguments += [capacity, steps, Out((d,)), totals]
-            yield Case("capacity_totals", label, arguments)
 
 
 def adam_cases() -> Iterator[Case]:
@@ -375,6 +375,21 @@ def batch_cases() -> Iterator[Case]:
                 )
 
 
+def label_cases() -> Iterator[Case]:
+    for index, (n, m, classes) in enumerate(((1, 1, 1), (5, 31, 10), (33, 20, 3), (64, 784, 10))):
+        label = f"{n}x{m}x{classes}"
+        rng, images, activation = _rng(label), n + 9, FUSED[index]
+        labels, permutation = In(rng.integers(classes, size=images)), In(rng.permutation(images))
+        state, joined = In(new_state(first=4)), (n, m + classes)
+        yield Case("gather_labels", label, [labels, permutation, state, Out((n, classes))])
+        x, onehot = rng.standard_normal((n, m)), np.eye(classes)[rng.integers(classes, size=n)]
+        for draws in (1, 3):
+            repeated, out = In(np.repeat(x, draws, axis=0)), Out((n * draws, m + classes))
+            yield Case("join_forward", f"{label}-{draws}", [repeated, In(onehot), out])
+        y, dy = _outputs_of(activation, x), rng.standard_normal(joined)
+        yield Case("join_input_gradient", label, [In(dy), In(y), Out((n, m)), activation])
+
+
 def state_cases() -> Iterator[Case]:
     yield Case("advance_state", "running", [InOut(_state_at(1)), 128])
 
@@ -387,10 +402,11 @@ CASES = [
     *loss_cases(),
     *calibration_cases(),
     *elbo_cases(),
-    *importance_cases(),
     *capacity_cases(),
+    *importance_cases(),
     *adam_cases(),
     *batch_cases(),
+    *label_cases(),
     *state_cases(),
 ]
 

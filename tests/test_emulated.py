@@ -60,7 +60,7 @@ def shuffled() -> Any:
             backend.library(stem, columns).shuffle(seed)
 
     yield shuffle
-    for stem in ("gemm", "weights", "conv", "elbo", "adam"):
+    for stem in ("gemm", "weights", "conv", "elbo", "objectives", "adam"):
         shuffle(EmulatedBackend(), stem, 0)
 
 
@@ -71,6 +71,8 @@ ORDERED = [
     ("conv", case_of("conv_transpose2d_forward", "6x28x28")),
     ("elbo", case_of("bernoulli_loss", "31x784")),
     ("elbo", case_of("elbo_totals")),
+    ("objectives", case_of("calibrate_gaussian", "31x784")),
+    ("objectives", case_of("capacity_totals", "127x50")),
     ("adam", case_of("clip_gradient", "10007")),
 ]
 
@@ -445,6 +447,8 @@ STEMS_AND_PRIMITIVES = {
     "adam": ("adam_update", "clip_gradient"),
     "batch": ("gather_batch", "advance_state"),
     "elementwise": ("activation_forward", "activation_backward"),
+    "objectives": ("calibrate_gaussian", "capacity_totals"),
+    "labels": ("gather_labels", "join_forward", "join_input_gradient"),
 }
 
 

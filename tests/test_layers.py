@@ -21,6 +21,7 @@ from minivae.layers import (
     ConvTranspose2d,
     Dense,
     Flatten,
+    JoinLabel,
     Layer,
     LeakyReLU,
     ReLU,
@@ -207,7 +208,7 @@ def test_an_input_that_does_not_fit_is_refused(
 
 
 CONFIGURED = [
-    *(Dense(7), Flatten(), Reshape((2, 3, 4)), LeakyReLU(0.3)),
+    *(Dense(7), Flatten(), Reshape((2, 3, 4)), LeakyReLU(0.3), JoinLabel(10)),
     *(Conv2d(4, 3), Conv2d(4, (3, 5), stride=(2, 1), padding=(1, 0)), Conv2d(4, 2, padding="same")),
     *(ConvTranspose2d(4, 3, 2, 1, output_padding=1), ConvTranspose2d(4, 3, 2, output_size=(9, 8))),
     *(layer for layer in ACTIVATIONS if not isinstance(layer, LeakyReLU)),
@@ -626,6 +627,10 @@ def test_a_bad_objective_is_refused_by_name(arguments: dict[str, float]) -> None
             "the decoder makes \\(19,\\), expected the 20 numbers",
         ),
         (lambda: VAE([], [Dense(20)], Objective(), SMALL), "at least one layer"),
+        (
+            lambda: VAE([Reshape((20,)), Flatten()], [Dense(20)], Objective(), SMALL),
+            "the encoder computes nothing",
+        ),
         (lambda: VAE([Flatten(), Dense(4)], [], Objective(), SMALL), "at least one layer"),
         (lambda: VAE([Flatten(), Dense(4)], [Dense(20)], Objective(), (5, 4)), "image_shape"),
         (

@@ -106,7 +106,8 @@ def test_no_float64_is_in_the_kernels_but_for_the_running_totals(specialisation:
     kernels = re.split(r"\.visible \.entry ", ptx)[1:]
     assert kernels
     for kernel in kernels:
-        if not re.match(r"\w*(elbo|totals)", kernel):  # a sum over a whole run, by its contract
+        name = kernel.split("(")[0]
+        if "elbo" not in name and "totals" not in name:  # a sum over a whole run, by its contract
             assert ".f64" not in kernel, kernel.splitlines()[0]
 
 

@@ -10,9 +10,9 @@ from helpers import assert_close
 from test_parity_torch import DOUBLE, NOISE, PRECISIONS, ROWS, Twin, batches, gradient, pairs
 from test_parity_torch import torch as torch  # the fixture
 
-from minivae import VAE, Dense, Flatten, Objective, Sigmoid, Tanh
+from minivae import VAE, Dense, Flatten, JoinLabel, Objective, Sigmoid, Tanh
 from minivae.ops.philox import standard_normal
-from minivae.ops.state import BETA, STEP
+from minivae.ops.state import BETA, STEP, new_state
 
 pytestmark = pytest.mark.peers
 
@@ -99,3 +99,50 @@ def test_the_calibrated_sigma_is_pytorch_s_root_of_the_mean_squared_error(torch:
     y = torch.from_numpy(twin.bound.decoder.output.reshape(twin.images.shape))
     expected = math.sqrt(torch.nn.functional.mse_loss(y, twin.images).item())
     assert math.sqrt(twin.bound.variance[0]) == pytest.approx(expected, rel=DOUBLE)
+
+
+CLASSES = 3
+
+
+class ConditionalTwin(DistributionsTwin):
+    """A conditional VAE of dense layers with tanh, its decoder ending in a sigmoid, written out
+    with the label concatenated."""
+
+    def __init__(self, model: VAE, torch: Any) -> None:
+        self.model, self.torch, self.parts = model, torch, []
+        self.bound, self.state = model.bind(ROWS), new_state()
+        self.onehot = np.eye(CLASSES)[[2, 0, 1, 1, 2]]
+        self.bound.onehot[...] = self.onehot
+        self.tensors = {
+            name: torch.from_numpy(view.astype(np.float64)).requires_grad_()
+            for name, view in model.parameters.values.items()
+        }
+
+    def their_loss(self, beta: float) -> dict[str, Any]:
+        torch, onehot = self.torch, self.torch.from_numpy(self.onehot)
+
+        def dense(name: str, v: Any) -> Any:
+            return v @ self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
+
+        x = self.images.reshape(ROWS, -1)
+        h = torch.tanh(dense("encoder.2", torch.cat([x, onehot], dim=1)))
+        z, kl = self.posterior(dense("encoder.4", h))
+        h = torch.tanh(dense("decoder.1", torch.cat([z, onehot], dim=1)))
+        # The label joins a second time, behind a fused activation.
+        y = torch.sigmoid(dense("decoder.4", torch.cat([h, onehot], dim=1)))
+        return self.combined(y.reshape(self.images.shape), kl, beta)
+
+
+@pytest.mark.parametrize(("device", "dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("likelihood", ["gaussian", "calibrated-gaussian"])
+def test_a_conditional_model_has_the_loss_and_every_gradient_of_pytorch(
+    likelihood: str, device: str, dtype: type, tolerance: float, torch: Any
+) -> None:
+    join = JoinLabel(CLASSES)
+    encoder = [Flatten(), join, Dense(7), Tanh(), Dense(6)]
+    decoder = [join, Dense(7), Tanh(), join, Dense(20), Sigmoid()]
+    model = VAE(encoder, decoder, Objective(likelihood), IMAGE).to(device, dtype)
+    twin = ConditionalTwin(model, torch)
+    assert_parity(twin, 1.5, tolerance)
+    for name, tensor in twin.tensors.items():
+        assert_close(model.parameters.gradients[name], tensor.grad.numpy(), tolerance, name)

@@ -400,3 +400,18 @@ class CpuBackend(ReferenceBackend):
             kernels.gather_stochastic(*arguments, *_noise_words(noise), 0)
         else:
             kernels.gather_scaled(*arguments, 0)
+
+    def gather_labels(
+        self, labels: NDArray, permutation: NDArray, state: NDArray, onehot: NDArray
+    ) -> None:
+        if not _is_float32(onehot):
+            return super().gather_labels(labels, permutation, state, onehot)
+        kernels.gather_labels(labels, permutation, state, onehot)
+
+    def join_input_gradient(
+        self, dy: NDArray, x: NDArray, dx: NDArray, activation: Activation
+    ) -> None:
+        if not _is_float32(dy, x, dx):
+            return super().join_input_gradient(dy, x, dx, activation)
+        dx[...] = dy[:, : x.shape[1]]
+        self._carry_through(x, dx, activation)

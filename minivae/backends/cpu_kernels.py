@@ -666,3 +666,11 @@ def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_h
                 if i < m:
                     threshold = np.float64(data[image, i]) * 2.0**32
                     x[row, i] = ONE if np.float64(word) * white < threshold else ZERO
+
+
+@kernel
+def gather_labels(labels, permutation, state, onehot):
+    """labels.E2."""
+    for row in range(onehot.shape[0]):
+        onehot[row] = ZERO
+        onehot[row, labels[permutation[state[FIRST] + row]]] = ONE

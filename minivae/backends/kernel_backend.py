@@ -491,6 +491,11 @@ class KernelBackend(ReferenceBackend):
             block=TOTALS_BLOCK,
         )
 
+    def calibrate_gaussian(self, loss: Any, dz: Any, variance: Any) -> None:
+        n, m = dz.shape
+        self.launch("calibrate_gaussian_variance", 1, loss, variance, n, m, block=TOTALS_BLOCK)
+        self.launch("calibrate_gaussian", n, loss, dz, variance, n, m)
+
     def capacity_totals(
         self,
         reconstruction: Any,
@@ -508,10 +513,22 @@ class KernelBackend(ReferenceBackend):
             block=TOTALS_BLOCK,
         )
 
-    def calibrate_gaussian(self, loss: Any, dz: Any, variance: Any) -> None:
-        n, m = dz.shape
-        self.launch("calibrate_variance", 1, loss, variance, n, m)
-        self.launch("calibrate_gaussian", n, loss, dz, variance, m)
+    # The label
+
+    def gather_labels(self, labels: Any, permutation: Any, state: Any, onehot: Any) -> None:
+        blocks = _blocks(onehot.size)
+        self.launch("gather_labels", blocks, labels, permutation, state, onehot, *onehot.shape)
+
+    def join_forward(self, x: Any, onehot: Any, y: Any) -> None:
+        (rows, m), (n, classes) = x.shape, onehot.shape
+        sizes = (rows, rows // n, m, classes)
+        self.launch("join_forward", _blocks(y.size), x, onehot, y, *sizes)
+
+    def join_input_gradient(self, dy: Any, x: Any, dx: Any, activation: Activation) -> None:
+        (rows, m), classes = x.shape, dy.shape[1] - x.shape[1]
+        sizes = (rows, m, classes)
+        arguments = (dy, x, dx, *_code(activation), *sizes)
+        self.launch("join_input_gradient", _blocks(x.size), *arguments)
 
     # The optimizer
 

@@ -20,6 +20,7 @@ from ..ops import (
     dense,
     elbo,
     importance,
+    labels,
     latent,
     state,
 )
@@ -55,15 +56,18 @@ class ReferenceBackend:
     latent_backward = staticmethod(latent.latent_backward)
     bernoulli_loss = staticmethod(elbo.bernoulli_loss)
     squared_error_loss = staticmethod(elbo.squared_error_loss)
+    calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
     importance_latent_forward = staticmethod(importance.importance_latent_forward)
     importance_latent_backward = staticmethod(importance.importance_latent_backward)
     importance_loss = staticmethod(importance.importance_loss)
-    calibrate_gaussian = staticmethod(calibration.calibrate_gaussian)
     elbo_totals = staticmethod(elbo.elbo_totals)
     capacity_totals = staticmethod(capacity.capacity_totals)
     adam_update = staticmethod(adam.adam_update)
     clip_gradient = staticmethod(adam.clip_gradient)
     gather_batch = staticmethod(batch.gather_batch)
+    gather_labels = staticmethod(labels.gather_labels)
+    join_forward = staticmethod(labels.join_forward)
+    join_input_gradient = staticmethod(labels.join_input_gradient)
     advance_state = staticmethod(state.advance_state)
 
     def sequence(self, *calls: Call) -> None:

@@ -28,6 +28,11 @@ class Dataset:
         """(h, w, c)."""
         return self.images.shape[1:]
 
+    @property
+    def classes(self) -> int:
+        """One more than the largest label; 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
     def take(self, index: slice | NDArray) -> "Dataset":
         """The images and labels of an index."""
         labels = None if self.labels is None else self.labels[index]
