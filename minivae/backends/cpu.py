@@ -4,6 +4,10 @@ them. float32 only: float64, which gradient checks use, goes to the reference.
 BLAS owns the cores; every other kernel runs on one.
 """
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,11 +17,19 @@ from ..ops.activations import KINDS, Activation
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
+from . import cpu_products as products
+from .cpu_windows import Windows, weight_tiles, windows
 from .reference import ReferenceBackend
 
-COLUMN_BYTES = 1 << 19
-"""How large a block of columns may be, so that it stays in the second-level cache between the
-pass that writes it and the one that reads it."""
+CACHE_BYTES = 1 << 19
+"""How much memory a kernel goes through again and again: half of a second-level cache."""
+
+
+def _usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -37,6 +49,26 @@ def _rows(array: NDArray) -> NDArray:
     return array.reshape(-1, array.shape[-1])
 
 
+def _pixels(images: NDArray) -> NDArray:
+    """(n, h, w, c) as (n, h w, c)."""
+    return images.reshape(len(images), -1, images.shape[3])
+
+
+def _taps(w: NDArray) -> NDArray:
+    """(kh, kw, c, k) as (kh kw, c, k)."""
+    return w.reshape(-1, *w.shape[2:])
+
+
+def _windows(
+    large: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry, back: bool = False
+) -> Windows:
+    return windows(large.shape[1:3], small.shape[1:3], w.shape[:2], geometry, back)
+
+
+def _images_in_cache(x: NDArray, y: NDArray) -> int:
+    return max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
+
+
 def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
     """(stream, low word, high word) of a noise's key, as the kernels take them."""
     words = (noise.stream, noise.seed & 0xFFFFFFFF, (noise.seed >> 32) & 0xFFFFFFFF)
@@ -51,6 +83,8 @@ class CpuBackend(ReferenceBackend):
 
     def __init__(self) -> None:
         self._workspaces: dict[str, NDArray[np.float32]] = {}
+        self._cores = _usable_cores()
+        self._workers = ThreadPoolExecutor(self._cores)
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Scratch memory of a shape, which grows on first use and is then kept."""
@@ -100,54 +134,64 @@ class CpuBackend(ReferenceBackend):
         np.matmul(x.T, dz, out=dw)
         kernels.sum_rows(dz, db)
 
-    def _chunks(self, small: NDArray, w: NDArray) -> list[tuple[slice, NDArray]]:
-        """Slices of the batch, each with memory (n, p, q, kh kw c) for its columns."""
-        n, rows, positions, _ = small.shape
-        taps = w.shape[0] * w.shape[1] * w.shape[2]
-        images = max(1, COLUMN_BYTES // (4 * rows * positions * taps))
-        chunks = (slice(first, min(first + images, n)) for first in range(0, n, images))
-        return [
-            (chunk, self._workspace("columns", (chunk.stop - chunk.start, rows, positions, taps)))
-            for chunk in chunks
-        ]
+    def _in_parts(self, rows: int, work: Callable[[slice], None]) -> None:
+        """Calls `work` on slices that make up `rows`, one for each core, at the same time."""
+        bounds = [rows * core // self._cores for core in range(self._cores + 1)]
+        parts = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
+        others = [self._workers.submit(work, part) for part in parts[1:]]
+        work(parts[0])
+        for other in others:
+            other.result()
 
-    def _correlate(
-        self,
-        large: NDArray,
-        w: NDArray,
-        small: NDArray,
-        geometry: ConvGeometry,
-        chunk: slice,
-        columns: NDArray,
+    def _oriented(self, w: NDArray, outputs: int) -> NDArray:
+        """w (kh, kw, c, k) as the kernels take it to make one of c or k its output: output last
+        (t, inputs, outputs), or first if it is small. `outputs` is the axis, 2 or 3."""
+        few = w.shape[outputs] <= products.FEW
+        taps = _taps(w)
+        if few == (outputs == 2):
+            return taps
+        transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
+        products.transpose_taps(taps, transposed)
+        return transposed
+
+    def _forward(
+        self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, seen: Windows, activation: Activation
     ) -> None:
-        """small = E1'(large) for a chunk of images (conv.E1')."""
-        kernels.gather_columns(large[chunk], columns, *w.shape[:2], tuple(geometry))
-        np.matmul(_rows(columns), w.reshape(-1, w.shape[3]), out=_rows(small[chunk]))
+        """y = activation(b + the windows of x times w), w as from `_oriented`."""
+        x, y, images, code = _pixels(x), _pixels(y), _images_in_cache(x, y), _code(activation)
+        self._in_parts(
+            len(x),
+            lambda part: products.window_forward(x[part], w, b, y[part], seen, images, *code),
+        )
 
-    def _scatter(
-        self,
-        small: NDArray,
-        w: NDArray,
-        large: NDArray,
-        geometry: ConvGeometry,
-        chunk: slice,
-        columns: NDArray,
+    def _input_gradient(
+        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
     ) -> None:
-        """large = E2(small) for a chunk of images (conv.E2)."""
-        np.matmul(_rows(small[chunk]), w.reshape(-1, w.shape[3]).T, out=_rows(columns))
-        kernels.scatter_columns(columns, large[chunk], *w.shape[:2], tuple(geometry))
+        """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
+        images, code = _images_in_cache(dz, dx), _code(below)
+        dz, x, dx = _pixels(dz), _pixels(x), _pixels(dx)
+        self._in_parts(
+            len(x),
+            lambda part: products.window_input_gradient(
+                dz[part], w, x[part], dx[part], seen, images, *code
+            ),
+        )
 
-    def _correlate_weight(
+    def _weight_product(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
     ) -> None:
         """dw = E3(large, small)."""
-        flat = dw.reshape(-1, dw.shape[3])
-        part = self._workspace("weight", flat.shape)
+        sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
+        seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
+        x, dz, flat = _pixels(large), _pixels(small), _taps(dw)
+        images, cores = _images_in_cache(x, dz), self._cores
         flat[...] = 0
-        for chunk, columns in self._chunks(small, dw):
-            kernels.gather_columns(large[chunk], columns, *dw.shape[:2], tuple(geometry))
-            np.matmul(_rows(columns).T, _rows(small[chunk]), out=part)
-            flat += part
+        self._in_parts(
+            cores,
+            lambda part: products.window_weight_gradient(
+                x, dz, flat, seen, tiles, images, part.start, cores
+            ),
+        )
 
     def conv2d_forward(
         self,
@@ -160,9 +204,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return super().conv2d_forward(x, w, b, y, geometry, activation)
-        for chunk, columns in self._chunks(y, w):
-            self._correlate(x, w, y, geometry, chunk, columns)
-            kernels.add_bias_and_activate(_rows(y[chunk]), b, *_code(activation))
+        seen = _windows(x, y, w, geometry)
+        self._forward(x, self._oriented(w, 3), b, y, seen, activation)
 
     def conv2d_input_gradient(
         self,
@@ -175,16 +218,15 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return super().conv2d_input_gradient(dz, w, x, dx, geometry, activation)
-        for chunk, columns in self._chunks(dz, w):
-            self._scatter(dz, w, dx, geometry, chunk, columns)
-            self._carry_through(x[chunk], dx[chunk], activation)
+        seen = _windows(x, dz, w, geometry, back=True)
+        self._input_gradient(dz, self._oriented(w, 2), x, dx, seen, activation)
 
     def conv2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv2d_weight_gradient(x, dz, dw, db, geometry)
-        self._correlate_weight(x, dz, dw, geometry)
+        self._weight_product(x, dz, dw, geometry)
         kernels.sum_rows(_rows(dz), db)
 
     def conv_transpose2d_forward(
@@ -198,9 +240,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return super().conv_transpose2d_forward(x, w, b, y, geometry, activation)
-        for chunk, columns in self._chunks(x, w):
-            self._scatter(x, w, y, geometry, chunk, columns)
-            kernels.add_bias_and_activate(_rows(y[chunk]), b, *_code(activation))
+        seen = _windows(y, x, w, geometry, back=True)
+        self._forward(x, self._oriented(w, 2), b, y, seen, activation)
 
     def conv_transpose2d_input_gradient(
         self,
@@ -213,16 +254,15 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return super().conv_transpose2d_input_gradient(dz, w, x, dx, geometry, activation)
-        for chunk, columns in self._chunks(x, w):
-            self._correlate(dz, w, dx, geometry, chunk, columns)
-            self._carry_through(x[chunk], dx[chunk], activation)
+        seen = _windows(dz, x, w, geometry)
+        self._input_gradient(dz, self._oriented(w, 3), x, dx, seen, activation)
 
     def conv_transpose2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv_transpose2d_weight_gradient(x, dz, dw, db, geometry)
-        self._correlate_weight(dz, x, dw, geometry)
+        self._weight_product(dz, x, dw, geometry)
         kernels.sum_rows(_rows(dz), db)
 
     def latent_forward(
