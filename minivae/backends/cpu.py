@@ -4,13 +4,11 @@ them. float32 only: float64, which gradient checks use, goes to the reference.
 BLAS owns the cores; every other kernel runs on one.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+import threading
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from ..ops.activations import KINDS, Activation
@@ -25,11 +23,13 @@ CACHE_BYTES = 1 << 19
 """How much memory a kernel goes through again and again: half of a second-level cache."""
 
 
-def _usable_cores() -> int:
-    """How many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+STILL = ConvGeometry(1, 1, 0, 0)
+POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
+"""The window of a dense layer."""
+
+
+_ONE_CALLER = threading.Lock()
+"""Numba's simplest pool of threads, its last resort, must not be called from two at once."""
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -59,6 +59,11 @@ def _taps(w: NDArray) -> NDArray:
     return w.reshape(-1, *w.shape[2:])
 
 
+def _points(vectors: NDArray) -> NDArray:
+    """(n, m) as images of one pixel, (n, 1, 1, m): a dense layer is a convolution of these."""
+    return vectors[:, None, None]
+
+
 def _windows(
     large: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry, back: bool = False
 ) -> Windows:
@@ -83,8 +88,6 @@ class CpuBackend(ReferenceBackend):
 
     def __init__(self) -> None:
         self._workspaces: dict[str, NDArray[np.float32]] = {}
-        self._cores = _usable_cores()
-        self._workers = ThreadPoolExecutor(self._cores)
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Scratch memory of a shape, which grows on first use and is then kept."""
@@ -106,43 +109,6 @@ class CpuBackend(ReferenceBackend):
         source = _flat(y if z is None else z)
         kernels.multiply_derivative(source, _flat(y), _flat(dy), _flat(dz), *_code(activation))
 
-    def dense_forward(
-        self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
-    ) -> None:
-        if not _is_float32(x, w, b, y):
-            return super().dense_forward(x, w, b, y, activation)
-        np.matmul(x, w, out=y)
-        kernels.add_bias_and_activate(y, b, *_code(activation))
-
-    def dense_input_gradient(
-        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
-    ) -> None:
-        if not _is_float32(dz, w, x, dx):
-            return super().dense_input_gradient(dz, w, x, dx, activation)
-        np.matmul(dz, w.T, out=dx)
-        self._carry_through(x, dx, activation)
-
-    def _carry_through(self, x: NDArray, dx: NDArray, activation: Activation) -> None:
-        """dense.E4: dx times the derivative of the activation that made x."""
-        if activation.kind != "identity":
-            flat = _flat(dx)
-            kernels.multiply_derivative(_flat(x), _flat(x), flat, flat, *_code(activation))
-
-    def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
-        if not _is_float32(x, dz, dw, db):
-            return super().dense_weight_gradient(x, dz, dw, db)
-        np.matmul(x.T, dz, out=dw)
-        kernels.sum_rows(dz, db)
-
-    def _in_parts(self, rows: int, work: Callable[[slice], None]) -> None:
-        """Calls `work` on slices that make up `rows`, one for each core, at the same time."""
-        bounds = [rows * core // self._cores for core in range(self._cores + 1)]
-        parts = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
-        others = [self._workers.submit(work, part) for part in parts[1:]]
-        work(parts[0])
-        for other in others:
-            other.result()
-
     def _oriented(self, w: NDArray, outputs: int) -> NDArray:
         """w (kh, kw, c, k) as the kernels take it to make one of c or k its output: output last
         (t, inputs, outputs), or first if it is small. `outputs` is the axis, 2 or 3."""
@@ -158,40 +124,60 @@ class CpuBackend(ReferenceBackend):
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, seen: Windows, activation: Activation
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
-        x, y, images, code = _pixels(x), _pixels(y), _images_in_cache(x, y), _code(activation)
-        self._in_parts(
-            len(x),
-            lambda part: products.window_forward(x[part], w, b, y[part], seen, images, *code),
-        )
+        images = _images_in_cache(x, y)
+        with _ONE_CALLER:
+            products.window_forward(
+                *(_pixels(x), w, b, _pixels(y), seen, images, *_code(activation)),
+                get_num_threads(),
+            )
 
     def _input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        images, code = _images_in_cache(dz, dx), _code(below)
-        dz, x, dx = _pixels(dz), _pixels(x), _pixels(dx)
-        self._in_parts(
-            len(x),
-            lambda part: products.window_input_gradient(
-                dz[part], w, x[part], dx[part], seen, images, *code
-            ),
-        )
+        images = _images_in_cache(dz, dx)
+        with _ONE_CALLER:
+            products.window_input_gradient(
+                *(_pixels(dz), w, _pixels(x), _pixels(dx), seen, images, *_code(below)),
+                get_num_threads(),
+            )
 
-    def _weight_product(
+    def _weight_gradient(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
     ) -> None:
         """dw = E3(large, small)."""
         sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
         seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
-        x, dz, flat = _pixels(large), _pixels(small), _taps(dw)
-        images, cores = _images_in_cache(x, dz), self._cores
-        flat[...] = 0
-        self._in_parts(
-            cores,
-            lambda part: products.window_weight_gradient(
-                x, dz, flat, seen, tiles, images, part.start, cores
-            ),
+        images = _images_in_cache(large, small)
+        dw[...] = 0
+        with _ONE_CALLER:
+            products.window_weight_gradient(
+                *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
+                get_num_threads(),
+            )
+
+    def dense_forward(
+        self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
+    ) -> None:
+        if not _is_float32(x, w, b, y):
+            return super().dense_forward(x, w, b, y, activation)
+        self._forward(
+            _points(x), self._oriented(w[None, None], 3), b, _points(y), POINT, activation
         )
+
+    def dense_input_gradient(
+        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
+    ) -> None:
+        if not _is_float32(dz, w, x, dx):
+            return super().dense_input_gradient(dz, w, x, dx, activation)
+        w = self._oriented(w[None, None], 2)
+        self._input_gradient(_points(dz), w, _points(x), _points(dx), POINT, activation)
+
+    def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
+        if not _is_float32(x, dz, dw, db):
+            return super().dense_weight_gradient(x, dz, dw, db)
+        self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL)
+        kernels.sum_rows(dz, db)
 
     def conv2d_forward(
         self,
@@ -226,7 +212,7 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv2d_weight_gradient(x, dz, dw, db, geometry)
-        self._weight_product(x, dz, dw, geometry)
+        self._weight_gradient(x, dz, dw, geometry)
         kernels.sum_rows(_rows(dz), db)
 
     def conv_transpose2d_forward(
@@ -262,7 +248,7 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv_transpose2d_weight_gradient(x, dz, dw, db, geometry)
-        self._weight_product(dz, x, dw, geometry)
+        self._weight_gradient(dz, x, dw, geometry)
         kernels.sum_rows(_rows(dz), db)
 
     def latent_forward(

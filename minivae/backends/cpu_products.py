@@ -4,7 +4,10 @@ All of them gather the rows of one operand through `Windows` (cpu_windows.py); n
 is written. A kernel runs on one core and without the GIL.
 """
 
+from typing import Any
+
 import numpy as np
+from numba import njit, prange
 
 from .cpu_kernels import IDENTITY, ZERO, activate, kernel, multiply_derivative
 from .cpu_tiles import (
@@ -19,6 +22,9 @@ from .cpu_tiles import (
     sum_lanes,
     zero_tile,
 )
+
+shared_kernel: Any = njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+"""A kernel that hands out its work in as many parts as it is told."""
 
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
@@ -120,11 +126,14 @@ def _window_dots(x, w, b, y, windows):
 
 
 @kernel
-def window_forward(x, w, b, y, windows, images, kind, slope):
-    """y = f(b + windows of x times w), `images` at a time so that they stay in the cache.
+def _slice(size, part, parts):
+    """Where part `part` of `parts` of so many begins and ends."""
+    return size * part // parts, size * (part + 1) // parts
 
-    Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,), y (n, p, k).
-    """
+
+@kernel
+def _some_forward(x, w, b, y, windows, images, kind, slope):
+    """`window_forward` on one core."""
     for first in range(0, x.shape[0], images):
         x_part, y_part = x[first : first + images], y[first : first + images]
         if b.size > FEW:
@@ -135,17 +144,38 @@ def window_forward(x, w, b, y, windows, images, kind, slope):
 
 
 @kernel
-def window_input_gradient(dz, w, x, dx, windows, images, kind, slope):
+def _some_input_gradient(dz, w, x, dx, windows, images, kind, slope):
+    """`window_input_gradient` on one core."""
+    zeros = np.zeros(x.shape[2], np.float32)
+    for first in range(0, x.shape[0], images):
+        last = first + images
+        _some_forward(dz[first:last], w, zeros, dx[first:last], windows, images, IDENTITY, ZERO)
+        y, part = x[first:last].reshape(-1), dx[first:last].reshape(-1)
+        multiply_derivative(y, y, part, part, kind, slope)
+
+
+@shared_kernel
+def window_forward(x, w, b, y, windows, images, kind, slope, parts):
+    """y = f(b + windows of x times w), `images` at a time so that they stay in the cache.
+
+    Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,), y (n, p, k).
+    """
+    for part in prange(parts):
+        begin, end = _slice(x.shape[0], part, parts)
+        _some_forward(x[begin:end], w, b, y[begin:end], windows, images, kind, slope)
+
+
+@shared_kernel
+def window_input_gradient(dz, w, x, dx, windows, images, kind, slope, parts):
     """dx = (windows of dz times w) f'(x), `images` at a time so that they stay in the cache.
 
     Shapes: dz (n, s, k), w (t, k, c) or, where c is at most FEW, (t, c, k), x and dx (n, p, c).
     """
-    zeros = np.zeros(x.shape[2], np.float32)
-    for first in range(0, x.shape[0], images):
-        last = first + images
-        window_forward(dz[first:last], w, zeros, dx[first:last], windows, images, IDENTITY, ZERO)
-        y, part = x[first:last].reshape(-1), dx[first:last].reshape(-1)
-        multiply_derivative(y, y, part, part, kind, slope)
+    for part in prange(parts):
+        begin, end = _slice(x.shape[0], part, parts)
+        _some_input_gradient(
+            *(dz[begin:end], w, x[begin:end], dx[begin:end], windows, images, kind, slope)
+        )
 
 
 @kernel
@@ -178,13 +208,8 @@ def _window_sum(tile, x_flat, x_rows, dz_flat, block, width, shapes, windows, gr
 
 
 @kernel
-def window_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
-    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t.
-
-    Only every `parts`-th tile from the `part`-th on, so that each sum has one owner and its bits
-    do not depend on how many share the work. `images` at a time go through the cache, which also
-    keeps the sums short. Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
-    """
+def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
+    """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
     n, inputs, channels = x.shape
     _, outputs, columns = dz.shape
     shapes = (inputs, channels, outputs, columns)
@@ -204,3 +229,16 @@ def window_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
                         *(shapes, windows, group, part_of_batch),
                     )
                     add_tile(tile, dw_flat, dw_rows, tiles.counts[i], block, width)
+
+
+@shared_kernel
+def window_weight_gradient(x, dz, dw, windows, tiles, images, parts):
+    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t.
+
+    Each number of dw has one owner, so that its bits do not depend on how many cores share the
+    work. `images` at a time go through the cache, which also keeps the sums short.
+
+    Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
+    """
+    for part in prange(parts):
+        _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts)

@@ -28,7 +28,7 @@ class Windows(NamedTuple):
     pixels, target and source move on by `steps`.
     """
 
-    steps: tuple[int, int]
+    steps: NDArray[np.int64]
     first_pixel: NDArray[np.int64]
     targets: NDArray[np.int64]
     sources: NDArray[np.int64]
@@ -59,9 +59,9 @@ def windows(large: Size, small: Size, kernel: Size, geometry: ConvGeometry, back
         first_pixel.append(len(targets))
         first_tap.append(len(taps))
         runs.append(len(columns))
-    lists = (first_pixel, targets, sources, first_tap, taps, shifts, runs)
     steps = (geometry.stride_w, 1) if back else (1, geometry.stride_w)
-    return Windows(steps, *(np.array(numbers, np.int64) for numbers in lists))
+    lists = (steps, first_pixel, targets, sources, first_tap, taps, shifts, runs)
+    return Windows(*(np.array(numbers, np.int64) for numbers in lists))
 
 
 Taps = tuple[tuple[int, int], ...]
