@@ -28,6 +28,9 @@ POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 """The window of a dense layer."""
 
 
+PARTIAL_SUMS = 16
+"""Into how many sums, whatever the number of cores, the sum of all pixels is split."""
+
 _ONE_CALLER = threading.Lock()
 """Numba's simplest pool of threads, its last resort, must not be called from two at once."""
 
@@ -43,10 +46,6 @@ def _code(activation: Activation) -> tuple[int, np.float32]:
 
 def _flat(array: NDArray) -> NDArray:
     return array.reshape(-1)
-
-
-def _rows(array: NDArray) -> NDArray:
-    return array.reshape(-1, array.shape[-1])
 
 
 def _pixels(images: NDArray) -> NDArray:
@@ -120,26 +119,28 @@ class CpuBackend(ReferenceBackend):
         products.transpose_taps(taps, transposed)
         return transposed
 
+    def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
+        """For each core, memory for the pixels of as many images y as stay in its cache."""
+        images = min(_images_in_cache(x, y), len(y))
+        shape = (get_num_threads(), images, y.shape[1] * y.shape[2], y.shape[3])
+        return self._workspace("scratch", shape)
+
     def _forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, seen: Windows, activation: Activation
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
-        images = _images_in_cache(x, y)
+        scratch = self._scratch(x, y)
         with _ONE_CALLER:
-            products.window_forward(
-                *(_pixels(x), w, b, _pixels(y), seen, images, *_code(activation)),
-                get_num_threads(),
-            )
+            products.window_forward(_pixels(x), w, b, _pixels(y), seen, scratch, *_code(activation))
 
     def _input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        images = _images_in_cache(dz, dx)
+        scratch = self._scratch(dz, dx)
         with _ONE_CALLER:
             products.window_input_gradient(
-                *(_pixels(dz), w, _pixels(x), _pixels(dx), seen, images, *_code(below)),
-                get_num_threads(),
+                _pixels(dz), w, _pixels(x), _pixels(dx), seen, scratch, *_code(below)
             )
 
     def _weight_gradient(
@@ -155,6 +156,13 @@ class CpuBackend(ReferenceBackend):
                 *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
                 get_num_threads(),
             )
+
+    def _bias_gradient(self, dz: NDArray, db: NDArray) -> None:
+        """db = E4(dz)."""
+        rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
+        sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
+        with _ONE_CALLER:
+            products.bias_gradient(rows, sums, db)
 
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
@@ -177,7 +185,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(x, dz, dw, db):
             return super().dense_weight_gradient(x, dz, dw, db)
         self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL)
-        kernels.sum_rows(dz, db)
+        self._bias_gradient(_points(dz), db)
 
     def conv2d_forward(
         self,
@@ -213,7 +221,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(x, dz, dw, db):
             return super().conv2d_weight_gradient(x, dz, dw, db, geometry)
         self._weight_gradient(x, dz, dw, geometry)
-        kernels.sum_rows(_rows(dz), db)
+        self._bias_gradient(dz, db)
 
     def conv_transpose2d_forward(
         self,
@@ -249,7 +257,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(x, dz, dw, db):
             return super().conv_transpose2d_weight_gradient(x, dz, dw, db, geometry)
         self._weight_gradient(dz, x, dw, geometry)
-        kernels.sum_rows(_rows(dz), db)
+        self._bias_gradient(dz, db)
 
     def latent_forward(
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray

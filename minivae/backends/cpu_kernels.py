@@ -253,16 +253,6 @@ def multiply_derivative(z, y, dy, dz, kind, slope):
 
 
 @kernel
-def add_bias_and_activate(y, b, kind, slope):
-    """y = f(y + b), the second half of dense and conv E1, on rows (n, o)."""
-    for row in range(y.shape[0]):
-        values = y[row]
-        for o in range(b.size):
-            values[o] += b[o]
-        activate(values, values, kind, slope)
-
-
-@kernel
 def sum_rows(dz, db):
     """db = sum of the rows of dz (dense.E3, conv.E4)."""
     db[:] = ZERO

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .cpu_kernels import IDENTITY, ZERO, activate, kernel, multiply_derivative
+from .cpu_kernels import activate, kernel, multiply_derivative, sum_rows
 from .cpu_tiles import (
     LANES,
     ROWS,
@@ -26,6 +26,8 @@ from .cpu_tiles import (
 shared_kernel: Any = njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 """A kernel that hands out its work in as many parts as it is told."""
 
+inlined: Any = njit(inline="always")
+
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
 
@@ -39,7 +41,7 @@ def transpose_taps(w, transposed):
                 transposed[t, k, c] = w[t, c, k]
 
 
-@kernel
+@inlined
 def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
     """The tile plus `count` outer products, whose places in a and b are so many steps apart."""
     for t in range(count):
@@ -47,23 +49,19 @@ def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
     return tile
 
 
-@kernel
-def _next_rows(x_rows, y_rows, place, group, x_shape, y_shape, windows):
-    """The places in x and y of the next ROWS pixels of a group, from (image, pixel) = `place` on.
+@inlined
+def _next_rows(x_rows, y_rows, image, pixel, begin, end, x_shape, y_shape, sources, targets):
+    """The places in x and y of the next ROWS pixels of a group, which goes from `begin` to `end`.
 
-    Returns the place after them. After the last pixel comes the last again, which is then
-    computed a second time alike.
+    Takes the first of them as (image, pixel) and returns the one after them. After the last pixel
+    of all comes the last again, which is then computed a second time alike.
     """
-    _, inputs, channels = x_shape
-    n, outputs, columns = y_shape
-    begin, end = windows.first_pixel[group], windows.first_pixel[group + 1]
-    image, pixel = place
     for r in range(ROWS):
-        x_rows[r] = (image * inputs + windows.sources[pixel]) * channels
-        y_rows[r] = (image * outputs + windows.targets[pixel]) * columns
+        x_rows[r] = (image * x_shape[1] + sources[pixel]) * x_shape[2]
+        y_rows[r] = (image * y_shape[1] + targets[pixel]) * y_shape[2]
         if pixel + 1 < end:
             pixel += 1
-        elif image + 1 < n:
+        elif image + 1 < y_shape[0]:
             image, pixel = image + 1, begin
     return image, pixel
 
@@ -74,21 +72,23 @@ def _window_product(x, w, b, y, windows):
 
     Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
     """
+    _, first_pixel, targets, sources, first_tap, taps, shifts, _ = windows
     channels, columns = w.shape[1:]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     b_rows = np.zeros(ROWS, np.intp)
-    for group in range(windows.runs.size):
-        pixels = windows.first_pixel[group + 1] - windows.first_pixel[group]
+    for group in range(first_pixel.size - 1):
+        begin, end = first_pixel[group], first_pixel[group + 1]
         for block in range(0, columns, WIDTH):
             width = min(WIDTH, columns - block)
-            place = (0, windows.first_pixel[group])
-            for _ in range(0, y.shape[0] * pixels, ROWS):
-                place = _next_rows(x_rows, y_rows, place, group, x.shape, y.shape, windows)
+            image, pixel = 0, begin
+            for _ in range(0, y.shape[0] * (end - begin), ROWS):
+                image, pixel = _next_rows(
+                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+                )
                 tile = load_tile(b, b_rows, block, width)
-                for t in range(windows.first_tap[group], windows.first_tap[group + 1]):
-                    x_at = windows.shifts[t] * channels
-                    w_at = windows.taps[t] * channels * columns + block
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
                     tile = _accumulate(
                         tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
                     )
@@ -101,20 +101,22 @@ def _window_dots(x, w, b, y, windows):
 
     Shapes: x (n, s, c), w (t, k, c), b (k,), y (n, p, k).
     """
+    _, first_pixel, targets, sources, first_tap, taps, shifts, _ = windows
     columns, channels = w.shape[1:]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     sums = np.empty(ROWS, np.float32)
-    for group in range(windows.runs.size):
-        pixels = windows.first_pixel[group + 1] - windows.first_pixel[group]
-        place = (0, windows.first_pixel[group])
-        for _ in range(0, y.shape[0] * pixels, ROWS):
-            place = _next_rows(x_rows, y_rows, place, group, x.shape, y.shape, windows)
+    for group in range(first_pixel.size - 1):
+        begin, end = first_pixel[group], first_pixel[group + 1]
+        image, pixel = 0, begin
+        for _ in range(0, y.shape[0] * (end - begin), ROWS):
+            image, pixel = _next_rows(
+                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+            )
             for column in range(columns):
                 tile = zero_tile()
-                for t in range(windows.first_tap[group], windows.first_tap[group + 1]):
-                    x_at = windows.shifts[t] * channels
-                    w_at = (windows.taps[t] * columns + column) * channels
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
                     for block in range(0, channels, WIDTH):
                         width = min(WIDTH, channels - block)
                         tile = multiply_add_lanes(
@@ -126,109 +128,117 @@ def _window_dots(x, w, b, y, windows):
 
 
 @kernel
-def _slice(size, part, parts):
-    """Where part `part` of `parts` of so many begins and ends."""
-    return size * part // parts, size * (part + 1) // parts
+def _linear(x, w, b, y, windows):
+    """y = b + windows of x times w, shapes as for `window_forward`."""
+    if b.size > FEW:
+        _window_product(x, w, b, y, windows)
+    else:
+        _window_dots(x, w, b, y, windows)
 
 
 @kernel
-def _some_forward(x, w, b, y, windows, images, kind, slope):
-    """`window_forward` on one core."""
+def _some_forward(x, w, b, y, windows, scratch, kind, slope):
+    """`window_forward` on one core, with its own scratch (images, p, k)."""
+    images = scratch.shape[0]
     for first in range(0, x.shape[0], images):
         x_part, y_part = x[first : first + images], y[first : first + images]
-        if b.size > FEW:
-            _window_product(x_part, w, b, y_part, windows)
-        else:
-            _window_dots(x_part, w, b, y_part, windows)
-        activate(y_part.reshape(-1), y_part.reshape(-1), kind, slope)
+        z = scratch[: x_part.shape[0]]
+        _linear(x_part, w, b, z, windows)
+        activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
 
 
 @kernel
-def _some_input_gradient(dz, w, x, dx, windows, images, kind, slope):
-    """`window_input_gradient` on one core."""
-    zeros = np.zeros(x.shape[2], np.float32)
+def _some_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+    """`window_input_gradient` on one core, with its own scratch (images, p, c)."""
+    images, zeros = scratch.shape[0], np.zeros(x.shape[2], np.float32)
     for first in range(0, x.shape[0], images):
-        last = first + images
-        _some_forward(dz[first:last], w, zeros, dx[first:last], windows, images, IDENTITY, ZERO)
-        y, part = x[first:last].reshape(-1), dx[first:last].reshape(-1)
-        multiply_derivative(y, y, part, part, kind, slope)
+        dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
+        dx_part = dx[first : first + images].reshape(-1)
+        dy = scratch[: dz_part.shape[0]]
+        _linear(dz_part, w, zeros, dy, windows)
+        multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
 
 
 @shared_kernel
-def window_forward(x, w, b, y, windows, images, kind, slope, parts):
-    """y = f(b + windows of x times w), `images` at a time so that they stay in the cache.
+def window_forward(x, w, b, y, windows, scratch, kind, slope):
+    """y = f(b + windows of x times w), as many images at a time as fit in a part of `scratch`.
 
-    Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,), y (n, p, k).
+    The product's scattered rows go to memory that stays in the cache, and from there to y in one
+    sweep. Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,),
+    y (n, p, k), scratch (parts, images, p, k).
     """
+    n, parts = x.shape[0], scratch.shape[0]
     for part in prange(parts):
-        begin, end = _slice(x.shape[0], part, parts)
-        _some_forward(x[begin:end], w, b, y[begin:end], windows, images, kind, slope)
+        begin, end = n * part // parts, n * (part + 1) // parts
+        _some_forward(x[begin:end], w, b, y[begin:end], windows, scratch[part], kind, slope)
 
 
 @shared_kernel
-def window_input_gradient(dz, w, x, dx, windows, images, kind, slope, parts):
-    """dx = (windows of dz times w) f'(x), `images` at a time so that they stay in the cache.
+def window_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+    """dx = (windows of dz times w) f'(x), as many images at a time as fit in a part of `scratch`.
 
-    Shapes: dz (n, s, k), w (t, k, c) or, where c is at most FEW, (t, c, k), x and dx (n, p, c).
+    Shapes: dz (n, s, k), w (t, k, c) or, where c is at most FEW, (t, c, k), x and dx (n, p, c),
+    scratch (parts, images, p, c).
     """
+    n, parts = x.shape[0], scratch.shape[0]
     for part in prange(parts):
-        begin, end = _slice(x.shape[0], part, parts)
-        _some_input_gradient(
-            *(dz[begin:end], w, x[begin:end], dx[begin:end], windows, images, kind, slope)
-        )
-
-
-@kernel
-def _window_sum(tile, x_flat, x_rows, dz_flat, block, width, shapes, windows, group, images):
-    """The tile plus what the pixels of a group add to it in the images from images[0] on."""
-    inputs, channels, outputs, columns = shapes
-    begin, end = windows.first_pixel[group], windows.first_pixel[group + 1]
-    first, last = images
-    run = windows.runs[group]
-    target_step, source_step = windows.steps
-    # The innermost loop goes over what there is more of, pixels in a row or images.
-    if run < last - first:
-        for p in range(begin, end):
-            x_at = (first * inputs + windows.sources[p]) * channels
-            dz_at = (first * outputs + windows.targets[p]) * columns + block
-            x_step, dz_step = inputs * channels, outputs * columns
-            tile = _accumulate(
-                tile, last - first, x_flat, x_rows, x_at, x_step, dz_flat, dz_at, dz_step, width
-            )
-    else:
-        x_step, dz_step = source_step * channels, target_step * columns
-        for image in range(first, last):
-            for p in range(begin, end, run):
-                x_at = (image * inputs + windows.sources[p]) * channels
-                dz_at = (image * outputs + windows.targets[p]) * columns + block
-                tile = _accumulate(
-                    tile, run, x_flat, x_rows, x_at, x_step, dz_flat, dz_at, dz_step, width
-                )
-    return tile
+        begin, end = n * part // parts, n * (part + 1) // parts
+        dz_part, x_part, dx_part = dz[begin:end], x[begin:end], dx[begin:end]
+        _some_input_gradient(dz_part, w, x_part, dx_part, windows, scratch[part], kind, slope)
 
 
 @kernel
 def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
     """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
+    steps, first_pixel, targets, sources, _, _, _, runs = windows
+    first_tile, counts, weights, places, owned = tiles
     n, inputs, channels = x.shape
     _, outputs, columns = dz.shape
-    shapes = (inputs, channels, outputs, columns)
     x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
-    dw_rows = np.empty(ROWS, np.intp)
+    x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
     for first in range(0, n, images):
-        part_of_batch = (first, min(n, first + images))
-        for group in range(windows.runs.size):
-            for i in range(tiles.first[group], tiles.first[group + 1]):
-                if tiles.owned[i] % parts != part:
+        last = min(n, first + images)
+        for group in range(runs.size):
+            begin, end = first_pixel[group], first_pixel[group + 1]
+            starts = 0
+            # The innermost loop goes over what there is more of, images or pixels in a row.
+            if runs[group] < last - first:
+                count, x_step, dz_step = last - first, inputs * channels, outputs * columns
+                for pixel in range(begin, end):
+                    x_starts[starts] = (first * inputs + sources[pixel]) * channels
+                    dz_starts[starts] = (first * outputs + targets[pixel]) * columns
+                    starts += 1
+            else:
+                count, x_step, dz_step = runs[group], steps[1] * channels, steps[0] * columns
+                for image in range(first, last):
+                    for pixel in range(begin, end, count):
+                        x_starts[starts] = (image * inputs + sources[pixel]) * channels
+                        dz_starts[starts] = (image * outputs + targets[pixel]) * columns
+                        starts += 1
+            for i in range(first_tile[group], first_tile[group + 1]):
+                if owned[i] % parts != part:
                     continue
-                dw_rows[:] = tiles.weights[i] * columns
+                for r in range(ROWS):
+                    x_rows[r], dw_rows[r] = places[i, r], weights[i, r] * columns
                 for block in range(0, columns, WIDTH):
                     width = min(WIDTH, columns - block)
-                    tile = _window_sum(
-                        *(zero_tile(), x_flat, tiles.inputs[i], dz_flat, block, width),
-                        *(shapes, windows, group, part_of_batch),
-                    )
-                    add_tile(tile, dw_flat, dw_rows, tiles.counts[i], block, width)
+                    tile = zero_tile()
+                    for start in range(starts):
+                        x_at, dz_at = x_starts[start], dz_starts[start] + block
+                        tile = _accumulate(
+                            tile,
+                            count,
+                            x_flat,
+                            x_rows,
+                            x_at,
+                            x_step,
+                            dz_flat,
+                            dz_at,
+                            dz_step,
+                            width,
+                        )
+                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width)
 
 
 @shared_kernel
@@ -242,3 +252,15 @@ def window_weight_gradient(x, dz, dw, windows, tiles, images, parts):
     """
     for part in prange(parts):
         _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts)
+
+
+@shared_kernel
+def bias_gradient(dz, sums, db):
+    """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums.
+
+    Shapes: dz (n h, w c), sums (parts, w c), db (c,).
+    """
+    n, parts = dz.shape[0], sums.shape[0]
+    for part in prange(parts):
+        sum_rows(dz[n * part // parts : n * (part + 1) // parts], sums[part])
+    sum_rows(sums.reshape(-1, db.size), db)
