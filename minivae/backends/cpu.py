@@ -1,9 +1,10 @@
-"""The CPU backend: BLAS for matrix products, and Numba kernels that pass once over memory between
-them. float32 only: float64, which gradient checks use, goes to the reference.
+"""The CPU backend: Numba kernels, of which matrix products and convolutions run on all cores.
+float32 only: float64, which gradient checks use, goes to the reference.
 
-BLAS owns the cores; every other kernel runs on one.
+Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
 """
 
+import os
 import threading
 from typing import Any
 
@@ -31,8 +32,24 @@ POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
+SPINS = "GOMP_SPINCOUNT"
+"""The variable that the OpenMP library reads once, when it is loaded."""
+
 _ONE_CALLER = threading.Lock()
 """Numba's simplest pool of threads, its last resort, must not be called from two at once."""
+
+
+def _launch_threads() -> None:
+    """Starts Numba's threads.
+
+    OpenMP's wait awake for work, by default for milliseconds, and so keep a core from whoever else
+    computes, their own colleagues included. Within a step the next call comes in microseconds.
+    """
+    if SPINS in os.environ:
+        return
+    os.environ[SPINS] = "1000"
+    get_num_threads()
+    del os.environ[SPINS]
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -81,11 +98,12 @@ def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
 
 
 class CpuBackend(ReferenceBackend):
-    """NumPy's BLAS and Numba."""
+    """Numba's kernels on every core."""
 
     name = "cpu"
 
     def __init__(self) -> None:
+        _launch_threads()
         self._workspaces: dict[str, NDArray[np.float32]] = {}
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -116,7 +134,8 @@ class CpuBackend(ReferenceBackend):
         if few == (outputs == 2):
             return taps
         transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
-        products.transpose_taps(taps, transposed)
+        with _ONE_CALLER:
+            products.transpose_taps(taps, transposed, get_num_threads())
         return transposed
 
     def _scratch(self, x: NDArray, y: NDArray) -> NDArray:

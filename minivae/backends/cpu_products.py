@@ -26,6 +26,9 @@ from .cpu_tiles import (
 shared_kernel: Any = njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 """A kernel that hands out its work in as many parts as it is told."""
 
+SQUARE = 8
+"""Sides of the squares that a transposition goes by."""
+
 inlined: Any = njit(inline="always")
 
 FEW = LANES // 4
@@ -33,12 +36,29 @@ FEW = LANES // 4
 
 
 @kernel
-def transpose_taps(w, transposed):
+def _transpose(w, transposed):
+    """w (c, k) to (k, c), by squares, which LLVM turns in registers since their size is fixed."""
+    rows, columns = w.shape
+    for c in range(0, rows, SQUARE):
+        for k in range(0, columns, SQUARE):
+            if c + SQUARE <= rows and k + SQUARE <= columns:
+                for j in range(SQUARE):
+                    for i in range(SQUARE):
+                        transposed[k + j, c + i] = w[c + i, k + j]
+            else:
+                for j in range(k, min(k + SQUARE, columns)):
+                    for i in range(c, min(c + SQUARE, rows)):
+                        transposed[j, i] = w[i, j]
+
+
+@shared_kernel
+def transpose_taps(w, transposed, parts):
     """w (t, c, k) to (t, k, c)."""
-    for t in range(w.shape[0]):
-        for c in range(w.shape[1]):
-            for k in range(w.shape[2]):
-                transposed[t, k, c] = w[t, c, k]
+    taps, rows, _ = w.shape
+    for part in prange(taps * parts):
+        tap, band = part // parts, part % parts
+        begin, end = rows * band // parts, rows * (band + 1) // parts
+        _transpose(w[tap, begin:end], transposed[tap, :, begin:end])
 
 
 @inlined
