@@ -1,23 +1,55 @@
-"""The CPU backend: BLAS for matrix products, and Numba kernels that pass once over memory between
-them. float32 only: float64, which gradient checks use, goes to the reference.
+"""The CPU backend: Numba kernels, of which matrix products and convolutions run on all cores.
+float32 only: float64, which gradient checks use, goes to the reference.
 
-BLAS owns the cores; every other kernel runs on one.
+Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
 """
 
+import os
+import threading
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from ..ops.activations import KINDS, Activation
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
+from . import cpu_products as products
+from .cpu_windows import Windows, weight_tiles, windows
 from .reference import ReferenceBackend
 
-COLUMN_BYTES = 1 << 19
-"""How large a block of columns may be, so that it stays in the second-level cache between the
-pass that writes it and the one that reads it."""
+CACHE_BYTES = 1 << 19
+"""How much memory a kernel goes through again and again: half of a second-level cache."""
+
+
+STILL = ConvGeometry(1, 1, 0, 0)
+POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
+"""The window of a dense layer."""
+
+
+PARTIAL_SUMS = 16
+"""Into how many sums, whatever the number of cores, the sum of all pixels is split."""
+
+SPINS = "GOMP_SPINCOUNT"
+"""The variable that the OpenMP library reads once, when it is loaded."""
+
+_ONE_CALLER = threading.Lock()
+"""Numba's simplest pool of threads, its last resort, must not be called from two at once."""
+
+
+def _launch_threads() -> None:
+    """Starts Numba's threads.
+
+    OpenMP's wait awake for work, by default for milliseconds, and so keep a core from whoever else
+    computes, their own colleagues included. Within a step the next call comes in microseconds.
+    """
+    if SPINS in os.environ:
+        return
+    os.environ[SPINS] = "1000"
+    get_num_threads()
+    del os.environ[SPINS]
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -33,8 +65,29 @@ def _flat(array: NDArray) -> NDArray:
     return array.reshape(-1)
 
 
-def _rows(array: NDArray) -> NDArray:
-    return array.reshape(-1, array.shape[-1])
+def _pixels(images: NDArray) -> NDArray:
+    """(n, h, w, c) as (n, h w, c)."""
+    return images.reshape(len(images), -1, images.shape[3])
+
+
+def _taps(w: NDArray) -> NDArray:
+    """(kh, kw, c, k) as (kh kw, c, k)."""
+    return w.reshape(-1, *w.shape[2:])
+
+
+def _points(vectors: NDArray) -> NDArray:
+    """(n, m) as images of one pixel, (n, 1, 1, m): a dense layer is a convolution of these."""
+    return vectors[:, None, None]
+
+
+def _windows(
+    large: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry, back: bool = False
+) -> Windows:
+    return windows(large.shape[1:3], small.shape[1:3], w.shape[:2], geometry, back)
+
+
+def _images_in_cache(x: NDArray, y: NDArray) -> int:
+    return max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
 
 
 def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
@@ -45,11 +98,12 @@ def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
 
 
 class CpuBackend(ReferenceBackend):
-    """NumPy's BLAS and Numba."""
+    """Numba's kernels on every core."""
 
     name = "cpu"
 
     def __init__(self) -> None:
+        _launch_threads()
         self._workspaces: dict[str, NDArray[np.float32]] = {}
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -72,82 +126,85 @@ class CpuBackend(ReferenceBackend):
         source = _flat(y if z is None else z)
         kernels.multiply_derivative(source, _flat(y), _flat(dy), _flat(dz), *_code(activation))
 
+    def _oriented(self, w: NDArray, outputs: int) -> NDArray:
+        """w (kh, kw, c, k) as the kernels take it to make one of c or k its output: output last
+        (t, inputs, outputs), or first if it is small. `outputs` is the axis, 2 or 3."""
+        few = w.shape[outputs] <= products.FEW
+        taps = _taps(w)
+        if few == (outputs == 2):
+            return taps
+        transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
+        with _ONE_CALLER:
+            products.transpose_taps(taps, transposed, get_num_threads())
+        return transposed
+
+    def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
+        """For each core, memory for the pixels of as many images y as stay in its cache."""
+        images = min(_images_in_cache(x, y), len(y))
+        shape = (get_num_threads(), images, y.shape[1] * y.shape[2], y.shape[3])
+        return self._workspace("scratch", shape)
+
+    def _forward(
+        self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, seen: Windows, activation: Activation
+    ) -> None:
+        """y = activation(b + the windows of x times w), w as from `_oriented`."""
+        scratch = self._scratch(x, y)
+        with _ONE_CALLER:
+            products.window_forward(_pixels(x), w, b, _pixels(y), seen, scratch, *_code(activation))
+
+    def _input_gradient(
+        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
+    ) -> None:
+        """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
+        scratch = self._scratch(dz, dx)
+        with _ONE_CALLER:
+            products.window_input_gradient(
+                _pixels(dz), w, _pixels(x), _pixels(dx), seen, scratch, *_code(below)
+            )
+
+    def _weight_gradient(
+        self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
+    ) -> None:
+        """dw = E3(large, small)."""
+        sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
+        seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
+        images = _images_in_cache(large, small)
+        dw[...] = 0
+        with _ONE_CALLER:
+            products.window_weight_gradient(
+                *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
+                get_num_threads(),
+            )
+
+    def _bias_gradient(self, dz: NDArray, db: NDArray) -> None:
+        """db = E4(dz)."""
+        rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
+        sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
+        with _ONE_CALLER:
+            products.bias_gradient(rows, sums, db)
+
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(x, w, b, y):
             return super().dense_forward(x, w, b, y, activation)
-        np.matmul(x, w, out=y)
-        kernels.add_bias_and_activate(y, b, *_code(activation))
+        self._forward(
+            _points(x), self._oriented(w[None, None], 3), b, _points(y), POINT, activation
+        )
 
     def dense_input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return super().dense_input_gradient(dz, w, x, dx, activation)
-        np.matmul(dz, w.T, out=dx)
-        self._carry_through(x, dx, activation)
-
-    def _carry_through(self, x: NDArray, dx: NDArray, activation: Activation) -> None:
-        """dense.E4: dx times the derivative of the activation that made x."""
-        if activation.kind != "identity":
-            flat = _flat(dx)
-            kernels.multiply_derivative(_flat(x), _flat(x), flat, flat, *_code(activation))
+        w = self._oriented(w[None, None], 2)
+        self._input_gradient(_points(dz), w, _points(x), _points(dx), POINT, activation)
 
     def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().dense_weight_gradient(x, dz, dw, db)
-        np.matmul(x.T, dz, out=dw)
-        kernels.sum_rows(dz, db)
-
-    def _chunks(self, small: NDArray, w: NDArray) -> list[tuple[slice, NDArray]]:
-        """Slices of the batch, each with memory (n, p, q, kh kw c) for its columns."""
-        n, rows, positions, _ = small.shape
-        taps = w.shape[0] * w.shape[1] * w.shape[2]
-        images = max(1, COLUMN_BYTES // (4 * rows * positions * taps))
-        chunks = (slice(first, min(first + images, n)) for first in range(0, n, images))
-        return [
-            (chunk, self._workspace("columns", (chunk.stop - chunk.start, rows, positions, taps)))
-            for chunk in chunks
-        ]
-
-    def _correlate(
-        self,
-        large: NDArray,
-        w: NDArray,
-        small: NDArray,
-        geometry: ConvGeometry,
-        chunk: slice,
-        columns: NDArray,
-    ) -> None:
-        """small = E1'(large) for a chunk of images (conv.E1')."""
-        kernels.gather_columns(large[chunk], columns, *w.shape[:2], tuple(geometry))
-        np.matmul(_rows(columns), w.reshape(-1, w.shape[3]), out=_rows(small[chunk]))
-
-    def _scatter(
-        self,
-        small: NDArray,
-        w: NDArray,
-        large: NDArray,
-        geometry: ConvGeometry,
-        chunk: slice,
-        columns: NDArray,
-    ) -> None:
-        """large = E2(small) for a chunk of images (conv.E2)."""
-        np.matmul(_rows(small[chunk]), w.reshape(-1, w.shape[3]).T, out=_rows(columns))
-        kernels.scatter_columns(columns, large[chunk], *w.shape[:2], tuple(geometry))
-
-    def _correlate_weight(
-        self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
-    ) -> None:
-        """dw = E3(large, small)."""
-        flat = dw.reshape(-1, dw.shape[3])
-        part = self._workspace("weight", flat.shape)
-        flat[...] = 0
-        for chunk, columns in self._chunks(small, dw):
-            kernels.gather_columns(large[chunk], columns, *dw.shape[:2], tuple(geometry))
-            np.matmul(_rows(columns).T, _rows(small[chunk]), out=part)
-            flat += part
+        self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL)
+        self._bias_gradient(_points(dz), db)
 
     def conv2d_forward(
         self,
@@ -160,9 +217,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return super().conv2d_forward(x, w, b, y, geometry, activation)
-        for chunk, columns in self._chunks(y, w):
-            self._correlate(x, w, y, geometry, chunk, columns)
-            kernels.add_bias_and_activate(_rows(y[chunk]), b, *_code(activation))
+        seen = _windows(x, y, w, geometry)
+        self._forward(x, self._oriented(w, 3), b, y, seen, activation)
 
     def conv2d_input_gradient(
         self,
@@ -175,17 +231,16 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return super().conv2d_input_gradient(dz, w, x, dx, geometry, activation)
-        for chunk, columns in self._chunks(dz, w):
-            self._scatter(dz, w, dx, geometry, chunk, columns)
-            self._carry_through(x[chunk], dx[chunk], activation)
+        seen = _windows(x, dz, w, geometry, back=True)
+        self._input_gradient(dz, self._oriented(w, 2), x, dx, seen, activation)
 
     def conv2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv2d_weight_gradient(x, dz, dw, db, geometry)
-        self._correlate_weight(x, dz, dw, geometry)
-        kernels.sum_rows(_rows(dz), db)
+        self._weight_gradient(x, dz, dw, geometry)
+        self._bias_gradient(dz, db)
 
     def conv_transpose2d_forward(
         self,
@@ -198,9 +253,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return super().conv_transpose2d_forward(x, w, b, y, geometry, activation)
-        for chunk, columns in self._chunks(x, w):
-            self._scatter(x, w, y, geometry, chunk, columns)
-            kernels.add_bias_and_activate(_rows(y[chunk]), b, *_code(activation))
+        seen = _windows(y, x, w, geometry, back=True)
+        self._forward(x, self._oriented(w, 2), b, y, seen, activation)
 
     def conv_transpose2d_input_gradient(
         self,
@@ -213,17 +267,16 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return super().conv_transpose2d_input_gradient(dz, w, x, dx, geometry, activation)
-        for chunk, columns in self._chunks(x, w):
-            self._correlate(dz, w, dx, geometry, chunk, columns)
-            self._carry_through(x[chunk], dx[chunk], activation)
+        seen = _windows(dz, x, w, geometry)
+        self._input_gradient(dz, self._oriented(w, 3), x, dx, seen, activation)
 
     def conv_transpose2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
             return super().conv_transpose2d_weight_gradient(x, dz, dw, db, geometry)
-        self._correlate_weight(dz, x, dw, geometry)
-        kernels.sum_rows(_rows(dz), db)
+        self._weight_gradient(dz, x, dw, geometry)
+        self._bias_gradient(dz, db)
 
     def latent_forward(
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray
@@ -414,4 +467,4 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(dy, x, dx):
             return super().join_input_gradient(dy, x, dx, activation)
         dx[...] = dy[:, : x.shape[1]]
-        self._carry_through(x, dx, activation)
+        self.activation_backward(None, x, dx, dx, activation)

@@ -253,84 +253,12 @@ def multiply_derivative(z, y, dy, dz, kind, slope):
 
 
 @kernel
-def add_bias_and_activate(y, b, kind, slope):
-    """y = f(y + b), the second half of dense and conv E1, on rows (n, o)."""
-    for row in range(y.shape[0]):
-        values = y[row]
-        for o in range(b.size):
-            values[o] += b[o]
-        activate(values, values, kind, slope)
-
-
-@kernel
 def sum_rows(dz, db):
     """db = sum of the rows of dz (dense.E3, conv.E4)."""
     db[:] = ZERO
     for row in range(dz.shape[0]):
         for o in range(db.size):
             db[o] += dz[row, o]
-
-
-# Convolution: images to columns and back
-
-
-@kernel
-def _overlap(first, kernel_size, size):
-    """The taps [begin, end) of a window starting at pixel `first` that lie inside the image."""
-    return max(0, -first), min(kernel_size, size - first)
-
-
-@kernel
-def gather_columns(large, columns, kh, kw, geometry):
-    """Row (n, p, q) of `columns` gets the window that it sees, (kh, kw, c) (the X_ij of conv.E1').
-
-    Shapes: large (n, h, w, c), columns (n, p, q, kh kw c).
-    """
-    stride_h, stride_w, top, left = geometry
-    n_images, rows, positions, _ = columns.shape
-    _, height, width, c = large.shape
-    for n in range(n_images):
-        for p in range(rows):
-            first_h = p * stride_h - top
-            begin_i, end_i = _overlap(first_h, kh, height)
-            for q in range(positions):
-                first_w = q * stride_w - left
-                begin_j, end_j = _overlap(first_w, kw, width)
-                column = columns[n, p, q]
-                if end_i - begin_i < kh or end_j - begin_j < kw:
-                    column[:] = ZERO
-                run = (end_j - begin_j) * c
-                for i in range(begin_i, end_i):
-                    pixels = large[n, first_h + i].reshape(-1)[(first_w + begin_j) * c :]
-                    target = column[(i * kw + begin_j) * c :]
-                    for t in range(run):
-                        target[t] = pixels[t]
-
-
-@kernel
-def scatter_columns(columns, large, kh, kw, geometry):
-    """Adds row (n, p, q) of `columns` into the window that it sees, from zero (conv.E2).
-
-    Shapes as for `gather_columns`.
-    """
-    stride_h, stride_w, top, left = geometry
-    n_images, rows, positions, _ = columns.shape
-    _, height, width, c = large.shape
-    for n in range(n_images):
-        large[n] = ZERO
-        for p in range(rows):
-            first_h = p * stride_h - top
-            begin_i, end_i = _overlap(first_h, kh, height)
-            for q in range(positions):
-                first_w = q * stride_w - left
-                begin_j, end_j = _overlap(first_w, kw, width)
-                column = columns[n, p, q]
-                run = (end_j - begin_j) * c
-                for i in range(begin_i, end_i):
-                    pixels = large[n, first_h + i].reshape(-1)[(first_w + begin_j) * c :]
-                    source = column[(i * kw + begin_j) * c :]
-                    for t in range(run):
-                        pixels[t] += source[t]
 
 
 # Noise

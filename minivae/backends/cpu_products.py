@@ -1,0 +1,286 @@
+"""The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
+
+All of them gather the rows of one operand through `Windows` (cpu_windows.py); no matrix of columns
+is written. A kernel runs on one core and without the GIL.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from .cpu_kernels import activate, kernel, multiply_derivative, sum_rows
+from .cpu_tiles import (
+    LANES,
+    ROWS,
+    WIDTH,
+    add_tile,
+    load_tile,
+    multiply_add,
+    multiply_add_lanes,
+    store_tile,
+    sum_lanes,
+    zero_tile,
+)
+
+shared_kernel: Any = njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+"""A kernel that hands out its work in as many parts as it is told."""
+
+SQUARE = 8
+"""Sides of the squares that a transposition goes by."""
+
+inlined: Any = njit(inline="always")
+
+FEW = LANES // 4
+"""So few columns leave most lanes of a tile idle."""
+
+
+@kernel
+def _transpose(w, transposed):
+    """w (c, k) to (k, c), by squares, which LLVM turns in registers since their size is fixed."""
+    rows, columns = w.shape
+    for c in range(0, rows, SQUARE):
+        for k in range(0, columns, SQUARE):
+            if c + SQUARE <= rows and k + SQUARE <= columns:
+                for j in range(SQUARE):
+                    for i in range(SQUARE):
+                        transposed[k + j, c + i] = w[c + i, k + j]
+            else:
+                for j in range(k, min(k + SQUARE, columns)):
+                    for i in range(c, min(c + SQUARE, rows)):
+                        transposed[j, i] = w[i, j]
+
+
+@shared_kernel
+def transpose_taps(w, transposed, parts):
+    """w (t, c, k) to (t, k, c)."""
+    taps, rows, _ = w.shape
+    for part in prange(taps * parts):
+        tap, band = part // parts, part % parts
+        begin, end = rows * band // parts, rows * (band + 1) // parts
+        _transpose(w[tap, begin:end], transposed[tap, :, begin:end])
+
+
+@inlined
+def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
+    """The tile plus `count` outer products, whose places in a and b are so many steps apart."""
+    for t in range(count):
+        tile = multiply_add(tile, a, rows, a_at + t * a_step, b, b_at + t * b_step, width)
+    return tile
+
+
+@inlined
+def _next_rows(x_rows, y_rows, image, pixel, begin, end, x_shape, y_shape, sources, targets):
+    """The places in x and y of the next ROWS pixels of a group, which goes from `begin` to `end`.
+
+    Takes the first of them as (image, pixel) and returns the one after them. After the last pixel
+    of all comes the last again, which is then computed a second time alike.
+    """
+    for r in range(ROWS):
+        x_rows[r] = (image * x_shape[1] + sources[pixel]) * x_shape[2]
+        y_rows[r] = (image * y_shape[1] + targets[pixel]) * y_shape[2]
+        if pixel + 1 < end:
+            pixel += 1
+        elif image + 1 < y_shape[0]:
+            image, pixel = image + 1, begin
+    return image, pixel
+
+
+@kernel
+def _window_product(x, w, b, y, windows):
+    """y[n, target of p] = b + sum of x[n, source of p + shift of t] w[t] over the taps t of p.
+
+    Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
+    """
+    _, first_pixel, targets, sources, first_tap, taps, shifts, _ = windows
+    channels, columns = w.shape[1:]
+    x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
+    x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    b_rows = np.zeros(ROWS, np.intp)
+    for group in range(first_pixel.size - 1):
+        begin, end = first_pixel[group], first_pixel[group + 1]
+        for block in range(0, columns, WIDTH):
+            width = min(WIDTH, columns - block)
+            image, pixel = 0, begin
+            for _ in range(0, y.shape[0] * (end - begin), ROWS):
+                image, pixel = _next_rows(
+                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+                )
+                tile = load_tile(b, b_rows, block, width)
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
+                    tile = _accumulate(
+                        tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
+                    )
+                store_tile(tile, y_flat, y_rows, block, width)
+
+
+@kernel
+def _window_dots(x, w, b, y, windows):
+    """`_window_product` for few columns, with the channels in the lanes instead.
+
+    Shapes: x (n, s, c), w (t, k, c), b (k,), y (n, p, k).
+    """
+    _, first_pixel, targets, sources, first_tap, taps, shifts, _ = windows
+    columns, channels = w.shape[1:]
+    x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
+    x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    sums = np.empty(ROWS, np.float32)
+    for group in range(first_pixel.size - 1):
+        begin, end = first_pixel[group], first_pixel[group + 1]
+        image, pixel = 0, begin
+        for _ in range(0, y.shape[0] * (end - begin), ROWS):
+            image, pixel = _next_rows(
+                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+            )
+            for column in range(columns):
+                tile = zero_tile()
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
+                    for block in range(0, channels, WIDTH):
+                        width = min(WIDTH, channels - block)
+                        tile = multiply_add_lanes(
+                            tile, x_flat, x_rows, x_at + block, w_flat, w_at + block, width
+                        )
+                sum_lanes(tile, sums)
+                for r in range(ROWS):
+                    y_flat[y_rows[r] + column] = b[column] + sums[r]
+
+
+@kernel
+def _linear(x, w, b, y, windows):
+    """y = b + windows of x times w, shapes as for `window_forward`."""
+    if b.size > FEW:
+        _window_product(x, w, b, y, windows)
+    else:
+        _window_dots(x, w, b, y, windows)
+
+
+@kernel
+def _some_forward(x, w, b, y, windows, scratch, kind, slope):
+    """`window_forward` on one core, with its own scratch (images, p, k)."""
+    images = scratch.shape[0]
+    for first in range(0, x.shape[0], images):
+        x_part, y_part = x[first : first + images], y[first : first + images]
+        z = scratch[: x_part.shape[0]]
+        _linear(x_part, w, b, z, windows)
+        activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
+
+
+@kernel
+def _some_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+    """`window_input_gradient` on one core, with its own scratch (images, p, c)."""
+    images, zeros = scratch.shape[0], np.zeros(x.shape[2], np.float32)
+    for first in range(0, x.shape[0], images):
+        dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
+        dx_part = dx[first : first + images].reshape(-1)
+        dy = scratch[: dz_part.shape[0]]
+        _linear(dz_part, w, zeros, dy, windows)
+        multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
+
+
+@shared_kernel
+def window_forward(x, w, b, y, windows, scratch, kind, slope):
+    """y = f(b + windows of x times w), as many images at a time as fit in a part of `scratch`.
+
+    The product's scattered rows go to memory that stays in the cache, and from there to y in one
+    sweep. Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,),
+    y (n, p, k), scratch (parts, images, p, k).
+    """
+    n, parts = x.shape[0], scratch.shape[0]
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        _some_forward(x[begin:end], w, b, y[begin:end], windows, scratch[part], kind, slope)
+
+
+@shared_kernel
+def window_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+    """dx = (windows of dz times w) f'(x), as many images at a time as fit in a part of `scratch`.
+
+    Shapes: dz (n, s, k), w (t, k, c) or, where c is at most FEW, (t, c, k), x and dx (n, p, c),
+    scratch (parts, images, p, c).
+    """
+    n, parts = x.shape[0], scratch.shape[0]
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        dz_part, x_part, dx_part = dz[begin:end], x[begin:end], dx[begin:end]
+        _some_input_gradient(dz_part, w, x_part, dx_part, windows, scratch[part], kind, slope)
+
+
+@kernel
+def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
+    """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
+    steps, first_pixel, targets, sources, _, _, _, runs = windows
+    first_tile, counts, weights, places, owned = tiles
+    n, inputs, channels = x.shape
+    _, outputs, columns = dz.shape
+    x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
+    x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
+    for first in range(0, n, images):
+        last = min(n, first + images)
+        for group in range(runs.size):
+            begin, end = first_pixel[group], first_pixel[group + 1]
+            starts = 0
+            # The innermost loop goes over what there is more of, images or pixels in a row.
+            if runs[group] < last - first:
+                count, x_step, dz_step = last - first, inputs * channels, outputs * columns
+                for pixel in range(begin, end):
+                    x_starts[starts] = (first * inputs + sources[pixel]) * channels
+                    dz_starts[starts] = (first * outputs + targets[pixel]) * columns
+                    starts += 1
+            else:
+                count, x_step, dz_step = runs[group], steps[1] * channels, steps[0] * columns
+                for image in range(first, last):
+                    for pixel in range(begin, end, count):
+                        x_starts[starts] = (image * inputs + sources[pixel]) * channels
+                        dz_starts[starts] = (image * outputs + targets[pixel]) * columns
+                        starts += 1
+            for i in range(first_tile[group], first_tile[group + 1]):
+                if owned[i] % parts != part:
+                    continue
+                for r in range(ROWS):
+                    x_rows[r], dw_rows[r] = places[i, r], weights[i, r] * columns
+                for block in range(0, columns, WIDTH):
+                    width = min(WIDTH, columns - block)
+                    tile = zero_tile()
+                    for start in range(starts):
+                        x_at, dz_at = x_starts[start], dz_starts[start] + block
+                        tile = _accumulate(
+                            tile,
+                            count,
+                            x_flat,
+                            x_rows,
+                            x_at,
+                            x_step,
+                            dz_flat,
+                            dz_at,
+                            dz_step,
+                            width,
+                        )
+                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width)
+
+
+@shared_kernel
+def window_weight_gradient(x, dz, dw, windows, tiles, images, parts):
+    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t.
+
+    Each number of dw has one owner, so that its bits do not depend on how many cores share the
+    work. `images` at a time go through the cache, which also keeps the sums short.
+
+    Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
+    """
+    for part in prange(parts):
+        _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts)
+
+
+@shared_kernel
+def bias_gradient(dz, sums, db):
+    """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums.
+
+    Shapes: dz (n h, w c), sums (parts, w c), db (c,).
+    """
+    n, parts = dz.shape[0], sums.shape[0]
+    for part in prange(parts):
+        sum_rows(dz[n * part // parts : n * (part + 1) // parts], sums[part])
+    sum_rows(sums.reshape(-1, db.size), db)

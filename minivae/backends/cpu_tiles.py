@@ -1,0 +1,255 @@
+"""Tiles of a matrix product that live in vector registers: what BLAS has at its heart.
+
+A tile is ROWS x (VECTORS LANES) numbers of a product a b. `multiply_add` adds the outer product of
+ROWS numbers of a and VECTORS vectors of b to it, so that ROWS + VECTORS loads feed
+ROWS * VECTORS fused multiply-adds. The rows of a tile may lie anywhere: `rows` (ROWS,) holds the
+place of each in a flat array, which is all that a convolution needs to be a matrix product.
+
+LLVM's vector types carry this to every processor; only the tile's size is chosen for the one at
+hand. All arrays are contiguous, indices are in elements, and columns at or beyond `width` are
+neither read nor written.
+"""
+
+from functools import reduce
+from typing import Any
+
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+ROWS, VECTORS, LANES = (8, 2, 16) if binding.get_host_cpu_features().get("avx512f") else (6, 2, 8)
+"""As many accumulators as leave vector registers for every operand, and address registers for
+every row: 16 of AVX-512's 32, 12 of AVX2's 16."""
+
+WIDTH = VECTORS * LANES
+"""The columns of a tile."""
+
+INDEX, SHORT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+SHORTS = ir.VectorType(SHORT, LANES)
+MASK = ir.VectorType(ir.IntType(1), LANES)
+
+
+emitted: Any = intrinsic
+
+
+class TileType(types.Type):
+    """The type of a tile's values."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Tile")
+
+
+TILE = TileType()
+
+
+@register_model(TileType)
+class TileModel(models.PrimitiveModel):
+    """A tile as LLVM sees it."""
+
+    def __init__(self, manager: Any, numba_type: TileType) -> None:
+        super().__init__(manager, numba_type, ir.ArrayType(VECTOR, ROWS * VECTORS))
+
+
+class Emitter:
+    """Writes LLVM instructions for one use of an intrinsic."""
+
+    def __init__(self, context: Any, builder: Any) -> None:
+        self.context, self.builder = context, builder
+
+    def data(self, array_type: Any, array: Any) -> Any:
+        """The address of an array's first element."""
+        return self.context.make_array(array_type)(self.context, self.builder, array).data
+
+    def offsets(self, rows_type: Any, rows: Any) -> list[Any]:
+        """The ROWS numbers in `rows`."""
+        first = self.data(rows_type, rows)
+        return [self.builder.load(self.builder.gep(first, [INDEX(r)])) for r in range(ROWS)]
+
+    def splat(self, value: Any, vector: Any) -> Any:
+        """`value` in every lane."""
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, SHORT(0))
+        return self.builder.shuffle_vector(first, undefined, SHORTS([0] * LANES))
+
+    def masks(self, width: Any) -> list[Any]:
+        """For each vector, which of its columns are below `width`."""
+        limit = self.splat(self.builder.trunc(width, SHORT), SHORTS)
+        return [
+            self.builder.icmp_signed("<", SHORTS(list(range(v * LANES, (v + 1) * LANES))), limit)
+            for v in range(VECTORS)
+        ]
+
+    def _address(self, first: Any, offset: Any, vector: int) -> Any:
+        index = self.builder.add(offset, INDEX(vector * LANES))
+        return self.builder.bitcast(self.builder.gep(first, [index]), VECTOR.as_pointer())
+
+    def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(function, arguments)
+
+    def load(self, first: Any, offset: Any, masks: list[Any]) -> list[Any]:
+        """VECTORS vectors from `offset`, zeros where they are masked."""
+        zeros = VECTOR([0.0] * LANES)
+        return [
+            self._call(
+                f"llvm.masked.load.v{LANES}f32.p0",
+                VECTOR,
+                [self._address(first, offset, v), SHORT(4), mask, zeros],
+            )
+            for v, mask in enumerate(masks)
+        ]
+
+    def store(self, vectors: list[Any], first: Any, offset: Any, masks: list[Any]) -> None:
+        """VECTORS vectors to `offset`, but for what is masked."""
+        for v, (vector, mask) in enumerate(zip(vectors, masks, strict=True)):
+            self._call(
+                f"llvm.masked.store.v{LANES}f32.p0",
+                ir.VoidType(),
+                [vector, self._address(first, offset, v), SHORT(4), mask],
+            )
+
+    def sum(self, vector: Any) -> Any:
+        """The sum of a vector's lanes, in whatever order is fast."""
+        signature = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(function, [FLOAT(-0.0), vector], fastmath=("reassoc",))
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """a b + c, rounded once."""
+        return self._call(f"llvm.fma.v{LANES}f32", VECTOR, [a, b, c])
+
+
+@emitted
+def zero_tile(typing_context: Any) -> Any:
+    """A tile of zeros."""
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(ir.ArrayType(VECTOR, ROWS * VECTORS), None)
+
+    return TILE(), generate
+
+
+@emitted
+def load_tile(typing_context: Any, source: Any, rows: Any, at: Any, width: Any) -> Any:
+    """A tile from source[rows[r] + at + column]."""
+
+    def generate(context, builder, signature, arguments):
+        source, rows, at, width = arguments
+        emit = Emitter(context, builder)
+        first, masks = emit.data(signature.args[0], source), emit.masks(width)
+        tile = ir.Constant(ir.ArrayType(VECTOR, ROWS * VECTORS), ir.Undefined)
+        for r, offset in enumerate(emit.offsets(signature.args[1], rows)):
+            for v, vector in enumerate(emit.load(first, builder.add(offset, at), masks)):
+                tile = builder.insert_value(tile, vector, r * VECTORS + v)
+        return tile
+
+    return TILE(source, rows, types.intp, types.intp), generate
+
+
+@emitted
+def store_tile(typing_context: Any, tile: Any, target: Any, rows: Any, at: Any, width: Any) -> Any:
+    """target[rows[r] + at + column] gets the tile."""
+
+    def generate(context, builder, signature, arguments):
+        tile, target, rows, at, width = arguments
+        emit = Emitter(context, builder)
+        first, masks = emit.data(signature.args[1], target), emit.masks(width)
+        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+            vectors = [builder.extract_value(tile, r * VECTORS + v) for v in range(VECTORS)]
+            emit.store(vectors, first, builder.add(offset, at), masks)
+        return context.get_dummy_value()
+
+    return types.none(TILE, target, rows, types.intp, types.intp), generate
+
+
+@emitted
+def add_tile(
+    typing_context: Any, tile: Any, target: Any, rows: Any, count: Any, at: Any, width: Any
+) -> Any:
+    """target[rows[r] + at + column] grows by the tile, for the rows r below `count`."""
+
+    def generate(context, builder, signature, arguments):
+        tile, target, rows, count, at, width = arguments
+        emit = Emitter(context, builder)
+        first = emit.data(signature.args[1], target)
+        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+            within = builder.icmp_signed("<", INDEX(r), count)
+            masks = emit.masks(builder.select(within, width, INDEX(0)))
+            place = builder.add(offset, at)
+            vectors = [
+                builder.fadd(builder.extract_value(tile, r * VECTORS + v), vector)
+                for v, vector in enumerate(emit.load(first, place, masks))
+            ]
+            emit.store(vectors, first, place, masks)
+        return context.get_dummy_value()
+
+    integers = (types.intp, types.intp, types.intp)
+    return types.none(TILE, target, rows, *integers), generate
+
+
+@emitted
+def multiply_add(
+    typing_context: Any, tile: Any, a: Any, rows: Any, a_at: Any, b: Any, b_at: Any, width: Any
+) -> Any:
+    """The tile plus a[rows[r] + a_at] b[b_at + column]."""
+
+    def generate(context, builder, signature, arguments):
+        tile, a, rows, a_at, b, b_at, width = arguments
+        emit = Emitter(context, builder)
+        first = emit.data(signature.args[1], a)
+        vectors = emit.load(emit.data(signature.args[4], b), b_at, emit.masks(width))
+        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+            # Two steps, so that a row's own address stays the same throughout a loop over a_at.
+            value = builder.load(builder.gep(builder.gep(first, [offset]), [a_at]))
+            factor = emit.splat(value, VECTOR)
+            for v in range(VECTORS):
+                sum_ = builder.extract_value(tile, r * VECTORS + v)
+                sum_ = emit.multiply_add(factor, vectors[v], sum_)
+                tile = builder.insert_value(tile, sum_, r * VECTORS + v)
+        return tile
+
+    return TILE(TILE, a, rows, types.intp, b, types.intp, types.intp), generate
+
+
+@emitted
+def multiply_add_lanes(
+    typing_context: Any, tile: Any, a: Any, rows: Any, a_at: Any, b: Any, b_at: Any, width: Any
+) -> Any:
+    """The tile plus a[rows[r] + a_at + column] b[b_at + column]."""
+
+    def generate(context, builder, signature, arguments):
+        tile, a, rows, a_at, b, b_at, width = arguments
+        emit = Emitter(context, builder)
+        first, masks = emit.data(signature.args[1], a), emit.masks(width)
+        factors = emit.load(emit.data(signature.args[4], b), b_at, masks)
+        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+            vectors = emit.load(first, builder.add(offset, a_at), masks)
+            for v, vector in enumerate(vectors):
+                sum_ = builder.extract_value(tile, r * VECTORS + v)
+                sum_ = emit.multiply_add(vector, factors[v], sum_)
+                tile = builder.insert_value(tile, sum_, r * VECTORS + v)
+        return tile
+
+    return TILE(TILE, a, rows, types.intp, b, types.intp, types.intp), generate
+
+
+@emitted
+def sum_lanes(typing_context: Any, tile: Any, sums: Any) -> Any:
+    """sums[r] gets the sum of row r of the tile."""
+
+    def generate(context, builder, signature, arguments):
+        tile, sums = arguments
+        emit = Emitter(context, builder)
+        first = emit.data(signature.args[1], sums)
+        for r in range(ROWS):
+            vectors = [builder.extract_value(tile, r * VECTORS + v) for v in range(VECTORS)]
+            total = emit.sum(reduce(builder.fadd, vectors))
+            builder.store(total, builder.gep(first, [INDEX(r)]))
+        return context.get_dummy_value()
+
+    return types.none(TILE, sums), generate
