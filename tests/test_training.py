@@ -15,7 +15,8 @@ import pytest
 from minivae import VAE, Adam, Dense, Flatten, InputError, Objective, ReLU, Training, fit, load
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.data import Dataset, Splits
-from minivae.train import Interrupted, NotFiniteError, read_metrics
+from minivae.layers import JoinLabel, Layer
+from minivae.train import Interrupted, NotFiniteError, Trainer, read_metrics
 
 IMAGES, TEST_IMAGES, SIZE = 50, 20, 6
 
@@ -242,6 +243,25 @@ def test_images_of_another_size_are_refused() -> None:
     model = VAE([Flatten(), Dense(4)], [Dense(64)], Objective(), (8, 8, 1))
     with pytest.raises(InputError, match=r"noise: images are \(6, 6, 1\)"):
         train(model, Training(epochs=1, batch_size=16))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_recorded_step_does_what_the_step_does(clip_norm: float, conditional: bool) -> None:
+    def trainer() -> Trainer:
+        join: list[Layer] = [JoinLabel(3)] if conditional else []
+        encoder = [Flatten(), *join, Dense(11), ReLU(), Dense(4)]
+        model = VAE(encoder, [*join, Dense(SIZE * SIZE)], Objective(), (SIZE, SIZE, 1)).to("cpu")
+        images = splits().train.images
+        data = Dataset(images, np.arange(len(images)) % 3)
+        training = Training(batch_size=16, optimizer=Adam(clip_norm=clip_norm))
+        return Trainer(model, Splits("noise", data, data), training)
+
+    recorded, called = trainer(), trainer()
+    for _ in range(3):
+        recorded.step()
+        called._step(16)
+    assert_same_bits(recorded.model.tensors(), called.model.tensors())
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

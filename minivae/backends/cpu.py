@@ -4,13 +4,15 @@ float32 only: float64, which gradient checks use, goes to the reference.
 Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
 """
 
+import math
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import get_num_threads
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..ops.activations import KINDS, Activation
 from ..ops.conv import ConvGeometry
@@ -29,11 +31,17 @@ POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 """The window of a dense layer."""
 
 
+CACHE_LINE = 64
+"""Bytes."""
+
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
 SPINS = "GOMP_SPINCOUNT"
 """The variable that the OpenMP library reads once, when it is loaded."""
+
+Launch = tuple[Callable[..., None], tuple[Any, ...]]
+"""A kernel and its arguments."""
 
 _ONE_CALLER = threading.Lock()
 """Numba's simplest pool of threads, its last resort, must not be called from two at once."""
@@ -50,6 +58,14 @@ def _launch_threads() -> None:
     os.environ[SPINS] = "1000"
     get_num_threads()
     del os.environ[SPINS]
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Zeros that begin where a cache line does: a vector across two lines is loaded twice."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % CACHE_LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -87,7 +103,9 @@ def _windows(
 
 
 def _images_in_cache(x: NDArray, y: NDArray) -> int:
-    return max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
+    """How many images to take at a time, so that they stay in the cache and shares are equal."""
+    most = max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
+    return -(-len(x) // -(-len(x) // most))
 
 
 def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
@@ -105,26 +123,60 @@ class CpuBackend(ReferenceBackend):
     def __init__(self) -> None:
         _launch_threads()
         self._workspaces: dict[str, NDArray[np.float32]] = {}
+        self._recorded: list[Launch] | None = None
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
+        """A new array, filled with zeros, that begins where a cache line does."""
+        return _aligned_zeros(shape, dtype)
+
+    def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        with _ONE_CALLER:
+            kernel(*arguments)
+        if self._recorded is not None:
+            self._recorded.append((kernel, arguments))
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """A replay of the kernels that the first call of `step` ran, with the arrays that they
+        were given: what Python does between them costs as much as a small kernel."""
+        launches: list[Launch] = []
+
+        def run() -> None:
+            if launches:
+                with _ONE_CALLER:
+                    for kernel, arguments in launches:
+                        kernel(*arguments)
+                return
+            recorded: list[Launch] = []
+            self._recorded = recorded
+            try:
+                step()
+            finally:
+                self._recorded = None
+            launches.extend(recorded)
+
+        return run
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Scratch memory of a shape, which grows on first use and is then kept."""
         size = int(np.prod(shape))
         if name not in self._workspaces or self._workspaces[name].size < size:
-            self._workspaces[name] = np.empty(size, np.float32)
+            self._workspaces[name] = _aligned_zeros((size,), np.float32)
         return self._workspaces[name][:size].reshape(shape)
 
     def activation_forward(self, z: NDArray, y: NDArray, activation: Activation) -> None:
         if not _is_float32(z, y):
-            return super().activation_forward(z, y, activation)
-        kernels.activate(_flat(z), _flat(y), *_code(activation))
+            return self._run(super().activation_forward, z, y, activation)
+        self._run(kernels.activate, _flat(z), _flat(y), *_code(activation))
 
     def activation_backward(
         self, z: NDArray | None, y: NDArray, dy: NDArray, dz: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(y, dy, dz):
-            return super().activation_backward(z, y, dy, dz, activation)
+            return self._run(super().activation_backward, z, y, dy, dz, activation)
         source = _flat(y if z is None else z)
-        kernels.multiply_derivative(source, _flat(y), _flat(dy), _flat(dz), *_code(activation))
+        self._run(
+            kernels.multiply_derivative, source, _flat(y), _flat(dy), _flat(dz), *_code(activation)
+        )
 
     def _oriented(self, w: NDArray, outputs: int) -> NDArray:
         """w (kh, kw, c, k) as the kernels take it to make one of c or k its output: output last
@@ -134,8 +186,7 @@ class CpuBackend(ReferenceBackend):
         if few == (outputs == 2):
             return taps
         transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
-        with _ONE_CALLER:
-            products.transpose_taps(taps, transposed, get_num_threads())
+        self._run(products.transpose_taps, taps, transposed, get_num_threads())
         return transposed
 
     def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
@@ -149,18 +200,25 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
         scratch = self._scratch(x, y)
-        with _ONE_CALLER:
-            products.window_forward(_pixels(x), w, b, _pixels(y), seen, scratch, *_code(activation))
+        self._run(
+            products.window_forward, _pixels(x), w, b, _pixels(y), seen, scratch, *_code(activation)
+        )
 
     def _input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
         scratch = self._scratch(dz, dx)
-        with _ONE_CALLER:
-            products.window_input_gradient(
-                _pixels(dz), w, _pixels(x), _pixels(dx), seen, scratch, *_code(below)
-            )
+        self._run(
+            products.window_input_gradient,
+            _pixels(dz),
+            w,
+            _pixels(x),
+            _pixels(dx),
+            seen,
+            scratch,
+            *_code(below),
+        )
 
     def _weight_gradient(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
@@ -169,25 +227,23 @@ class CpuBackend(ReferenceBackend):
         sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
         seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
         images = _images_in_cache(large, small)
-        dw[...] = 0
-        with _ONE_CALLER:
-            products.window_weight_gradient(
-                *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
-                get_num_threads(),
-            )
+        self._run(
+            products.window_weight_gradient,
+            *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
+            get_num_threads(),
+        )
 
     def _bias_gradient(self, dz: NDArray, db: NDArray) -> None:
         """db = E4(dz)."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
-        with _ONE_CALLER:
-            products.bias_gradient(rows, sums, db)
+        self._run(products.bias_gradient, rows, sums, db)
 
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(x, w, b, y):
-            return super().dense_forward(x, w, b, y, activation)
+            return self._run(super().dense_forward, x, w, b, y, activation)
         self._forward(
             _points(x), self._oriented(w[None, None], 3), b, _points(y), POINT, activation
         )
@@ -196,13 +252,13 @@ class CpuBackend(ReferenceBackend):
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(dz, w, x, dx):
-            return super().dense_input_gradient(dz, w, x, dx, activation)
+            return self._run(super().dense_input_gradient, dz, w, x, dx, activation)
         w = self._oriented(w[None, None], 2)
         self._input_gradient(_points(dz), w, _points(x), _points(dx), POINT, activation)
 
     def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
         if not _is_float32(x, dz, dw, db):
-            return super().dense_weight_gradient(x, dz, dw, db)
+            return self._run(super().dense_weight_gradient, x, dz, dw, db)
         self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL)
         self._bias_gradient(_points(dz), db)
 
@@ -216,7 +272,7 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         if not _is_float32(x, w, b, y):
-            return super().conv2d_forward(x, w, b, y, geometry, activation)
+            return self._run(super().conv2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(x, y, w, geometry)
         self._forward(x, self._oriented(w, 3), b, y, seen, activation)
 
@@ -230,7 +286,7 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         if not _is_float32(dz, w, x, dx):
-            return super().conv2d_input_gradient(dz, w, x, dx, geometry, activation)
+            return self._run(super().conv2d_input_gradient, dz, w, x, dx, geometry, activation)
         seen = _windows(x, dz, w, geometry, back=True)
         self._input_gradient(dz, self._oriented(w, 2), x, dx, seen, activation)
 
@@ -238,7 +294,7 @@ class CpuBackend(ReferenceBackend):
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
-            return super().conv2d_weight_gradient(x, dz, dw, db, geometry)
+            return self._run(super().conv2d_weight_gradient, x, dz, dw, db, geometry)
         self._weight_gradient(x, dz, dw, geometry)
         self._bias_gradient(dz, db)
 
@@ -252,7 +308,7 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         if not _is_float32(x, w, b, y):
-            return super().conv_transpose2d_forward(x, w, b, y, geometry, activation)
+            return self._run(super().conv_transpose2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(y, x, w, geometry, back=True)
         self._forward(x, self._oriented(w, 2), b, y, seen, activation)
 
@@ -266,7 +322,9 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         if not _is_float32(dz, w, x, dx):
-            return super().conv_transpose2d_input_gradient(dz, w, x, dx, geometry, activation)
+            return self._run(
+                super().conv_transpose2d_input_gradient, dz, w, x, dx, geometry, activation
+            )
         seen = _windows(dz, x, w, geometry)
         self._input_gradient(dz, self._oriented(w, 3), x, dx, seen, activation)
 
@@ -274,7 +332,7 @@ class CpuBackend(ReferenceBackend):
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
     ) -> None:
         if not _is_float32(x, dz, dw, db):
-            return super().conv_transpose2d_weight_gradient(x, dz, dw, db, geometry)
+            return self._run(super().conv_transpose2d_weight_gradient, x, dz, dw, db, geometry)
         self._weight_gradient(dz, x, dw, geometry)
         self._bias_gradient(dz, db)
 
@@ -282,8 +340,8 @@ class CpuBackend(ReferenceBackend):
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray
     ) -> None:
         if not _is_float32(head, z, kl):
-            return super().latent_forward(head, z, kl, noise, state)
-        kernels.latent_forward(head, z, kl, *_noise_words(noise), state, 0)
+            return self._run(super().latent_forward, head, z, kl, noise, state)
+        self._run(kernels.latent_forward, head, z, kl, *_noise_words(noise), state)
 
     def latent_backward(
         self,
@@ -295,8 +353,8 @@ class CpuBackend(ReferenceBackend):
         state: NDArray,
     ) -> None:
         if not _is_float32(head, dz, kl_weight, dhead):
-            return super().latent_backward(head, dz, kl_weight, dhead, noise, state)
-        kernels.latent_backward(head, dz, kl_weight, dhead, *_noise_words(noise), state, 0)
+            return self._run(super().latent_backward, head, dz, kl_weight, dhead, noise, state)
+        self._run(kernels.latent_backward, head, dz, kl_weight, dhead, *_noise_words(noise), state)
 
     def importance_latent_forward(
         self,
@@ -308,10 +366,18 @@ class CpuBackend(ReferenceBackend):
         state: NDArray,
     ) -> None:
         if not _is_float32(head, z, log_ratio):
-            return super().importance_latent_forward(head, z, log_ratio, log_scale, noise, state)
+            return self._run(
+                super().importance_latent_forward, head, z, log_ratio, log_scale, noise, state
+            )
         words = _noise_words(noise)
-        kernels.importance_latent_forward(
-            head, z, log_ratio, np.float32(log_scale), *words, state, 0
+        self._run(
+            kernels.importance_latent_forward,
+            head,
+            z,
+            log_ratio,
+            np.float32(log_scale),
+            *words,
+            state,
         )
 
     def importance_latent_backward(
@@ -327,11 +393,12 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(head, dz, weights, dhead):
             arguments = (head, dz, weights, dhead, scale, log_scale, noise, state)
-            return super().importance_latent_backward(*arguments)
-        eps = self._workspace("noise", (dz.shape[1],))
-        kernels.importance_latent_backward(
+            return self._run(super().importance_latent_backward, *arguments)
+        eps = self._workspace("noise", (len(head), dz.shape[1]))
+        self._run(
+            kernels.importance_latent_backward,
             *(head, dz, weights, dhead, np.float32(scale), np.float32(log_scale)),
-            *(eps, *_noise_words(noise), state, 0),
+            *(eps, *_noise_words(noise), state),
         )
 
     def importance_loss(
@@ -347,15 +414,15 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         arguments = (logits, x, log_ratio, weights, loss, dlogits)
         if not _is_float32(*arguments):
-            return super().importance_loss(*arguments, scale, importance)
-        kernels.importance_loss(*arguments, np.float32(scale), importance)
+            return self._run(super().importance_loss, *arguments, scale, importance)
+        self._run(kernels.importance_loss, *arguments, np.float32(scale), importance)
 
     def bernoulli_loss(
         self, logits: NDArray, x: NDArray, loss: NDArray, dlogits: NDArray, scale: float
     ) -> None:
         if not _is_float32(logits, x, loss, dlogits):
-            return super().bernoulli_loss(logits, x, loss, dlogits, scale)
-        kernels.bernoulli_loss(logits, x, loss, dlogits, np.float32(scale))
+            return self._run(super().bernoulli_loss, logits, x, loss, dlogits, scale)
+        self._run(kernels.bernoulli_loss, logits, x, loss, dlogits, np.float32(scale))
 
     def squared_error_loss(
         self,
@@ -368,15 +435,17 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         if not _is_float32(y, x, loss, dz):
-            return super().squared_error_loss(y, x, loss, dz, scale, weight, activation)
-        kernels.squared_error_loss(
-            *(y, x, loss, dz, np.float32(scale), np.float32(weight)), *_code(activation)
+            return self._run(super().squared_error_loss, y, x, loss, dz, scale, weight, activation)
+        self._run(
+            kernels.squared_error_loss,
+            *(y, x, loss, dz, np.float32(scale), np.float32(weight)),
+            *_code(activation),
         )
 
     def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:
         if not _is_float32(loss, dz, variance):
-            return super().calibrate_gaussian(loss, dz, variance)
-        kernels.calibrate_gaussian(loss, dz, variance)
+            return self._run(super().calibrate_gaussian, loss, dz, variance)
+        self._run(kernels.calibrate_gaussian, loss, dz, variance)
 
     def elbo_totals(
         self,
@@ -390,8 +459,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         arguments: Any = (reconstruction, kl, schedule, state, free_bits, kl_weight, totals)
         if not _is_float32(reconstruction, kl, schedule, kl_weight):
-            return super().elbo_totals(*arguments)
-        kernels.elbo_totals(*arguments)
+            return self._run(super().elbo_totals, *arguments)
+        self._run(kernels.elbo_totals, *arguments)
 
     def capacity_totals(
         self,
@@ -407,8 +476,8 @@ class CpuBackend(ReferenceBackend):
         bounds: Any = (capacity, capacity_steps)
         arguments: Any = (reconstruction, kl, schedule, state, *bounds, kl_weight, totals)
         if not _is_float32(reconstruction, kl, schedule, kl_weight):
-            return super().capacity_totals(*arguments)
-        kernels.capacity_totals(*arguments)
+            return self._run(super().capacity_totals, *arguments)
+        self._run(kernels.capacity_totals, *arguments)
 
     def adam_update(
         self,
@@ -424,15 +493,16 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         arguments: Any = (p, g, m, v, schedule, state, beta1, beta2, epsilon)
         if not _is_float32(p, g, m, v, schedule):
-            return super().adam_update(*arguments)
-        kernels.adam_update(*arguments)
+            return self._run(super().adam_update, *arguments)
+        self._run(kernels.adam_update, *arguments)
 
     def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:
         if not _is_float32(g, norm):
-            return super().clip_gradient(g, max_norm, norm)
-        norm[0] = np.sqrt(kernels.sum_of_squares(g))
-        if norm[0] > max_norm:
-            kernels.scale_in_place(g, np.float32(max_norm / norm[0]))
+            return self._run(super().clip_gradient, g, max_norm, norm)
+        self._run(kernels.clip, g, max_norm, norm)
+
+    def advance_state(self, state: NDArray, batch_size: int) -> None:
+        self._run(kernels.advance_state, state, batch_size)
 
     def gather_batch(
         self,
@@ -444,27 +514,31 @@ class CpuBackend(ReferenceBackend):
         noise: Noise,
     ) -> None:
         if not _is_float32(x) or data.dtype not in (np.uint8, np.float32):
-            return super().gather_batch(data, permutation, state, x, binarization, noise)
+            return self._run(super().gather_batch, data, permutation, state, x, binarization, noise)
         white = np.float32(255 if data.dtype == np.uint8 else 1)
         arguments: Any = (data, permutation, state, x, white)
         if binarization == "threshold":
-            kernels.gather_thresholded(*arguments, 0)
+            self._run(kernels.gather_thresholded, *arguments)
         elif binarization == "stochastic":
-            kernels.gather_stochastic(*arguments, *_noise_words(noise), 0)
+            self._run(kernels.gather_stochastic, *arguments, *_noise_words(noise))
         else:
-            kernels.gather_scaled(*arguments, 0)
+            self._run(kernels.gather_scaled, *arguments)
 
     def gather_labels(
         self, labels: NDArray, permutation: NDArray, state: NDArray, onehot: NDArray
     ) -> None:
         if not _is_float32(onehot):
-            return super().gather_labels(labels, permutation, state, onehot)
-        kernels.gather_labels(labels, permutation, state, onehot)
+            return self._run(super().gather_labels, labels, permutation, state, onehot)
+        self._run(kernels.gather_labels, labels, permutation, state, onehot)
+
+    def join_forward(self, x: NDArray, onehot: NDArray, y: NDArray) -> None:
+        if not _is_float32(x, onehot, y):
+            return self._run(super().join_forward, x, onehot, y)
+        self._run(kernels.join_forward, x, onehot, y)
 
     def join_input_gradient(
         self, dy: NDArray, x: NDArray, dx: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(dy, x, dx):
-            return super().join_input_gradient(dy, x, dx, activation)
-        dx[...] = dy[:, : x.shape[1]]
-        self.activation_backward(None, x, dx, dx, activation)
+            return self._run(super().join_input_gradient, dy, x, dx, activation)
+        self._run(kernels.join_input_gradient, dy, x, dx, *_code(activation))

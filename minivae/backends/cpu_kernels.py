@@ -1,8 +1,9 @@
 """The CPU backend's loops, compiled by Numba: one pass over memory each.
 
-A kernel runs on one core and without the GIL. The transcendental functions are polynomials in
-float32, since calls into the C library do not vectorise. `contract` allows fused multiply-adds;
-`reassoc`, which vectorises sums, is only where a sum is. Neither assumes that values are finite.
+A kernel runs on one core, a shared one hands its rows out to all, and neither holds the GIL. The
+transcendental functions are polynomials in float32, since calls into the C library do not
+vectorise. `contract` allows fused multiply-adds; `reassoc`, which vectorises sums, is only where a
+sum is. Neither assumes that values are finite.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from ..ops import philox
@@ -20,6 +21,9 @@ from ..ops.state import BETA, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, ST
 kernel: Any = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
 sum_kernel: Any = njit(
     cache=True, nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy"
+)
+shared_kernel: Any = njit(
+    cache=True, nogil=True, parallel=True, fastmath={"contract"}, error_model="numpy"
 )
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU = range(len(KINDS))
@@ -308,45 +312,43 @@ def standard_normal_row(eps, row, step, stream, key_low, key_high):
 # Latent
 
 
-@kernel
-def latent_forward(head, z, kl, stream, key_low, key_high, state, first):
-    """latent.E1 and latent.E2 on rows that begin at row `first` of the batch."""
+@shared_kernel
+def latent_forward(head, z, kl, stream, key_low, key_high, state):
+    """latent.E1 and latent.E2."""
     n, d = z.shape
     step = np.uint64(state[STEP])
-    for row in range(n):
+    for row in prange(n):
         eps, mu, logvar = z[row], head[row, :d], head[row, d:]
-        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
         for j in range(d):
             z[row, j] = mu[j] + exp(HALF * logvar[j]) * eps[j]
             kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
 
 
-@kernel
-def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state, first):
-    """latent.E3 and latent.E4 on rows that begin at row `first` of the batch."""
+@shared_kernel
+def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state):
+    """latent.E3 and latent.E4."""
     n, d = dz.shape
     step = np.uint64(state[STEP])
-    for row in range(n):
+    for row in prange(n):
         eps, mu, logvar = dhead[row, d:], head[row, :d], head[row, d:]
-        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
         for j in range(d):
             dhead[row, j] = dz[row, j] + kl_weight[j] * mu[j]
             growth = dz[row, j] * eps[j] * exp(HALF * logvar[j])
             dhead[row, d + j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
 
 
-@kernel
-def importance_latent_forward(
-    head, z, log_ratio, log_scale, stream, key_low, key_high, state, first
-):
-    """importance.E1 on images whose draws begin at row `first` of the noise."""
+@shared_kernel
+def importance_latent_forward(head, z, log_ratio, log_scale, stream, key_low, key_high, state):
+    """importance.E1."""
     n, d = head.shape[0], z.shape[1]
     draws = z.shape[0] // n
     step = np.uint64(state[STEP])
-    for row in range(n * draws):
+    for row in prange(n * draws):
         mu, logvar = head[row // draws, :d], head[row // draws, d:]
         eps = z[row]
-        standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
         total = ZERO
         for j in range(d):
             noise, scaled = eps[j], log_scale * logvar[j]
@@ -356,22 +358,21 @@ def importance_latent_forward(
         log_ratio[row] = HALF * total
 
 
-@kernel
+@shared_kernel
 def importance_latent_backward(
-    head, dz, weights, dhead, scale, log_scale, eps, stream, key_low, key_high, state, first
+    head, dz, weights, dhead, scale, log_scale, noise, stream, key_low, key_high, state
 ):
-    """importance.E5 to E7 on images whose draws begin at row `first` of the noise; eps (d,) is
-    scratch."""
+    """importance.E5 to E7; noise (n, d) is scratch."""
     n, d = head.shape[0], dz.shape[1]
     draws = dz.shape[0] // n
     step = np.uint64(state[STEP])
-    for image in range(n):
-        mu, logvar = head[image, :d], head[image, d:]
+    for image in prange(n):
+        eps, mu, logvar = noise[image], head[image, :d], head[image, d:]
         dmu, dlogvar = dhead[image, :d], dhead[image, d:]
         dmu[:] = ZERO
         dlogvar[:] = -scale
         for row in range(image * draws, (image + 1) * draws):
-            standard_normal_row(eps, np.uint64(first + row), step, stream, key_low, key_high)
+            standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
             weight = scale * weights[row]
             for j in range(d):
                 deviation = exp(HALF * log_scale * logvar[j]) * eps[j]
@@ -386,27 +387,28 @@ def importance_latent_backward(
 
 
 @sum_kernel
-def bernoulli_row(logits, x, dlogits):
-    """elbo.E2 of one row, with the gradient not scaled."""
+def bernoulli_row(logits, x, dlogits, scale):
+    """elbo.E2 of one row, value and gradient in one pass."""
     total = ZERO
     for i in range(x.size):
         a = logits[i]
         e = exp(-abs(a))
         total += (ZERO if a < ZERO else a) + log1p_of_fraction(e) - x[i] * a
         probability = (e if a < ZERO else ONE) / (ONE + e)
-        dlogits[i] = probability - x[i]
+        dlogits[i] = (probability - x[i]) * scale
     return total
 
 
-@kernel
+@shared_kernel
 def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importance):
     """importance.E2 to E4: the rows of an image are scaled while they are in the nearest cache."""
     draws = logits.shape[0] // x.shape[0]
-    for image in range(x.shape[0]):
+    for image in prange(x.shape[0]):
         first, end = image * draws, (image + 1) * draws
         mean, largest = ZERO, -np.float32(np.inf)
         for row in range(first, end):
-            log_weight = log_ratio[row] - bernoulli_row(logits[row], x[image], dlogits[row])
+            surprise = bernoulli_row(logits[row], x[image], dlogits[row], ONE)
+            log_weight = log_ratio[row] - surprise
             weights[row] = log_weight
             mean += log_weight / np.float32(draws)
             # A NaN goes through, to be seen by the latch.
@@ -429,30 +431,28 @@ def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importa
                 dlogits[row, i] *= factor
 
 
-@sum_kernel
+@shared_kernel
 def bernoulli_loss(logits, x, loss, dlogits, scale):
-    """elbo.E2, value and gradient in one pass."""
-    for row in range(x.shape[0]):
-        total = ZERO
-        for i in range(x.shape[1]):
-            a = logits[row, i]
-            e = exp(-abs(a))
-            total += (ZERO if a < ZERO else a) + log1p_of_fraction(e) - x[row, i] * a
-            probability = (e if a < ZERO else ONE) / (ONE + e)
-            dlogits[row, i] = (probability - x[row, i]) * scale
-        loss[row] = total
+    """elbo.E2."""
+    for row in prange(x.shape[0]):
+        loss[row] = bernoulli_row(logits[row], x[row], dlogits[row], scale)
 
 
 @sum_kernel
+def _squared_error_row(y, x, dy, scale):
+    total = ZERO
+    for i in range(x.size):
+        error = y[i] - x[i]
+        total += error * error
+        dy[i] = TWO * scale * error
+    return total
+
+
+@shared_kernel
 def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
     """elbo.E3; the derivative takes each row while it is in the nearest cache."""
-    for row in range(x.shape[0]):
-        total = ZERO
-        for i in range(x.shape[1]):
-            error = y[row, i] - x[row, i]
-            total += error * error
-            dz[row, i] = TWO * weight * scale * error
-        loss[row] = weight * total
+    for row in prange(x.shape[0]):
+        loss[row] = weight * _squared_error_row(y[row], x[row], dz[row], weight * scale)
         multiply_derivative(y[row], y[row], dz[row], dz[row], kind, slope)
 
 
@@ -527,13 +527,13 @@ def _add_to_totals(totals, state, loss, reconstruction, kl):
 
 # Optimizer
 
+PARAMETERS = 1 << 13
+"""So many at a time are updated by one core."""
+
 
 @kernel
-def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
-    """adam.E1 to adam.E4 in one pass."""
-    if state[FAILED]:
-        return
-    row = schedule[state[INDEX]]
+def _adam_update(p, g, m, v, row, beta1, beta2, epsilon):
+    """adam.E1 to adam.E4 in one pass, on a part of the parameters."""
     step_size, inverse_root, decay = row[STEP_SIZE], ONE / row[ROOT], row[DECAY]
     new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
     epsilon = np.float32(epsilon)
@@ -543,50 +543,67 @@ def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
         p[i] = p[i] * decay - step_size * m[i] / (np.sqrt(v[i]) * inverse_root + epsilon)
 
 
+@shared_kernel
+def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
+    """adam.E1 to adam.E4."""
+    if state[FAILED]:
+        return
+    row = schedule[state[INDEX]]
+    for part in prange((p.size + PARAMETERS - 1) // PARAMETERS):
+        some = slice(part * PARAMETERS, (part + 1) * PARAMETERS)
+        _adam_update(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
+
+
 @sum_kernel
-def sum_of_squares(g):
-    """|g|^2 in float64."""
+def clip(g, max_norm, norm):
+    """|g| in float64 to norm (1,); g shrinks to `max_norm` if it is above."""
     total = 0.0
     for i in range(g.size):
         total += np.float64(g[i]) * np.float64(g[i])
-    return total
+    norm[0] = np.float32(math.sqrt(total))
+    if norm[0] > max_norm:
+        factor = np.float32(max_norm / norm[0])
+        for i in range(g.size):
+            g[i] *= factor
 
 
 @kernel
-def scale_in_place(g, factor):
-    """g <- factor g."""
-    for i in range(g.size):
-        g[i] *= factor
+def advance_state(state, images):
+    """state.advance_state."""
+    if state[FAILED] == 0:
+        state[STEP] += 1
+        state[INDEX] += 1
+        state[FIRST] += images
 
 
 # Batch
 
 
-@kernel
-def gather_scaled(data, permutation, state, x, white, first):
-    """batch.E1 on rows that begin at row `first` of the batch."""
-    for row in range(x.shape[0]):
-        pixels = data[permutation[state[FIRST] + first + row]]
+@shared_kernel
+def gather_scaled(data, permutation, state, x, white):
+    """batch.E1."""
+    for row in prange(x.shape[0]):
+        pixels = data[permutation[state[FIRST] + row]]
         for i in range(x.shape[1]):
             x[row, i] = np.float32(pixels[i]) / white
 
 
-@kernel
-def gather_thresholded(data, permutation, state, x, white, first):
-    """batch.E2 on rows that begin at row `first` of the batch."""
-    for row in range(x.shape[0]):
-        pixels = data[permutation[state[FIRST] + first + row]]
+@shared_kernel
+def gather_thresholded(data, permutation, state, x, white):
+    """batch.E2."""
+    for row in prange(x.shape[0]):
+        pixels = data[permutation[state[FIRST] + row]]
         for i in range(x.shape[1]):
             x[row, i] = ONE if TWO * np.float32(pixels[i]) >= white else ZERO
 
 
-@kernel
-def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_high, first):
-    """batch.E3 on rows that begin at row `first` of the batch; exact in float64."""
+@shared_kernel
+def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_high):
+    """batch.E3, exact in float64."""
     m = x.shape[1]
     epoch = np.uint64(state[EPOCH]) & LOW
-    for row in range(x.shape[0]):
-        image = permutation[state[FIRST] + first + row]
+    for row in prange(x.shape[0]):
+        image = permutation[state[FIRST] + row]
         for block in range((m + 3) // 4):
             words = philox4x32(np.uint64(block), np.uint64(image), epoch, stream, key_low, key_high)
             for lane, word in enumerate(words):
@@ -596,9 +613,28 @@ def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_h
                     x[row, i] = ONE if np.float64(word) * white < threshold else ZERO
 
 
+# Labels
+
+
 @kernel
 def gather_labels(labels, permutation, state, onehot):
     """labels.E2."""
     for row in range(onehot.shape[0]):
         onehot[row] = ZERO
         onehot[row, labels[permutation[state[FIRST] + row]]] = ONE
+
+
+@kernel
+def join_forward(x, onehot, y):
+    """labels.E3."""
+    m, draws = x.shape[1], x.shape[0] // onehot.shape[0]
+    for row in range(x.shape[0]):
+        y[row, :m] = x[row]
+        y[row, m:] = onehot[row // draws]
+
+
+@kernel
+def join_input_gradient(dy, x, dx, kind, slope):
+    """labels.E4."""
+    for row in range(x.shape[0]):
+        multiply_derivative(x[row], x[row], dy[row, : x.shape[1]], dx[row], kind, slope)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .cpu_kernels import activate, kernel, multiply_derivative, sum_rows
+from .cpu_kernels import ZERO, activate, kernel, multiply_derivative, shared_kernel, sum_rows
 from .cpu_tiles import (
     LANES,
     ROWS,
@@ -20,14 +20,9 @@ from .cpu_tiles import (
     multiply_add_lanes,
     store_tile,
     sum_lanes,
+    transpose_square,
     zero_tile,
 )
-
-shared_kernel: Any = njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-"""A kernel that hands out its work in as many parts as it is told."""
-
-SQUARE = 8
-"""Sides of the squares that a transposition goes by."""
 
 inlined: Any = njit(inline="always")
 
@@ -35,30 +30,19 @@ FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
 
 
-@kernel
-def _transpose(w, transposed):
-    """w (c, k) to (k, c), by squares, which LLVM turns in registers since their size is fixed."""
-    rows, columns = w.shape
-    for c in range(0, rows, SQUARE):
-        for k in range(0, columns, SQUARE):
-            if c + SQUARE <= rows and k + SQUARE <= columns:
-                for j in range(SQUARE):
-                    for i in range(SQUARE):
-                        transposed[k + j, c + i] = w[c + i, k + j]
-            else:
-                for j in range(k, min(k + SQUARE, columns)):
-                    for i in range(c, min(c + SQUARE, rows)):
-                        transposed[j, i] = w[i, j]
-
-
 @shared_kernel
 def transpose_taps(w, transposed, parts):
     """w (t, c, k) to (t, k, c)."""
-    taps, rows, _ = w.shape
+    taps, rows, columns = w.shape
+    source, target = w.reshape(-1), transposed.reshape(-1)
     for part in prange(taps * parts):
         tap, band = part // parts, part % parts
-        begin, end = rows * band // parts, rows * (band + 1) // parts
-        _transpose(w[tap, begin:end], transposed[tap, :, begin:end])
+        first, end = rows * band // parts, rows * (band + 1) // parts
+        origin = tap * rows * columns
+        for k in range(0, columns, LANES):
+            for c in range(first, end, LANES):
+                at, to = origin + c * columns + k, origin + k * rows + c
+                transpose_square(source, at, columns, target, to, rows, end - c, columns - k)
 
 
 @inlined
@@ -210,13 +194,18 @@ def window_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
 @kernel
 def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
     """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
-    steps, first_pixel, targets, sources, _, _, _, runs = windows
+    steps, first_pixel, targets, sources, first_tap, _, _, runs = windows
     first_tile, counts, weights, places, owned = tiles
     n, inputs, channels = x.shape
     _, outputs, columns = dz.shape
+    taps = dw.shape[0]
     x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
     x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
+    one_group = runs.size == 1 and first_tap[1] == taps
+    if not one_group:
+        for row in range(part * ROWS, taps * channels, parts * ROWS):
+            dw_flat[row * columns : min(row + ROWS, taps * channels) * columns] = ZERO
     for first in range(0, n, images):
         last = min(n, first + images)
         for group in range(runs.size):
@@ -243,6 +232,8 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
                     x_rows[r], dw_rows[r] = places[i, r], weights[i, r] * columns
                 for block in range(0, columns, WIDTH):
                     width = min(WIDTH, columns - block)
+                    # A group that sees all taps starts from nothing, with its first images.
+                    present = 0 if one_group and first == 0 else width
                     tile = zero_tile()
                     for start in range(starts):
                         x_at, dz_at = x_starts[start], dz_starts[start] + block
@@ -258,7 +249,7 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
                             dz_step,
                             width,
                         )
-                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width)
+                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width, present)
 
 
 @shared_kernel

@@ -169,26 +169,37 @@ def store_tile(typing_context: Any, tile: Any, target: Any, rows: Any, at: Any, 
 
 @emitted
 def add_tile(
-    typing_context: Any, tile: Any, target: Any, rows: Any, count: Any, at: Any, width: Any
+    typing_context: Any,
+    tile: Any,
+    target: Any,
+    rows: Any,
+    count: Any,
+    at: Any,
+    width: Any,
+    present: Any,
 ) -> Any:
-    """target[rows[r] + at + column] grows by the tile, for the rows r below `count`."""
+    """target[rows[r] + at + column] grows by the tile, for the rows r below `count`; columns at or
+    beyond `present` are taken to be zero."""
 
     def generate(context, builder, signature, arguments):
-        tile, target, rows, count, at, width = arguments
+        tile, target, rows, count, at, width, present = arguments
         emit = Emitter(context, builder)
         first = emit.data(signature.args[1], target)
         for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
             within = builder.icmp_signed("<", INDEX(r), count)
-            masks = emit.masks(builder.select(within, width, INDEX(0)))
+            old, new = (
+                emit.masks(builder.select(within, columns, INDEX(0)))
+                for columns in (present, width)
+            )
             place = builder.add(offset, at)
             vectors = [
                 builder.fadd(builder.extract_value(tile, r * VECTORS + v), vector)
-                for v, vector in enumerate(emit.load(first, place, masks))
+                for v, vector in enumerate(emit.load(first, place, old))
             ]
-            emit.store(vectors, first, place, masks)
+            emit.store(vectors, first, place, new)
         return context.get_dummy_value()
 
-    integers = (types.intp, types.intp, types.intp)
+    integers = (types.intp, types.intp, types.intp, types.intp)
     return types.none(TILE, target, rows, *integers), generate
 
 
@@ -236,6 +247,56 @@ def multiply_add_lanes(
         return tile
 
     return TILE(TILE, a, rows, types.intp, b, types.intp, types.intp), generate
+
+
+@emitted
+def transpose_square(
+    typing_context: Any,
+    source: Any,
+    at: Any,
+    step: Any,
+    target: Any,
+    to: Any,
+    to_step: Any,
+    rows: Any,
+    columns: Any,
+) -> Any:
+    """target[to + c to_step + r] = source[at + r step + c] for r < rows and c < columns, of which
+    there are LANES at most."""
+
+    def generate(context, builder, signature, arguments):
+        source, at, step, target, to, to_step, rows, columns = arguments
+        emit = Emitter(context, builder)
+
+        def vectors(first, place, step, count, width):
+            """The address and mask of each of LANES vectors, all masked from `count` on."""
+            for lane in range(LANES):
+                within = builder.icmp_signed("<", INDEX(lane), count)
+                mask = emit.masks(builder.select(within, width, INDEX(0)))[:1]
+                yield first, builder.add(place, builder.mul(step, INDEX(lane))), mask
+
+        loaded = vectors(emit.data(signature.args[0], source), at, step, rows, columns)
+        square = [emit.load(*vector)[0] for vector in loaded]
+        # Interleaving the upper with the lower half of the rows moves one bit of the row's number
+        # to the column's: after as many times as it has bits, they have changed places.
+        half = LANES // 2
+        low, high = (
+            SHORTS([lane // 2 + begin + lane % 2 * LANES for lane in range(LANES)])
+            for begin in (0, half)
+        )
+        for _ in range(LANES.bit_length() - 1):
+            square = [
+                builder.shuffle_vector(square[row // 2], square[row // 2 + half], order)
+                for row, order in zip(range(LANES), (low, high) * half, strict=True)
+            ]
+        stored = vectors(emit.data(signature.args[3], target), to, to_step, columns, rows)
+        for value, vector in zip(square, stored, strict=True):
+            emit.store([value], *vector)
+        return context.get_dummy_value()
+
+    index = types.intp
+    wanted = (source, index, index, target, index, index, index, index)
+    return types.none(*wanted), generate
 
 
 @emitted
