@@ -38,6 +38,7 @@ def preset_case(
     hidden: tuple[int, ...] = (),
     latent: int | None = None,
     image_shape: tuple[int, ...] = (28, 28, 1),
+    images: int = IMAGES,
 ) -> Case:
     """A preset as a case, with what is given instead of its own settings."""
     chosen = preset(name)
@@ -49,8 +50,7 @@ def preset_case(
         batch_size=batch or chosen.training.batch_size,
     )
     model = chosen.model(image_shape, hidden=hidden, latent=latent)
-    images = max(IMAGES, training.batch_size)
-    splits = random_splits(image_shape, images)
+    splits = random_splits(image_shape, max(images, training.batch_size))
     return Case(label or f"{name} b{training.batch_size}", model, training, splits)
 
 

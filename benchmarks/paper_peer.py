@@ -23,6 +23,7 @@ from minivae.presets import preset
 from minivae.train import Trainer
 
 from .measure import environment
+from .runs import PEER
 from .torch_peer import TorchModel
 
 BETA1, BETA2, EPSILON = 0.99, 0.999, 1e-4
@@ -107,13 +108,14 @@ def main() -> None:
     save(own, arguments.out)
     result: dict[str, Any] = {
         "environment": environment("cpu"),
+        "framework": "PyTorch",
         "preset": arguments.preset,
         "k": arguments.k,
         "seed": arguments.seed,
         "seconds": round(time.perf_counter() - started, 1),
-        "curve": curve,
+        "epochs": curve,
     }
-    (arguments.out / "peer.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / PEER).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _tensors(peer: TorchModel) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .figures import primitives_figure, scaling_figure
 from .runs import RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+DOCS = README.parent / "docs"
 
 PYTORCH_TEST_LOSS = {
     "mnist-dense": {3: 31.4, 20: 28.3},
@@ -24,6 +26,19 @@ PYTORCH_TEST_LOSS = {
     "mnist-conv-ae": {2: 2.6},
 }
 """Test losses of PyTorch 2.13 on the same models, by preset and epoch."""
+
+
+PAPER_LIKELIHOODS = {
+    ("iwae-paper-vae", 1): 86.76,
+    ("iwae-paper-vae", 5): 86.47,
+    ("iwae-paper-vae", 50): 86.35,
+    ("iwae-paper-iwae", 5): 85.54,
+    ("iwae-paper-iwae", 50): 84.78,
+}
+"""Burda et al. 2016, Table 1, MNIST, one stochastic layer: NLL in nats by preset and k."""
+
+PAPER_PASSES = 3280
+"""Passes over the training images behind each of them."""
 
 
 def _load(name: str) -> Any:
@@ -51,6 +66,27 @@ def runs_table() -> str:
     return _table(header, [list(row) for row in unique])
 
 
+def paper_table() -> str:
+    """Negative log-likelihoods beside those of Burda et al. 2016: whole runs, and truncated ones
+    here and in PyTorch."""
+    found: dict[tuple[str, int, str], str] = {}
+    columns = []
+    for run in _load("paper.json")["runs"]:
+        nll, framework = run["evaluation"]["negative_log_likelihood"], run.get("framework")
+        passes = len(run["epochs"])
+        column = f"{framework or 'minivae'}, {passes} passes"
+        columns.append(column)
+        k = run["k"] if framework else run["objective"]["samples"]
+        found[run["preset"], k, column] = f"{nll['mean']:.2f} ± {nll['error']:.2f}"
+    columns = [*dict.fromkeys([f"minivae, {PAPER_PASSES} passes", *columns])]
+    rows = [
+        [f"`{preset} --k {k}`", f"{paper:.2f}"]
+        + [found.get((preset, k, column), "not run") for column in columns]
+        for (preset, k), paper in PAPER_LIKELIHOODS.items()
+    ]
+    return _table(["NLL, nats", f"paper, {PAPER_PASSES} passes", *columns], rows)
+
+
 def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers."""
     result = _load("steps-cpu.json")
@@ -69,7 +105,23 @@ def steps_table() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"runs": runs_table, "steps": steps_table}
+def end_to_end_table() -> str:
+    """Seconds from a cold start to each test loss."""
+    result = _load("end-to-end-cpu.json")["end-to-end"]
+    targets = list(result["minivae"]["seconds_to"])
+    rows = [
+        [name, *(f"{race['seconds_to'].get(target, '-')}" for target in targets)]
+        for name, race in result.items()
+    ]
+    return _table(["seconds to a test loss of", *targets], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "runs": runs_table,
+    "paper": paper_table,
+    "steps": steps_table,
+    "end-to-end": end_to_end_table,
+}
 
 
 def redrawn(readme: str) -> str:
@@ -95,6 +147,8 @@ def main() -> int:
         return 1
     if not arguments.check:
         README.write_text(wanted)
+        scaling_figure(DOCS / "scaling.png", _load("scaling-cpu.json"))
+        primitives_figure(DOCS / "primitives.png", _load("primitives-cpu.json"))
     return 0
 
 

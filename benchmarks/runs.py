@@ -1,6 +1,8 @@
-"""Collects finished runs on real data into one result file, which the README's table is drawn from.
+"""Collects finished runs on real data into a result file, which the README's tables are drawn from.
 
-python -m minivae.benchmarks.runs RUN [RUN ...] [-o benchmarks/results/runs.json]
+    python -m minivae.benchmarks.runs RUN [RUN ...] [-o benchmarks/results/runs.json]
+
+A run may be one of PyTorch's (paper_peer.py); what `minivae evaluate` found in a run goes with it.
 """
 
 import argparse
@@ -13,11 +15,30 @@ from minivae.train import read_metrics
 
 from .measure import environment
 
+EVALUATION = "evaluation.json"
+EVALUATED = (
+    *("images", "samples", "seed", "binarization", "objective"),
+    *("loss", "kl", "bounds", "negative_log_likelihood", "active_units", "environment"),
+)
+"""What the result file keeps of an evaluation."""
+
+PEER = "peer.json"
+"""The record of a run in PyTorch (paper_peer.py), whose weights lie beside it."""
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """A run's preset, data, training settings and epochs."""
+    """A run's preset, settings, epochs and evaluation."""
+    peer = folder / PEER
+    run = json.loads(peer.read_text()) if peer.exists() else _own(folder)
+    if (folder / EVALUATION).exists():
+        evaluation = json.loads((folder / EVALUATION).read_text())
+        run["evaluation"] = {name: evaluation[name] for name in EVALUATED}
+    return run
+
+
+def _own(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     epochs = [record for record in read_metrics(folder / METRICS) if "epoch" in record]
     return {

@@ -1,7 +1,9 @@
-"""How a step's time and memory grow with batch, width and image size."""
+"""How a step's time and memory grow with batch, width and image size, beside PyTorch's."""
 
+import importlib.util
 import multiprocessing
 import resource
+from collections.abc import Callable
 from typing import Any
 
 from minivae.train import Trainer
@@ -12,6 +14,8 @@ from .measure import Candidate, interleaved
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
 IMAGE_SIZES = (28, 64, 128)
+FEW_IMAGES = 1024
+"""So few that the memory of a data set is small beside a step's."""
 
 
 def _cases(quick: bool) -> list[dict[str, Any]]:
@@ -31,30 +35,56 @@ def _cases(quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _measure(options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
-    """One size, in a process of its own, so that its peak memory is its own too."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    case: Case = preset_case(**options)
-    case.model.to(device)
-    trainer = Trainer(case.model, case.splits, case.training)
-    step = Candidate(trainer.step, case.model.backend.synchronize)
+def _minivae(case: Case, device: str) -> Candidate:
+    trainer = Trainer(case.model.to(device), case.splits, case.training)
+    return Candidate(trainer.step, case.model.backend.synchronize)
+
+
+def _torch(case: Case, device: str) -> Candidate:
+    from .torch_peer import TorchPeer
+
+    peer = TorchPeer(case, "cuda" if device == "cuda" else "cpu", "eager")
+    return Candidate(peer.step, peer.synchronize)
+
+
+FRAMEWORKS: dict[str, Callable[[Case, str], Candidate]] = {
+    "minivae": _minivae,
+    "torch eager": _torch,
+}
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
+    """One size, in a process of its own, so that its peak memory is its own too: what it takes
+    beyond the process once it has taken a step of the same kind at a tiny size."""
+    build = FRAMEWORKS[framework]
+    build(preset_case(options["name"], batch=2), device).run()
+    before = _peak_megabytes()
+    case = preset_case(**options, images=FEW_IMAGES)
+    step = build(case, device)
     rounds, seconds = (2, 0.01) if quick else (5, 0.3)
     times = interleaved({case.name: step}, rounds, seconds)[case.name]
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "case": case.name,
         "milliseconds": times,
         "steps_per_second": float(f"{1e3 / times['median']:.4g}"),
         "images_per_second": float(f"{1e3 * case.training.batch_size / times['median']:.4g}"),
-        "host_megabytes": round((after - before) / 1024, 1),
+        "host_megabytes": round(_peak_megabytes() - before, 1),
     }
 
 
 def measure_scaling(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Every size of `_cases`, each in a fresh process."""
+    """Every size of `_cases` in minivae and, if it is there, PyTorch, each in a fresh process."""
     context = multiprocessing.get_context("spawn")
+    frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
     results = []
     for options in _cases(quick):
-        with context.Pool(1) as pool:
-            results.append(pool.apply(_measure, (options, device, quick)))
+        result: dict[str, Any] = {"case": options["label"]}
+        for framework in frameworks:
+            with context.Pool(1) as pool:
+                arguments = (framework, options, device, quick)
+                result[framework] = pool.apply(_measure, arguments)
+        results.append(result)
     return results

@@ -20,14 +20,16 @@ SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:or
 LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     return figure
 
 
-def _save(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, beside `path` first."""
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -74,7 +76,7 @@ def loss_curves(
     unit = "step" if steps else "epoch"
     last = metrics[-1]["train"]
     terms = {key: label for key, label in LOSS_TERMS.items() if key != "kl" or last["kl"]}
-    figure = _figure(4.2 * len(terms), 3.6, title)
+    figure = new_figure(4.2 * len(terms), 3.6, title)
     panels = np.atleast_1d(figure.subplots(1, len(terms)))
     for axes, (key, label) in zip(panels, terms.items(), strict=True):
         for split, colour in SPLIT_COLOURS.items():
@@ -94,7 +96,7 @@ def loss_curves(
         axes.set_ylabel(f"{label}, mean per image")
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def reconstructions(
@@ -111,11 +113,11 @@ def reconstructions(
     shape = (pairs, columns, *originals.shape[1:])
     parts = [_mosaic_floats(images[:kept]).reshape(shape) for images in (originals, decoded)]
     stacked = np.stack(parts, axis=1).reshape(2 * pairs, columns, *originals.shape[1:])
-    figure = _figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
+    figure = new_figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
     axes = figure.subplots()
     _show(axes, stacked)
     _label(axes, "test image", "", range(1, columns + 1), ["original", "decoded"] * pairs)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def _mosaic_floats(images: NDArray) -> NDArray:
@@ -128,12 +130,12 @@ def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
     rows = -(-len(images) // columns)
     padded = np.ones((rows * columns, *images.shape[1:]))
     padded[: len(images)] = _mosaic_floats(images)
-    figure = _figure(0.8 * columns + 0.8, 0.8 * rows + 1.1, title)
+    figure = new_figure(0.8 * columns + 0.8, 0.8 * rows + 1.1, title)
     axes = figure.subplots()
     _show(axes, padded.reshape(rows, columns, *images.shape[1:]))
     first = [row * columns + 1 for row in range(rows)]
     _label(axes, "column", "first image of row", range(1, columns + 1), first)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def class_reconstructions(
@@ -151,11 +153,11 @@ def class_reconstructions(
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
         pairs = (_mosaic_floats(images[index]) for images in (originals, decoded))
         rows.append(np.stack(list(pairs), axis=1).reshape(4, *originals.shape[1:]))
-    figure = _figure(5.0, 0.8 * len(classes) + 1.2, title)
+    figure = new_figure(5.0, 0.8 * len(classes) + 1.2, title)
     axes = figure.subplots()
     _show(axes, np.stack(rows))
     _label(axes, "", "class", ["original", "decoded"] * 2, classes)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def principal_components(x: NDArray, count: int) -> tuple[NDArray, NDArray]:
@@ -181,7 +183,7 @@ def latent_scatter(
     """Codes (n, d) in the plane, coloured by class: both dimensions if d = 2, the first two
     principal components if there are more, a histogram if d = 1."""
     dimensions = codes.shape[1]
-    figure = _figure(6.6, 5.4, title or f"Test images in the latent space: {quantity}")
+    figure = new_figure(6.6, 5.4, title or f"Test images in the latent space: {quantity}")
     axes = figure.subplots()
     classes = [None] if labels is None else list(np.unique(labels))
     groups = [slice(None) if c is None else labels == c for c in classes]
@@ -211,7 +213,7 @@ def latent_scatter(
     if labels is not None and len(classes) <= 20:
         axes.legend(title="class", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def _quantiles(size: int) -> NDArray[np.float64]:
@@ -231,14 +233,14 @@ def manifold(
     path: Path, images: NDArray, size: int, *, title: str = "Decoded two-dimensional latent"
 ) -> None:
     """The images (size * size, h, w, c) decoded from `manifold_grid(size)`."""
-    figure = _figure(0.38 * size + 1.4, 0.38 * size + 1.4, title)
+    figure = new_figure(0.38 * size + 1.4, 0.38 * size + 1.4, title)
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images).reshape(size, size, *images.shape[1:]), gap=0)
     values = _quantiles(size)
     every = max(1, size // 10)
     ticks = [f"{value:.1f}" if i % every == 0 else "" for i, value in enumerate(values)]
     _label(axes, "z1", "z2", ticks, ticks[::-1])
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def traversals(
@@ -252,12 +254,12 @@ def traversals(
     """Images (rows, steps, h, w, c): row i decoded with `dimensions[i]` set to each of `values`."""
     rows, columns = images.shape[:2]
     dimensions = range(rows) if dimensions is None else dimensions
-    figure = _figure(0.8 * columns + 1.3, 0.8 * rows + 1.2, title)
+    figure = new_figure(0.8 * columns + 1.3, 0.8 * rows + 1.2, title)
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images))
     ticks = [f"{value:.2g}" for value in values]
     _label(axes, "value of the dimension", "dimension", ticks, [f"z{d + 1}" for d in dimensions])
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def error_histogram(
@@ -268,7 +270,7 @@ def error_histogram(
     title: str = "Reconstruction errors of the test images",
 ) -> None:
     """A histogram of errors (n,), with the median and the 95th percentile."""
-    figure = _figure(6, 3.8, title)
+    figure = new_figure(6, 3.8, title)
     axes = figure.subplots()
     axes.hist(errors, bins=min(60, max(5, len(errors) // 10)), color="tab:blue", alpha=0.8)
     for share, style in ((50, "-"), (95, "--")):
@@ -279,7 +281,7 @@ def error_histogram(
     axes.set_xlabel(quantity)
     axes.set_ylabel("test images")
     axes.legend()
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def kl_per_dimension(
@@ -287,14 +289,14 @@ def kl_per_dimension(
 ) -> None:
     """The mean KL (d,) of each dimension, largest first."""
     order = np.argsort(-kl)
-    figure = _figure(min(14, max(4.5, 0.28 * len(kl) + 1.5)), 3.6, title)
+    figure = new_figure(min(14, max(4.5, 0.28 * len(kl) + 1.5)), 3.6, title)
     axes = figure.subplots()
     axes.bar(range(len(kl)), kl[order], color="tab:blue")
     every = max(1, len(kl) // 25)
     axes.set_xticks(range(0, len(kl), every), [f"z{d + 1}" for d in order[::every]], fontsize=7)
     axes.set_xlabel("latent dimension, sorted")
     axes.set_ylabel("KL [nats], mean per image")
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def importance_bounds(
@@ -302,14 +304,14 @@ def importance_bounds(
 ) -> None:
     """The bound L_k by k, each a mean and its standard error."""
     ks = sorted(bounds)
-    figure = _figure(4.8, 3.6, title)
+    figure = new_figure(4.8, 3.6, title)
     axes = figure.subplots()
     means, errors = zip(*(bounds[k] for k in ks), strict=True)
     axes.errorbar(ks, means, errors, marker="o", capsize=3, color="tab:blue")
     axes.set_xscale("log")
     axes.set_xlabel("draws k of each image")
     axes.set_ylabel("importance-weighted bound [nats]")
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> None:
@@ -317,7 +319,7 @@ def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> 
     grids = list(columns.values())
     width = sum(0.7 * grid.shape[1] + 0.7 for grid in grids)
     height = max(0.7 * grid.shape[0] for grid in grids) + 1.4
-    figure = _figure(max(width, 5), height, title)
+    figure = new_figure(max(width, 5), height, title)
     ratios = [grid.shape[1] for grid in grids]
     panels = np.atleast_1d(figure.subplots(1, len(grids), width_ratios=ratios))
     for axes, (name, images) in zip(panels, columns.items(), strict=True):
@@ -325,4 +327,4 @@ def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> 
         axes.set_title(name, fontsize=9)
         rows, steps = images.shape[:2]
         _label(axes, "column", "row", range(1, steps + 1), range(1, rows + 1))
-    _save(path, figure)
+    save_figure(path, figure)

@@ -119,12 +119,14 @@ def _smooth_displacement(count: int, rng: np.random.Generator) -> NDArray[np.flo
 
 def _bilinear(
     images: NDArray[np.floating], rows: NDArray[np.float64], columns: NDArray[np.float64]
-) -> NDArray[np.float64]:
+) -> NDArray[np.floating]:
     """The images (n, MASTER, MASTER) at fractional positions; the border is black."""
     rows, columns = (np.clip(axis, 0, MASTER - 1.001) for axis in (rows, columns))
     top, left = rows.astype(np.int64), columns.astype(np.int64)
-    down, right = rows - top, columns - left
-    image = np.arange(len(images))[:, None, None]
-    above = images[image, top, left] * (1 - right) + images[image, top, left + 1] * right
-    below = images[image, top + 1, left] * (1 - right) + images[image, top + 1, left + 1] * right
+    down, right = (rows - top).astype(np.float32), (columns - left).astype(np.float32)
+    corner = (np.arange(len(images))[:, None, None] * MASTER + top) * MASTER + left
+    pixels = images.reshape(-1)
+    above = pixels.take(corner) * (1 - right) + pixels.take(corner + 1) * right
+    corner += MASTER
+    below = pixels.take(corner) * (1 - right) + pixels.take(corner + 1) * right
     return above * (1 - down) + below * down
