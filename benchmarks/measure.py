@@ -15,6 +15,7 @@ import numpy as np
 
 ROUNDS = 15
 SECONDS_A_TURN = 0.15
+SLOW, SLOW_TURNS = 10, 3
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -26,22 +27,39 @@ class Candidate(NamedTuple):
     calls: int = 1
 
 
-def interleaved(
+def take_turns(
     candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
-) -> dict[str, dict[str, float]]:
-    """Milliseconds a unit of each candidate: median, p20 and p80 over `rounds` turns, in each of
-    which every candidate runs for about `seconds`."""
+) -> dict[str, list[float]]:
+    """Milliseconds a unit of each candidate in each of `rounds` turns, in which it runs for about
+    `seconds`; one that takes SLOW times as long for a single call has only the first few turns."""
     repeats = {name: _calibrated(candidate, seconds) for name, candidate in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, candidate in candidates.items():
+            slow = times[name] and times[name][0] * candidate.calls > SLOW * 1e3 * seconds
+            if slow and turn >= SLOW_TURNS:
+                continue
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 candidate.run()
             candidate.wait()
             passed = time.perf_counter() - started
             times[name].append(1e3 * passed / (repeats[name] * candidate.calls))
+    return times
+
+
+def interleaved(
+    candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
+) -> dict[str, dict[str, float]]:
+    """Milliseconds a unit of each candidate, over its turns: median, p20 and p80."""
+    times = take_turns(candidates, rounds, seconds)
     return {name: summary(values) for name, values in times.items()}
+
+
+def times_as_fast(own: list[float], other: list[float]) -> float:
+    """How many times as long `other` takes, in the median turn: what slows a machine down for
+    longer than a turn slows both."""
+    return float(f"{np.median([b / a for a, b in zip(own, other, strict=False)]):.3g}")
 
 
 def _calibrated(candidate: Candidate, seconds: float) -> int:

@@ -98,9 +98,10 @@ def steps_table() -> str:
         rows.append([case["case"], *cells, f"{case['times_as_fast_as_the_fastest_peer']:.2f}"])
     about = result["environment"]
     versions = ", ".join(f"{n} {v}" for n, v in about["versions"].items() if n != "minivae")
-    table = _table(["step, ms", *names, "fastest peer / minivae"], rows)
+    table = _table(["step, ms", *names, "times as fast as the fastest peer"], rows)
     return (
-        f"{table}\n\nMedian of turns taken within one process, {about['machine']}, "
+        f"{table}\n\nMedians of turns taken within one process, in the last column those of each "
+        f"turn's ratio. {about['machine']}, "
         f"{about['cores']} cores, {versions}, commit {about['commit']}, {about['date']}."
     )
 

@@ -12,7 +12,7 @@ from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.train import Trainer
 
 from .cases import Case, step_cases
-from .measure import ROUNDS, SECONDS_A_TURN, Candidate, interleaved
+from .measure import ROUNDS, SECONDS_A_TURN, Candidate, summary, take_turns, times_as_fast
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
 QUICK_BATCH = 4
@@ -123,15 +123,14 @@ def measure_case(
         if not abs(loss - own) <= LOSS_TOLERANCE[precision] * abs(own):
             raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
         candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
-    times = interleaved(candidates, rounds, seconds)
-    fastest = min((t["median"] for name, t in times.items() if name != "minivae"), default=None)
-    own_time = times["minivae"]["median"]
+    times = take_turns(candidates, rounds, seconds)
+    leads = [times_as_fast(times["minivae"], times[name]) for name in times if name != "minivae"]
     return {
         "case": case.name if precision == "fp32" else f"{case.name} {precision}",
         "loss": float(f"{own:.6g}"),
-        "milliseconds": times,
+        "milliseconds": {name: summary(values) for name, values in times.items()},
         "failures": failures,
-        "times_as_fast_as_the_fastest_peer": fastest and float(f"{fastest / own_time:.3g}"),
+        "times_as_fast_as_the_fastest_peer": min(leads, default=None),
     }
 
 
