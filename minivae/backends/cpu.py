@@ -178,16 +178,17 @@ class CpuBackend(ReferenceBackend):
             kernels.multiply_derivative, source, _flat(y), _flat(dy), _flat(dz), *_code(activation)
         )
 
-    def _oriented(self, w: NDArray, outputs: int) -> NDArray:
-        """w (kh, kw, c, k) as the kernels take it to make one of c or k its output: output last
-        (t, inputs, outputs), or first if it is small. `outputs` is the axis, 2 or 3."""
-        few = w.shape[outputs] <= products.FEW
+    def _oriented(self, w: NDArray, outputs: int) -> tuple[NDArray, bool]:
+        """w (kh, kw, c, k) for a product that makes c or k numbers, whichever axis `outputs` is, 2
+        or 3: as (t, inputs, outputs), or by columns, (t, outputs, inputs), and which."""
         taps = _taps(w)
-        if few == (outputs == 2):
-            return taps
+        few = w.shape[outputs] <= products.FEW
+        by_columns = few or (outputs == 2 and len(taps) == 1 and w.shape[3] >= products.LONG)
+        if by_columns == (outputs == 2):
+            return taps, by_columns
         transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
         self._run(products.transpose_taps, taps, transposed, get_num_threads())
-        return transposed
+        return transposed, by_columns
 
     def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
         """For each core, memory for the pixels of as many images y as stay in its cache."""
@@ -196,29 +197,34 @@ class CpuBackend(ReferenceBackend):
         return self._workspace("scratch", shape)
 
     def _forward(
-        self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, seen: Windows, activation: Activation
+        self,
+        x: NDArray,
+        w: NDArray,
+        by_columns: bool,
+        b: NDArray,
+        y: NDArray,
+        seen: Windows,
+        activation: Activation,
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
-        scratch = self._scratch(x, y)
-        self._run(
-            products.window_forward, _pixels(x), w, b, _pixels(y), seen, scratch, *_code(activation)
-        )
+        scratch, code = self._scratch(x, y), _code(activation)
+        arguments = (_pixels(x), w, b, _pixels(y), seen, by_columns, scratch)
+        self._run(products.window_forward, *arguments, *code)
 
     def _input_gradient(
-        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, seen: Windows, below: Activation
+        self,
+        dz: NDArray,
+        w: NDArray,
+        by_columns: bool,
+        x: NDArray,
+        dx: NDArray,
+        seen: Windows,
+        below: Activation,
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        scratch = self._scratch(dz, dx)
-        self._run(
-            products.window_input_gradient,
-            _pixels(dz),
-            w,
-            _pixels(x),
-            _pixels(dx),
-            seen,
-            scratch,
-            *_code(below),
-        )
+        scratch, code = self._scratch(dz, dx), _code(below)
+        arguments = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns, scratch)
+        self._run(products.window_input_gradient, *arguments, *code)
 
     def _weight_gradient(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
@@ -244,17 +250,16 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return self._run(super().dense_forward, x, w, b, y, activation)
-        self._forward(
-            _points(x), self._oriented(w[None, None], 3), b, _points(y), POINT, activation
-        )
+        oriented = self._oriented(w[None, None], 3)
+        self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
 
     def dense_input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return self._run(super().dense_input_gradient, dz, w, x, dx, activation)
-        w = self._oriented(w[None, None], 2)
-        self._input_gradient(_points(dz), w, _points(x), _points(dx), POINT, activation)
+        oriented = self._oriented(w[None, None], 2)
+        self._input_gradient(_points(dz), *oriented, _points(x), _points(dx), POINT, activation)
 
     def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
         if not _is_float32(x, dz, dw, db):
@@ -274,7 +279,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(x, w, b, y):
             return self._run(super().conv2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(x, y, w, geometry)
-        self._forward(x, self._oriented(w, 3), b, y, seen, activation)
+        self._forward(x, *self._oriented(w, 3), b, y, seen, activation)
 
     def conv2d_input_gradient(
         self,
@@ -288,7 +293,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(dz, w, x, dx):
             return self._run(super().conv2d_input_gradient, dz, w, x, dx, geometry, activation)
         seen = _windows(x, dz, w, geometry, back=True)
-        self._input_gradient(dz, self._oriented(w, 2), x, dx, seen, activation)
+        self._input_gradient(dz, *self._oriented(w, 2), x, dx, seen, activation)
 
     def conv2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
@@ -310,7 +315,7 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(x, w, b, y):
             return self._run(super().conv_transpose2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(y, x, w, geometry, back=True)
-        self._forward(x, self._oriented(w, 2), b, y, seen, activation)
+        self._forward(x, *self._oriented(w, 2), b, y, seen, activation)
 
     def conv_transpose2d_input_gradient(
         self,
@@ -326,7 +331,7 @@ class CpuBackend(ReferenceBackend):
                 super().conv_transpose2d_input_gradient, dz, w, x, dx, geometry, activation
             )
         seen = _windows(dz, x, w, geometry)
-        self._input_gradient(dz, self._oriented(w, 3), x, dx, seen, activation)
+        self._input_gradient(dz, *self._oriented(w, 3), x, dx, seen, activation)
 
     def conv_transpose2d_weight_gradient(
         self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry

@@ -13,11 +13,13 @@ from .cpu_kernels import ZERO, activate, kernel, multiply_derivative, shared_ker
 from .cpu_tiles import (
     LANES,
     ROWS,
+    SUMS,
+    VECTORS,
     WIDTH,
     add_tile,
     load_tile,
     multiply_add,
-    multiply_add_lanes,
+    multiply_add_dots,
     store_tile,
     sum_lanes,
     transpose_square,
@@ -28,6 +30,9 @@ inlined: Any = njit(inline="always")
 
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
+
+LONG = 32 * LANES
+"""Sums of so many terms are worth more than turning w: adding up lanes at their end is little."""
 
 
 @shared_kernel
@@ -101,7 +106,7 @@ def _window_product(x, w, b, y, windows):
 
 @kernel
 def _window_dots(x, w, b, y, windows):
-    """`_window_product` for few columns, with the channels in the lanes instead.
+    """`_window_product` with each column of w in a row, and the channels in the lanes.
 
     Shapes: x (n, s, c), w (t, k, c), b (k,), y (n, p, k).
     """
@@ -109,86 +114,96 @@ def _window_dots(x, w, b, y, windows):
     columns, channels = w.shape[1:]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    sums = np.empty(ROWS, np.float32)
+    sums = np.empty(SUMS, np.float32)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        image, pixel = 0, begin
-        for _ in range(0, y.shape[0] * (end - begin), ROWS):
-            image, pixel = _next_rows(
-                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
-            )
-            for column in range(columns):
-                tile = zero_tile()
-                for t in range(first_tap[group], first_tap[group + 1]):
-                    x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
-                    for block in range(0, channels, WIDTH):
-                        width = min(WIDTH, channels - block)
-                        tile = multiply_add_lanes(
-                            tile, x_flat, x_rows, x_at + block, w_flat, w_at + block, width
-                        )
-                sum_lanes(tile, sums)
-                for r in range(ROWS):
-                    y_flat[y_rows[r] + column] = b[column] + sums[r]
+        for block in range(0, columns, WIDTH):
+            image, pixel = 0, begin
+            for _ in range(0, y.shape[0] * (end - begin), ROWS):
+                image, pixel = _next_rows(
+                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+                )
+                for column in range(block, min(block + WIDTH, columns), VECTORS):
+                    count = min(VECTORS, columns - column)
+                    # A last column without a neighbour goes twice.
+                    w_step = channels if count == VECTORS else 0
+                    tile = zero_tile()
+                    for t in range(first_tap[group], first_tap[group + 1]):
+                        x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
+                        for c in range(0, channels, LANES):
+                            width = min(LANES, channels - c)
+                            tile = multiply_add_dots(
+                                tile, x_flat, x_rows, x_at + c, w_flat, w_at + c, w_step, width
+                            )
+                    sum_lanes(tile, sums)
+                    for r in range(ROWS):
+                        for v in range(count):
+                            total = b[column + v] + sums[r * VECTORS + v]
+                            y_flat[y_rows[r] + column + v] = total
 
 
 @kernel
-def _linear(x, w, b, y, windows):
+def _linear(x, w, b, y, windows, by_columns):
     """y = b + windows of x times w, shapes as for `window_forward`."""
-    if b.size > FEW:
-        _window_product(x, w, b, y, windows)
-    else:
+    if by_columns:
         _window_dots(x, w, b, y, windows)
+    else:
+        _window_product(x, w, b, y, windows)
 
 
 @kernel
-def _some_forward(x, w, b, y, windows, scratch, kind, slope):
+def _some_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
     """`window_forward` on one core, with its own scratch (images, p, k)."""
     images = scratch.shape[0]
     for first in range(0, x.shape[0], images):
         x_part, y_part = x[first : first + images], y[first : first + images]
         z = scratch[: x_part.shape[0]]
-        _linear(x_part, w, b, z, windows)
+        _linear(x_part, w, b, z, windows, by_columns)
         activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
 
 
 @kernel
-def _some_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+def _some_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope):
     """`window_input_gradient` on one core, with its own scratch (images, p, c)."""
     images, zeros = scratch.shape[0], np.zeros(x.shape[2], np.float32)
     for first in range(0, x.shape[0], images):
         dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
         dx_part = dx[first : first + images].reshape(-1)
         dy = scratch[: dz_part.shape[0]]
-        _linear(dz_part, w, zeros, dy, windows)
+        _linear(dz_part, w, zeros, dy, windows, by_columns)
         multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
 
 
 @shared_kernel
-def window_forward(x, w, b, y, windows, scratch, kind, slope):
+def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
     """y = f(b + windows of x times w), as many images at a time as fit in a part of `scratch`.
 
     The product's scattered rows go to memory that stays in the cache, and from there to y in one
-    sweep. Shapes: x (n, s, c), w (t, c, k) or, where k is at most FEW, (t, k, c), b (k,),
-    y (n, p, k), scratch (parts, images, p, k).
+    sweep. Shapes: x (n, s, c), w (t, c, k) or, `by_columns`, (t, k, c), b (k,), y (n, p, k),
+    scratch (parts, images, p, k).
     """
     n, parts = x.shape[0], scratch.shape[0]
     for part in prange(parts):
         begin, end = n * part // parts, n * (part + 1) // parts
-        _some_forward(x[begin:end], w, b, y[begin:end], windows, scratch[part], kind, slope)
+        _some_forward(
+            x[begin:end], w, b, y[begin:end], windows, by_columns, scratch[part], kind, slope
+        )
 
 
 @shared_kernel
-def window_input_gradient(dz, w, x, dx, windows, scratch, kind, slope):
+def window_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope):
     """dx = (windows of dz times w) f'(x), as many images at a time as fit in a part of `scratch`.
 
-    Shapes: dz (n, s, k), w (t, k, c) or, where c is at most FEW, (t, c, k), x and dx (n, p, c),
-    scratch (parts, images, p, c).
+    Shapes: dz (n, s, k), w (t, k, c) or, `by_columns`, (t, c, k), x and dx (n, p, c), scratch
+    (parts, images, p, c).
     """
     n, parts = x.shape[0], scratch.shape[0]
     for part in prange(parts):
         begin, end = n * part // parts, n * (part + 1) // parts
         dz_part, x_part, dx_part = dz[begin:end], x[begin:end], dx[begin:end]
-        _some_input_gradient(dz_part, w, x_part, dx_part, windows, scratch[part], kind, slope)
+        _some_input_gradient(
+            dz_part, w, x_part, dx_part, windows, by_columns, scratch[part], kind, slope
+        )
 
 
 @kernel

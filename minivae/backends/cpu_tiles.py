@@ -10,7 +10,6 @@ hand. All arrays are contiguous, indices are in elements, and columns at or beyo
 neither read nor written.
 """
 
-from functools import reduce
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
@@ -25,6 +24,9 @@ every row: 16 of AVX-512's 32, 12 of AVX2's 16."""
 
 WIDTH = VECTORS * LANES
 """The columns of a tile."""
+
+SUMS = -(-ROWS * VECTORS // LANES) * LANES
+"""The vectors of a tile, in whole groups of LANES."""
 
 INDEX, SHORT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
@@ -112,12 +114,13 @@ class Emitter:
                 [vector, self._address(first, offset, v), SHORT(4), mask],
             )
 
-    def sum(self, vector: Any) -> Any:
-        """The sum of a vector's lanes, in whatever order is fast."""
-        signature = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        return self.builder.call(function, [FLOAT(-0.0), vector], fastmath=("reassoc",))
+    def interleave(self, a: Any, b: Any) -> tuple[Any, Any]:
+        """a0 b0 a1 b1 ... of the lower half of the lanes, and of the upper half."""
+        low, high = (
+            SHORTS([lane // 2 + begin + lane % 2 * LANES for lane in range(LANES)])
+            for begin in (0, LANES // 2)
+        )
+        return self.builder.shuffle_vector(a, b, low), self.builder.shuffle_vector(a, b, high)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a b + c, rounded once."""
@@ -228,25 +231,37 @@ def multiply_add(
 
 
 @emitted
-def multiply_add_lanes(
-    typing_context: Any, tile: Any, a: Any, rows: Any, a_at: Any, b: Any, b_at: Any, width: Any
+def multiply_add_dots(
+    typing_context: Any,
+    tile: Any,
+    a: Any,
+    rows: Any,
+    a_at: Any,
+    b: Any,
+    b_at: Any,
+    b_step: Any,
+    width: Any,
 ) -> Any:
-    """The tile plus a[rows[r] + a_at + column] b[b_at + column]."""
+    """Vector v of row r of the tile, lane by lane, plus a[rows[r] + a_at + lane]
+    b[b_at + v b_step + lane], for the lanes below `width`: dot products, but for their last sum."""
 
     def generate(context, builder, signature, arguments):
-        tile, a, rows, a_at, b, b_at, width = arguments
+        tile, a, rows, a_at, b, b_at, b_step, width = arguments
         emit = Emitter(context, builder)
-        first, masks = emit.data(signature.args[1], a), emit.masks(width)
-        factors = emit.load(emit.data(signature.args[4], b), b_at, masks)
+        first, mask = emit.data(signature.args[1], a), emit.masks(width)[:1]
+        source = emit.data(signature.args[4], b)
+        steps = [builder.mul(b_step, INDEX(v)) for v in range(VECTORS)]
+        factors = [emit.load(source, builder.add(b_at, step), mask)[0] for step in steps]
         for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
-            vectors = emit.load(first, builder.add(offset, a_at), masks)
-            for v, vector in enumerate(vectors):
+            vector = emit.load(first, builder.add(offset, a_at), mask)[0]
+            for v, factor in enumerate(factors):
                 sum_ = builder.extract_value(tile, r * VECTORS + v)
-                sum_ = emit.multiply_add(vector, factors[v], sum_)
+                sum_ = emit.multiply_add(vector, factor, sum_)
                 tile = builder.insert_value(tile, sum_, r * VECTORS + v)
         return tile
 
-    return TILE(TILE, a, rows, types.intp, b, types.intp, types.intp), generate
+    index = types.intp
+    return TILE(TILE, a, rows, index, b, index, index, index), generate
 
 
 @emitted
@@ -280,15 +295,9 @@ def transpose_square(
         # Interleaving the upper with the lower half of the rows moves one bit of the row's number
         # to the column's: after as many times as it has bits, they have changed places.
         half = LANES // 2
-        low, high = (
-            SHORTS([lane // 2 + begin + lane % 2 * LANES for lane in range(LANES)])
-            for begin in (0, half)
-        )
         for _ in range(LANES.bit_length() - 1):
-            square = [
-                builder.shuffle_vector(square[row // 2], square[row // 2 + half], order)
-                for row, order in zip(range(LANES), (low, high) * half, strict=True)
-            ]
+            pairs = (emit.interleave(square[row], square[row + half]) for row in range(half))
+            square = [vector for pair in pairs for vector in pair]
         stored = vectors(emit.data(signature.args[3], target), to, to_step, columns, rows)
         for value, vector in zip(square, stored, strict=True):
             emit.store([value], *vector)
@@ -301,16 +310,25 @@ def transpose_square(
 
 @emitted
 def sum_lanes(typing_context: Any, tile: Any, sums: Any) -> Any:
-    """sums[r] gets the sum of row r of the tile."""
+    """sums[r VECTORS + v] gets the sum over vector v of row r; `sums` holds SUMS numbers."""
 
     def generate(context, builder, signature, arguments):
         tile, sums = arguments
         emit = Emitter(context, builder)
         first = emit.data(signature.args[1], sums)
-        for r in range(ROWS):
-            vectors = [builder.extract_value(tile, r * VECTORS + v) for v in range(VECTORS)]
-            total = emit.sum(reduce(builder.fadd, vectors))
-            builder.store(total, builder.gep(first, [INDEX(r)]))
+        zero = VECTOR([0.0] * LANES)
+        vectors = [builder.extract_value(tile, i) for i in range(ROWS * VECTORS)]
+        vectors += [zero] * (SUMS - len(vectors))
+        everywhere = [MASK([1] * LANES)]
+        for begin in range(0, SUMS, LANES):
+            group = vectors[begin : begin + LANES]
+            # Interleaving two vectors and adding the halves leaves each with half of its lanes.
+            while len(group) > 1:
+                half = len(group) // 2
+                group = [
+                    builder.fadd(*emit.interleave(group[i], group[i + half])) for i in range(half)
+                ]
+            emit.store(group, first, INDEX(begin), everywhere)
         return context.get_dummy_value()
 
     return types.none(TILE, sums), generate
