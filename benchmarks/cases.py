@@ -37,6 +37,7 @@ def preset_case(
     batch: int | None = None,
     hidden: tuple[int, ...] = (),
     latent: int | None = None,
+    samples: int | None = None,
     image_shape: tuple[int, ...] = (28, 28, 1),
     images: int = IMAGES,
 ) -> Case:
@@ -45,19 +46,27 @@ def preset_case(
     training = dataclasses.replace(
         chosen.training,
         steps=0,
+        images=0,
         epochs=1000,
         log_every=0,
         batch_size=batch or chosen.training.batch_size,
     )
-    model = chosen.model(image_shape, hidden=hidden, latent=latent)
+    model = chosen.model(image_shape, hidden=hidden, latent=latent, samples=samples)
     splits = random_splits(image_shape, max(images, training.batch_size))
     return Case(label or f"{name} b{training.batch_size}", model, training, splits)
 
 
 def step_cases(batch: int | None = None) -> list[Case]:
-    """The five presets of the engine, and dense 784-400-20, at their own batches unless `batch` is
-    given."""
+    """The engine's five presets, dense 784-400-20 and two of the IWAE paper, at their own batches
+    unless `batch` is given."""
     size = batch or 128
     dense = preset_case("glyphs", label=f"dense-784-400-20 b{size}", batch=size)
     names = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
-    return [dense, *(preset_case(name, batch=batch) for name in names)]
+    few = batch or 20
+    paper = (
+        preset_case(
+            f"iwae-paper-{kind}", label=f"iwae-paper-{kind} k={k} b{few}", batch=batch, samples=k
+        )
+        for kind, k in (("vae", 1), ("iwae", 5))
+    )
+    return [dense, *(preset_case(name, batch=batch) for name in names), *paper]

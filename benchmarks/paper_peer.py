@@ -22,6 +22,7 @@ from minivae.data import load
 from minivae.presets import preset
 from minivae.train import Trainer
 
+from .cases import Case
 from .measure import environment
 from .runs import PEER
 from .torch_peer import TorchModel
@@ -31,18 +32,19 @@ FIRST_SECOND_MOMENT = 1.0
 
 
 def negative_bound(
-    model: TorchModel, x: torch.Tensor, samples: int, importance: bool
+    model: TorchModel, x: torch.Tensor, eps: torch.Tensor, importance: bool
 ) -> torch.Tensor:
-    """The sum over the batch of -bound (importance.E2), by the densities written out."""
+    """The sum over the batch of -bound (importance.E2), by the densities written out, with noise
+    (k, n, d)."""
     mu, log_sigma = model.encoder(x).chunk(2, dim=1)
     posterior = torch.distributions.Normal(mu, log_sigma.exp())
-    z = posterior.rsample((samples,))
+    z = mu + log_sigma.exp() * eps
     prior = torch.distributions.Normal(0.0, 1.0)
-    logits = model.decoder(z.flatten(0, 1)).reshape(samples, len(x), -1)
+    logits = model.decoder(z.flatten(0, 1)).reshape(*z.shape[:2], -1)
     likelihood = torch.distributions.Bernoulli(logits=logits).log_prob(x.flatten(1))
     log_weights = likelihood.sum(2) + prior.log_prob(z).sum(2) - posterior.log_prob(z).sum(2)
     if importance:
-        return -(torch.logsumexp(log_weights, 0) - math.log(samples)).sum()
+        return -(torch.logsumexp(log_weights, 0) - math.log(len(eps))).sum()
     return -log_weights.mean(0).sum()
 
 
@@ -71,7 +73,46 @@ class PaperAdam:
             parameter.grad = None
 
 
+class PaperPeer:
+    """PyTorch's step of the paper's presets."""
+
+    def __init__(self, case: Case) -> None:
+        # Steps this small only wait for a second thread.
+        torch.set_num_threads(1)
+        torch.distributions.Distribution.set_default_validate_args(False)
+        objective, self.training = case.model.objective, case.training
+        self.importance, self.samples = objective.estimator == "importance", objective.samples
+        self.latent = case.model.latent
+        self.model = TorchModel(case.model)
+        self.optimizer = PaperAdam(list(self.model.parameters()))
+        images = torch.tensor(case.splits.train.images[: self.training.images or None])
+        self.images = images.permute(0, 3, 1, 2) / 255
+        self.steps, self.total = 0, torch.zeros(())
+
+    def loss(self, x: torch.Tensor, eps: torch.Tensor) -> float:
+        """The batch's mean loss for given images and noise (n k, d)."""
+        by_draws = eps.reshape(len(x), self.samples, -1).transpose(0, 1)
+        with torch.no_grad():
+            return float(negative_bound(self.model, x, by_draws, self.importance)) / len(x)
+
+    def step(self) -> None:
+        """One training step on the next batch, in the order of the images."""
+        size = self.training.batch_size
+        first = self.steps % (len(self.images) // size) * size
+        x = torch.bernoulli(self.images[first : first + size])
+        eps = torch.randn(self.samples, len(x), self.latent)
+        loss = negative_bound(self.model, x, eps, self.importance)
+        loss.backward()
+        self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0))
+        self.total += loss.detach()
+        self.steps += 1
+
+    def synchronize(self) -> None:
+        """Nothing to wait for on a CPU."""
+
+
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="iwae-paper-vae", metavar="NAME")
     parser.add_argument("--k", type=int, default=1, metavar="N")
@@ -82,29 +123,19 @@ def main() -> None:
     arguments = parser.parse_args()
 
     chosen = preset(arguments.preset)
-    training, own = chosen.training, chosen.model(samples=arguments.k, seed=arguments.seed)
+    own = chosen.model(samples=arguments.k, seed=arguments.seed)
     splits = load(arguments.data)
-    Trainer(own.to("reference"), splits, training).begin()
-    peer = TorchModel(own)
-    optimizer = PaperAdam(list(peer.parameters()))
+    Trainer(own.to("reference"), splits, chosen.training).begin()
+    peer = PaperPeer(Case(arguments.preset, own, chosen.training, splits))
     torch.manual_seed(arguments.seed)
-    torch.set_num_threads(1)  # steps this small only wait for a second thread
-    torch.distributions.Distribution.set_default_validate_args(False)
-    images = torch.tensor(splits.train.images[: training.images]).permute(0, 3, 1, 2) / 255
-    importance = chosen.objective.estimator == "importance"
-    curve, started, step = [], time.perf_counter(), 0
+    curve, started = [], time.perf_counter()
     for epoch in range(arguments.passes):
-        total = 0.0
-        for first in range(0, len(images), training.batch_size):
-            x = torch.bernoulli(images[first : first + training.batch_size])
-            loss = negative_bound(peer, x, arguments.k, importance)
-            loss.backward()
-            optimizer.step(training.optimizer.learning_rate(step, 0))
-            total += loss.detach()
-            step += 1
-        curve.append({"epoch": epoch + 1, "train": float(total) / len(images)})
+        peer.total.zero_()
+        for _ in range(len(peer.images) // chosen.training.batch_size):
+            peer.step()
+        curve.append({"epoch": epoch + 1, "train": float(peer.total) / len(peer.images)})
         print(curve[-1], round(time.perf_counter() - started), flush=True)
-    own.set_tensors(_tensors(peer))
+    own.set_tensors(_tensors(peer.model))
     save(own, arguments.out)
     result: dict[str, Any] = {
         "environment": environment("cpu"),

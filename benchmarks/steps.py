@@ -48,6 +48,15 @@ def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
     return found, missing
 
 
+def peers_by_draws(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
+    """`peers` for an objective by draws alone (importance.py), written for PyTorch on a CPU."""
+    try:
+        from .paper_peer import PaperPeer
+    except ImportError:
+        return {}, ["torch"]
+    return ({"torch eager": PaperPeer} if device == "cpu" else {}), []
+
+
 def set_peers_precision(precision: str) -> None:
     """Lets PyTorch and JAX round the operands of matrix products to TF32, or forbids it."""
     tf32 = precision == "tf32"
@@ -103,12 +112,13 @@ def measure_case(
     set_peers_precision(precision)
     case.model.to(backends.get(device, precision))
     images = case.model.images(case.splits.train.images[: case.training.batch_size])
-    shape = (len(images), max(case.model.latent, 1))
+    shape = (len(images) * case.model.objective.samples, max(case.model.latent, 1))
     eps = standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
     own = _own_loss(case, images)
     trainer = Trainer(case.model, case.splits, case.training)
     candidates = {"minivae": Candidate(trainer.step, case.model.backend.synchronize)}
-    builders, missing = peers(device)
+    by_draws = case.model.objective.estimator != "analytic"
+    builders, missing = (peers_by_draws if by_draws else peers)(device)
     failures = dict.fromkeys(missing, "not installed")
     for name, build in builders.items():
         if names is not None and name not in names:
