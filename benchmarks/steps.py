@@ -1,6 +1,7 @@
 """Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
 compared before the clock starts, taking turns in one process."""
 
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -144,12 +145,23 @@ def measure_case(
     }
 
 
+def _measure_numbered(
+    number: int, batch: int | None, device: str, precision: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    return measure_case(step_cases(batch)[number], device, precision=precision, **options)
+
+
 def measure_steps(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Every case of `step_cases`, on a GPU in float32 and in TF32; with `quick` at a tiny batch, a
-    few short turns each."""
+    """Every case of `step_cases` in a process of its own, so that the threads of one case's peers
+    do not disturb the next; on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few
+    short turns each."""
     options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
-    return [
-        measure_case(case, device, precision=precision, **options)
-        for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
-        for case in step_cases(QUICK_BATCH if quick else None)
-    ]
+    batch = QUICK_BATCH if quick else None
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for precision in ("fp32",) if device == "cpu" else backends.PRECISIONS:
+        for number in range(len(step_cases(batch))):
+            with context.Pool(1) as pool:
+                arguments = (number, batch, device, precision, options)
+                results.append(pool.apply(_measure_numbered, arguments))
+    return results
