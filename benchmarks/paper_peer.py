@@ -1,30 +1,15 @@
-"""The runs of Burda et al. 2016 in PyTorch, by the authors' own protocol, for comparison:
+"""PyTorch's step of the presets of Burda et al. 2016, by the authors' own protocol.
 
-    python -m minivae.benchmarks.paper_peer --preset iwae-paper-iwae --k 5 --passes 121 --out RUN
-
-It starts from minivae's initial weights and takes the batches in the same order; everything else is
-PyTorch's: autograd, noise, binarization. Gradients are summed over the batch and Adam has the
-authors' constants for sums, where minivae averages and has the constants for averages. The result
-is a folder that `minivae evaluate` takes.
+Gradients are summed over the batch and Adam has the authors' constants for sums, where minivae
+averages and has the constants for averages.
 """
 
-import argparse
-import json
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from minivae import save
-from minivae.data import load
-from minivae.presets import preset
-from minivae.train import Trainer
-
 from .cases import Case
-from .measure import environment
-from .runs import PEER
 from .torch_peer import TorchModel
 
 BETA1, BETA2, EPSILON = 0.99, 0.999, 1e-4
@@ -87,7 +72,7 @@ class PaperPeer:
         self.optimizer = PaperAdam(list(self.model.parameters()))
         images = torch.tensor(case.splits.train.images[: self.training.images or None])
         self.images = images.permute(0, 3, 1, 2) / 255
-        self.steps, self.total = 0, torch.zeros(())
+        self.steps = 0
 
     def loss(self, x: torch.Tensor, eps: torch.Tensor) -> float:
         """The batch's mean loss for given images and noise (n k, d)."""
@@ -104,58 +89,14 @@ class PaperPeer:
         loss = negative_bound(self.model, x, eps, self.importance)
         loss.backward()
         self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0))
-        self.total += loss.detach()
         self.steps += 1
 
     def synchronize(self) -> None:
         """Nothing to wait for on a CPU."""
 
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="iwae-paper-vae", metavar="NAME")
-    parser.add_argument("--k", type=int, default=1, metavar="N")
-    parser.add_argument("--passes", type=int, default=121, metavar="N")
-    parser.add_argument("--data", default="mnist", metavar="NAME|PATH")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
-    arguments = parser.parse_args()
-
-    chosen = preset(arguments.preset)
-    own = chosen.model(samples=arguments.k, seed=arguments.seed)
-    splits = load(arguments.data)
-    Trainer(own.to("reference"), splits, chosen.training).begin()
-    peer = PaperPeer(Case(arguments.preset, own, chosen.training, splits))
-    torch.manual_seed(arguments.seed)
-    curve, started = [], time.perf_counter()
-    for epoch in range(arguments.passes):
-        peer.total.zero_()
-        for _ in range(len(peer.images) // chosen.training.batch_size):
-            peer.step()
-        curve.append({"epoch": epoch + 1, "train": float(peer.total) / len(peer.images)})
-        print(curve[-1], round(time.perf_counter() - started), flush=True)
-    own.set_tensors(_tensors(peer.model))
-    save(own, arguments.out)
-    result: dict[str, Any] = {
-        "environment": environment("cpu"),
-        "framework": "PyTorch",
-        "preset": arguments.preset,
-        "k": arguments.k,
-        "seed": arguments.seed,
-        "seconds": round(time.perf_counter() - started, 1),
-        "epochs": curve,
-    }
-    (arguments.out / PEER).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _tensors(peer: TorchModel) -> dict[str, Any]:
-    """PyTorch's weights under minivae's names: dense weights are (inputs, outputs) there."""
-    return {
-        f"{name}": (value.T if name.endswith("weight") else value).detach().numpy().copy()
-        for name, value in peer.named_parameters()
-    }
-
-
-if __name__ == "__main__":
-    main()
+    def weights(self) -> dict[str, Any]:
+        """The weights under minivae's names: dense weights are (inputs, outputs) there."""
+        return {
+            name: (value.T if name.endswith("weight") else value).detach().numpy().copy()
+            for name, value in self.model.named_parameters()
+        }

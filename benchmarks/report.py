@@ -19,14 +19,15 @@ from .runs import RESULTS
 README = Path(__file__).resolve().parents[1] / "README.md"
 DOCS = README.parent / "docs"
 
-PYTORCH_TEST_LOSS = {
-    "mnist-dense": {3: 31.4, 20: 28.3},
-    "fashion-dense": {3: 265.9, 20: 248.2},
-    "mnist-conv": {1: 21.2, 5: 19.4, 30: 18.57},
-    "mnist-conv-ae": {2: 2.6},
+EPOCHS = {
+    "mnist-dense": (3, 20),
+    "fashion-dense": (3, 20, 100),
+    "mnist-conv": (1, 5, 30),
+    "mnist-conv-ae": (2,),
+    "mnist-class": (5, 30),
+    "mnist-bernoulli": (3, 7, 10),
 }
-"""Test losses of PyTorch 2.13 on the same models, by preset and epoch."""
-
+"""After how many epochs the README shows a preset's test loss."""
 
 PAPER_LIKELIHOODS = {
     ("iwae-paper-vae", 1): 86.76,
@@ -51,19 +52,25 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def runs_table() -> str:
-    """Test loss of each preset after so many epochs, beside PyTorch's."""
-    rows = []
+    """Test losses of each preset after so many epochs, a run of each seed, beside PyTorch's."""
+    found: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
     for run in _load("runs.json")["runs"]:
-        published = PYTORCH_TEST_LOSS.get(run["preset"], {})
-        last = len(run["epochs"])
-        for epoch in sorted({*(e for e in published if e <= last), last}):
-            record = run["epochs"][epoch - 1]
-            own = f"{record['test']['loss']:.2f}"
-            row = (run["preset"], run["training"]["seed"], epoch, own, published.get(epoch, "-"))
-            rows.append([str(cell) for cell in row])
-    unique = list(dict.fromkeys(map(tuple, rows)))
-    header = ["preset", "seed", "epochs", "test loss", "PyTorch"]
-    return _table(header, [list(row) for row in unique])
+        framework, name = run.get("framework", "minivae"), run["preset"]
+        seed = run["seed"] if "seed" in run else run["training"]["seed"]
+        for record in run["epochs"]:
+            losses = found.setdefault((name, record["epoch"], framework), [])
+            losses.append((seed, record["test"]["loss"]))
+    rows = [
+        [name, str(epoch)]
+        + [
+            ", ".join(f"{loss:.2f}" for _, loss in sorted(found.get((name, epoch, framework), [])))
+            or "not run"
+            for framework in ("minivae", "PyTorch")
+        ]
+        for name, epochs in EPOCHS.items()
+        for epoch in epochs
+    ]
+    return _table(["preset", "epochs", "minivae, seeds 0, 1, ...", "PyTorch, from the same"], rows)
 
 
 def paper_table() -> str:

@@ -2,7 +2,7 @@
 
     python -m minivae.benchmarks.runs RUN [RUN ...] [-o benchmarks/results/runs.json]
 
-A run may be one of PyTorch's (paper_peer.py); what `minivae evaluate` found in a run goes with it.
+A run may be one of PyTorch's (torch_run.py); what `minivae evaluate` found in a run goes with it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ EVALUATED = (
 """What the result file keeps of an evaluation."""
 
 PEER = "peer.json"
-"""The record of a run in PyTorch (paper_peer.py), whose weights lie beside it."""
+"""The record of a run in PyTorch (torch_run.py), whose weights lie beside it."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
