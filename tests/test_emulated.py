@@ -162,14 +162,16 @@ def test_a_fused_update_has_the_bits_of_gradient_and_adam(name: str, precision: 
         assert actual.tobytes() == expected.tobytes()
 
 
-def test_a_fused_update_is_the_references() -> None:
+@pytest.mark.parametrize("name", ["emulated", "cpu"])
+def test_a_fused_update_is_the_references(name: str) -> None:
     expected = updated(backends.get("reference"), True)
-    for actual, exact in zip(updated(EmulatedBackend(), True), expected, strict=True):
+    for actual, exact in zip(updated(backends.get(name), True), expected, strict=True):
         assert relative_error(actual, exact) < 1e-5  # Adam divides by roots of rounded squares
 
 
-def test_a_fused_update_of_a_failed_step_changes_nothing() -> None:
-    before, after = (updated(EmulatedBackend(), True, steps=s, failed=1) for s in (0, 2))
+@pytest.mark.parametrize("name", ["emulated", "cpu"])
+def test_a_fused_update_of_a_failed_step_changes_nothing(name: str) -> None:
+    before, after = (updated(backends.get(name), True, steps=s, failed=1) for s in (0, 2))
     for first, last in zip(before, after, strict=True):
         assert first.tobytes() == last.tobytes()
 

@@ -7,7 +7,7 @@ Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..ops.philox import Noise
 from . import cpu_kernels as kernels
 from . import cpu_products as products
 from .cpu_windows import Windows, weight_tiles, windows
-from .reference import ReferenceBackend
+from .reference import Call, ReferenceBackend
 
 CACHE_BYTES = 1 << 19
 """How much memory a kernel goes through again and again: half of a second-level cache."""
@@ -106,6 +106,12 @@ def _images_in_cache(x: NDArray, y: NDArray) -> int:
     """How many images to take at a time, so that they stay in the cache and shares are equal."""
     most = max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
     return -(-len(x) // -(-len(x) // most))
+
+
+def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[NDArray, ...]:
+    """Where `part` lies in the flat array `whole`, in `others` of the same length."""
+    first = (part.ctypes.data - whole.ctypes.data) // whole.itemsize
+    return tuple(other[first : first + part.size] for other in others)
 
 
 def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
@@ -207,9 +213,11 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
-        scratch, code = self._scratch(x, y), _code(activation)
-        arguments = (_pixels(x), w, b, _pixels(y), seen, by_columns, scratch)
-        self._run(products.window_forward, *arguments, *code)
+        arguments, code = (_pixels(x), w, b, _pixels(y), seen, by_columns), _code(activation)
+        if seen is POINT and not by_columns:
+            z = self._workspace("scratch", _pixels(y).shape)
+            return self._run(products.dense_forward, *arguments, z, get_num_threads(), *code)
+        self._run(products.window_forward, *arguments, self._scratch(x, y), *code)
 
     def _input_gradient(
         self,
@@ -222,9 +230,13 @@ class CpuBackend(ReferenceBackend):
         below: Activation,
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        scratch, code = self._scratch(dz, dx), _code(below)
-        arguments = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns, scratch)
-        self._run(products.window_input_gradient, *arguments, *code)
+        arguments, code = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns), _code(below)
+        if seen is POINT and not by_columns:
+            dy = self._workspace("scratch", _pixels(dx).shape)
+            return self._run(
+                products.dense_input_gradient, *arguments, dy, get_num_threads(), *code
+            )
+        self._run(products.window_input_gradient, *arguments, self._scratch(dz, dx), *code)
 
     def _weight_gradient(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
@@ -500,6 +512,39 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(p, g, m, v, schedule):
             return self._run(super().adam_update, *arguments)
         self._run(kernels.adam_update, *arguments)
+
+    def optimizer_step(
+        self,
+        calls: Sequence[Call],
+        p: NDArray,
+        g: NDArray,
+        m: NDArray,
+        v: NDArray,
+        schedule: NDArray,
+        state: NDArray,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        batch_size: int,
+    ) -> None:
+        """`Backend.optimizer_step`, without writing the gradients of dense layers."""
+        flat, adam = (p, m, v), (schedule, state, beta1, beta2, epsilon)
+        for call in calls:
+            x, dz, dw, db, *_ = call.arguments
+            weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
+            if call.primitive == "dense_weight_gradient" and self._fits(x, dz, dw, p):
+                arguments = (x, dz, weight, bias, *adam, get_num_threads())
+                self._run(products.dense_weight_update, *arguments)
+                continue
+            call.run(self)
+            for (p_part, m_part, v_part), gradient in ((weight, dw), (bias, db)):
+                self.adam_update(p_part, _flat(gradient), m_part, v_part, *adam)
+        self.advance_state(state, batch_size)
+
+    @staticmethod
+    def _fits(x: NDArray, dz: NDArray, dw: NDArray, p: NDArray) -> bool:
+        """Whether x and dz stay in the cache while all of a dense layer's weight goes by."""
+        return _is_float32(x, dz, dw, p) and x.nbytes + dz.nbytes <= 2 * CACHE_BYTES
 
     def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:
         if not _is_float32(g, norm):

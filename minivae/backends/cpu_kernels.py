@@ -532,7 +532,7 @@ PARAMETERS = 1 << 13
 
 
 @kernel
-def _adam_update(p, g, m, v, row, beta1, beta2, epsilon):
+def adam(p, g, m, v, row, beta1, beta2, epsilon):
     """adam.E1 to adam.E4 in one pass, on a part of the parameters."""
     step_size, inverse_root, decay = row[STEP_SIZE], ONE / row[ROOT], row[DECAY]
     new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
@@ -551,7 +551,7 @@ def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
     row = schedule[state[INDEX]]
     for part in prange((p.size + PARAMETERS - 1) // PARAMETERS):
         some = slice(part * PARAMETERS, (part + 1) * PARAMETERS)
-        _adam_update(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
+        adam(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
 
 
 @sum_kernel

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from .cpu_kernels import ZERO, activate, kernel, multiply_derivative, shared_kernel, sum_rows
+from ..ops.state import FAILED, INDEX
+from .cpu_kernels import (
+    ZERO,
+    activate,
+    adam,
+    kernel,
+    multiply_derivative,
+    shared_kernel,
+    sum_rows,
+)
 from .cpu_tiles import (
     LANES,
     ROWS,
@@ -75,9 +84,23 @@ def _next_rows(x_rows, y_rows, image, pixel, begin, end, x_shape, y_shape, sourc
     return image, pixel
 
 
+@inlined
+def _share(x, y, columns, begin, end, part, parts):
+    """A part's first tile of a group, which goes from `begin` to `end`: the first column of its
+    block, its image and pixel, its number in the block; and how many tiles a block and the part
+    have. All parts together have all blocks, one after the other."""
+    tiles = (y.shape[0] * (end - begin) + ROWS - 1) // ROWS
+    total = tiles * ((columns + WIDTH - 1) // WIDTH)
+    first, last = total * part // parts, total * (part + 1) // parts
+    number = first % tiles
+    image, pixel = number * ROWS // (end - begin), begin + number * ROWS % (end - begin)
+    return first // tiles * WIDTH, image, pixel, number, tiles, last - first
+
+
 @kernel
-def _window_product(x, w, b, y, windows):
-    """y[n, target of p] = b + sum of x[n, source of p + shift of t] w[t] over the taps t of p.
+def _window_product(x, w, b, y, windows, part, parts):
+    """y[n, target of p] = b + sum of x[n, source of p + shift of t] w[t] over the taps t of p, or
+    one of `parts` shares of its tiles.
 
     Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
     """
@@ -88,24 +111,26 @@ def _window_product(x, w, b, y, windows):
     b_rows = np.zeros(ROWS, np.intp)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        for block in range(0, columns, WIDTH):
+        block, image, pixel, number, tiles, count = _share(x, y, columns, begin, end, part, parts)
+        for _ in range(count):
             width = min(WIDTH, columns - block)
-            image, pixel = 0, begin
-            for _ in range(0, y.shape[0] * (end - begin), ROWS):
-                image, pixel = _next_rows(
-                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+            image, pixel = _next_rows(
+                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+            )
+            tile = load_tile(b, b_rows, block, width)
+            for t in range(first_tap[group], first_tap[group + 1]):
+                x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
+                tile = _accumulate(
+                    tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
                 )
-                tile = load_tile(b, b_rows, block, width)
-                for t in range(first_tap[group], first_tap[group + 1]):
-                    x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
-                    tile = _accumulate(
-                        tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
-                    )
-                store_tile(tile, y_flat, y_rows, block, width)
+            store_tile(tile, y_flat, y_rows, block, width)
+            number += 1
+            if number == tiles:
+                block, image, pixel, number = block + WIDTH, 0, begin, 0
 
 
 @kernel
-def _window_dots(x, w, b, y, windows):
+def _window_dots(x, w, b, y, windows, part, parts):
     """`_window_product` with each column of w in a row, and the channels in the lanes.
 
     Shapes: x (n, s, c), w (t, k, c), b (k,), y (n, p, k).
@@ -117,38 +142,40 @@ def _window_dots(x, w, b, y, windows):
     sums = np.empty(SUMS, np.float32)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        for block in range(0, columns, WIDTH):
-            image, pixel = 0, begin
-            for _ in range(0, y.shape[0] * (end - begin), ROWS):
-                image, pixel = _next_rows(
-                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
-                )
-                for column in range(block, min(block + WIDTH, columns), VECTORS):
-                    count = min(VECTORS, columns - column)
-                    # A last column without a neighbour goes twice.
-                    w_step = channels if count == VECTORS else 0
-                    tile = zero_tile()
-                    for t in range(first_tap[group], first_tap[group + 1]):
-                        x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
-                        for c in range(0, channels, LANES):
-                            width = min(LANES, channels - c)
-                            tile = multiply_add_dots(
-                                tile, x_flat, x_rows, x_at + c, w_flat, w_at + c, w_step, width
-                            )
-                    sum_lanes(tile, sums)
-                    for r in range(ROWS):
-                        for v in range(count):
-                            total = b[column + v] + sums[r * VECTORS + v]
-                            y_flat[y_rows[r] + column + v] = total
+        block, image, pixel, number, tiles, count = _share(x, y, columns, begin, end, part, parts)
+        for _ in range(count):
+            image, pixel = _next_rows(
+                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
+            )
+            for column in range(block, min(block + WIDTH, columns), VECTORS):
+                neighbours = min(VECTORS, columns - column)
+                # A last column without a neighbour goes twice.
+                w_step = channels if neighbours == VECTORS else 0
+                tile = zero_tile()
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
+                    for c in range(0, channels, LANES):
+                        width = min(LANES, channels - c)
+                        tile = multiply_add_dots(
+                            tile, x_flat, x_rows, x_at + c, w_flat, w_at + c, w_step, width
+                        )
+                sum_lanes(tile, sums)
+                for r in range(ROWS):
+                    for v in range(neighbours):
+                        total = b[column + v] + sums[r * VECTORS + v]
+                        y_flat[y_rows[r] + column + v] = total
+            number += 1
+            if number == tiles:
+                block, image, pixel, number = block + WIDTH, 0, begin, 0
 
 
 @kernel
-def _linear(x, w, b, y, windows, by_columns):
-    """y = b + windows of x times w, shapes as for `window_forward`."""
+def _linear(x, w, b, y, windows, by_columns, part, parts):
+    """y = b + windows of x times w, or a share of it, shapes as for `window_forward`."""
     if by_columns:
-        _window_dots(x, w, b, y, windows)
+        _window_dots(x, w, b, y, windows, part, parts)
     else:
-        _window_product(x, w, b, y, windows)
+        _window_product(x, w, b, y, windows, part, parts)
 
 
 @kernel
@@ -158,7 +185,7 @@ def _some_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
     for first in range(0, x.shape[0], images):
         x_part, y_part = x[first : first + images], y[first : first + images]
         z = scratch[: x_part.shape[0]]
-        _linear(x_part, w, b, z, windows, by_columns)
+        _linear(x_part, w, b, z, windows, by_columns, 0, 1)
         activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
 
 
@@ -170,7 +197,7 @@ def _some_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope
         dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
         dx_part = dx[first : first + images].reshape(-1)
         dy = scratch[: dz_part.shape[0]]
-        _linear(dz_part, w, zeros, dy, windows, by_columns)
+        _linear(dz_part, w, zeros, dy, windows, by_columns, 0, 1)
         multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
 
 
@@ -204,6 +231,30 @@ def window_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slop
         _some_input_gradient(
             dz_part, w, x_part, dx_part, windows, by_columns, scratch[part], kind, slope
         )
+
+
+@shared_kernel
+def dense_forward(x, w, b, y, windows, by_columns, z, parts, kind, slope):
+    """`window_forward` for images of one pixel, z and y (n, 1, k), by shares of tiles: each core
+    then reads but its part of a w that may be much larger than x."""
+    n = x.shape[0]
+    for part in prange(parts):
+        _linear(x, w, b, z, windows, by_columns, part, parts)
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        activate(z[begin:end].reshape(-1), y[begin:end].reshape(-1), kind, slope)
+
+
+@shared_kernel
+def dense_input_gradient(dz, w, x, dx, windows, by_columns, dy, parts, kind, slope):
+    """`window_input_gradient` for images of one pixel, dy and dx (n, 1, c), by shares of tiles."""
+    n, zeros = x.shape[0], np.zeros(x.shape[2], np.float32)
+    for part in prange(parts):
+        _linear(dz, w, zeros, dy, windows, by_columns, part, parts)
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        x_part, dy_part = x[begin:end].reshape(-1), dy[begin:end].reshape(-1)
+        multiply_derivative(x_part, x_part, dy_part, dx[begin:end].reshape(-1), kind, slope)
 
 
 @kernel
@@ -290,3 +341,44 @@ def bias_gradient(dz, sums, db):
     for part in prange(parts):
         sum_rows(dz[n * part // parts : n * (part + 1) // parts], sums[part])
     sum_rows(sums.reshape(-1, db.size), db)
+
+
+@kernel
+def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts):
+    """`dense_weight_update` of a share of the weight, by ROWS rows in turn, and of the bias."""
+    n, channels = x.shape
+    columns = dz.shape[1]
+    x_flat, dz_flat, g = x.reshape(-1), dz.reshape(-1), np.empty(ROWS * columns, np.float32)
+    x_rows, g_rows = np.empty(ROWS, np.intp), columns * np.arange(ROWS)
+    p, m, v = weight
+    for first in range(part * ROWS, channels, parts * ROWS):
+        for r in range(ROWS):
+            x_rows[r] = min(first + r, channels - 1)
+        for block in range(0, columns, WIDTH):
+            width = min(WIDTH, columns - block)
+            tile = _accumulate(
+                zero_tile(), n, x_flat, x_rows, 0, channels, dz_flat, block, columns, width
+            )
+            store_tile(tile, g, g_rows, block, width)
+        begin, end = first * columns, min(first + ROWS, channels) * columns
+        some = slice(begin, end)
+        adam(p[some], g[: end - begin], m[some], v[some], row, beta1, beta2, epsilon)
+    p, m, v = bias
+    some = slice(columns * part // parts, columns * (part + 1) // parts)
+    sum_rows(dz[:, some], g[some])
+    adam(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
+
+
+@shared_kernel
+def dense_weight_update(x, dz, weight, bias, schedule, state, beta1, beta2, epsilon, parts):
+    """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is ever in memory
+    than some rows in the nearest cache.
+
+    Shapes: x (n, i), dz (n, o); weight and bias each values, first and second moments, (i o,) and
+    (o,).
+    """
+    if state[FAILED]:
+        return
+    row = schedule[state[INDEX]]
+    for part in prange(parts):
+        _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts)
