@@ -99,12 +99,11 @@ def trained(
 
 # Over the end of an epoch of five batches, the last of them partial: schedule, permutation, state
 # and batch size change under the graphs.
-EPOCHS: dict[str, Any] = {"steps": 12, "batch_size": 900, "keep_last": True}
+EPOCHS: dict[str, Any] = {"steps": 12, "batch_size": 900, "images": 4000, "keep_last": True}
 
 
 def test_a_replayed_graph_has_the_bits_of_eager_steps(without_a_card: Any) -> None:
     without_a_card()
-    assert load("glyphs").train.images.shape[0] < 12 * 900
     graphed, eager = (trained(backends.get("cuda"), graph=g, **EPOCHS) for g in (True, False))
     assert graphed == eager
 

@@ -70,7 +70,7 @@ def test_the_picture_has_a_title_and_labelled_axes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     saved: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda path, figure: saved.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: saved.append(figure))
     PICTURES[name](tmp_path)
     assert saved[0].get_suptitle()
     for axes in saved[0].axes:

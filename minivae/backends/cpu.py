@@ -214,7 +214,7 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
         arguments, code = (_pixels(x), w, b, _pixels(y), seen, by_columns), _code(activation)
-        if seen is POINT and not by_columns:
+        if seen is POINT and not by_columns and y.nbytes <= CACHE_BYTES:
             z = self._workspace("scratch", _pixels(y).shape)
             return self._run(products.dense_forward, *arguments, z, get_num_threads(), *code)
         self._run(products.window_forward, *arguments, self._scratch(x, y), *code)
@@ -231,7 +231,7 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
         arguments, code = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns), _code(below)
-        if seen is POINT and not by_columns:
+        if seen is POINT and not by_columns and dx.nbytes <= CACHE_BYTES:
             dy = self._workspace("scratch", _pixels(dx).shape)
             return self._run(
                 products.dense_input_gradient, *arguments, dy, get_num_threads(), *code

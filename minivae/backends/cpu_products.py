@@ -235,8 +235,8 @@ def window_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slop
 
 @shared_kernel
 def dense_forward(x, w, b, y, windows, by_columns, z, parts, kind, slope):
-    """`window_forward` for images of one pixel, z and y (n, 1, k), by shares of tiles: each core
-    then reads but its part of a w that may be much larger than x."""
+    """`window_forward` for a few images of one pixel, z and y (n, 1, k), by shares of tiles: each
+    core then reads but its part of a w that is larger than x."""
     n = x.shape[0]
     for part in prange(parts):
         _linear(x, w, b, z, windows, by_columns, part, parts)
@@ -247,7 +247,8 @@ def dense_forward(x, w, b, y, windows, by_columns, z, parts, kind, slope):
 
 @shared_kernel
 def dense_input_gradient(dz, w, x, dx, windows, by_columns, dy, parts, kind, slope):
-    """`window_input_gradient` for images of one pixel, dy and dx (n, 1, c), by shares of tiles."""
+    """`window_input_gradient` for a few images of one pixel, dy and dx (n, 1, c), by shares of
+    tiles."""
     n, zeros = x.shape[0], np.zeros(x.shape[2], np.float32)
     for part in prange(parts):
         _linear(dz, w, zeros, dy, windows, by_columns, part, parts)
