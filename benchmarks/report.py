@@ -70,7 +70,9 @@ def runs_table() -> str:
         for name, epochs in EPOCHS.items()
         for epoch in epochs
     ]
-    return _table(["preset", "epochs", "minivae, seeds 0, 1, ...", "PyTorch, from the same"], rows)
+    return _table(
+        ["preset", "epochs", "minivae, seeds 0, 1, ...", "PyTorch, the same weights"], rows
+    )
 
 
 def paper_table() -> str:
