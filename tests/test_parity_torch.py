@@ -57,7 +57,7 @@ ACTIVATIONS: list[Layer] = [
 @pytest.fixture(scope="module")
 def torch() -> Iterator[Any]:
     torch = pytest.importorskip("torch", reason="the extra `peers` is not installed")
-    # The engine's threads own the cores; two pools of threads that wait for work in a loop would fight.
+    # The engine's threads own the cores: two pools that wait for work in a loop would fight.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch
