@@ -56,7 +56,7 @@ def _race(program: str, data: str, device: str, epochs: int) -> dict[str, Any]:
                 if losses[-1] <= target:
                     reached.setdefault(f"{target:g}", passed)
             if len(reached) == len(TARGETS):
-                process.terminate()
+                process.kill()
     return {"seconds_to": reached, "test_losses": [float(f"{loss:.5g}") for loss in losses]}
 
 

@@ -3,11 +3,13 @@ and each figure is a median with its 20th and 80th percentile."""
 
 import datetime
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +73,14 @@ def _calibrated(candidate: Candidate, seconds: float) -> int:
     candidate.run()
     candidate.wait()
     return max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's function returns when called in a fresh process, whose threads and peak
+    memory are its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def summary(values: list[float]) -> dict[str, float]:

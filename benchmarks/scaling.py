@@ -1,7 +1,6 @@
 """How a step's time and memory grow with batch, width and image size, beside PyTorch's."""
 
 import importlib.util
-import multiprocessing
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from minivae.train import Trainer
 
 from .cases import Case, preset_case
-from .measure import Candidate, interleaved
+from .measure import Candidate, in_own_process, interleaved
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
@@ -77,14 +76,11 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
 
 def measure_scaling(device: str, quick: bool) -> list[dict[str, Any]]:
     """Every size of `_cases` in minivae and, if it is there, PyTorch, each in a fresh process."""
-    context = multiprocessing.get_context("spawn")
     frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
     results = []
     for options in _cases(quick):
         result: dict[str, Any] = {"case": options["label"]}
         for framework in frameworks:
-            with context.Pool(1) as pool:
-                arguments = (framework, options, device, quick)
-                result[framework] = pool.apply(_measure, arguments)
+            result[framework] = in_own_process(_measure, framework, options, device, quick)
         results.append(result)
     return results

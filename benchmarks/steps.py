@@ -1,7 +1,6 @@
 """Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
 compared before the clock starts, taking turns in one process."""
 
-import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,15 @@ from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.train import Trainer
 
 from .cases import Case, step_cases
-from .measure import ROUNDS, SECONDS_A_TURN, Candidate, summary, take_turns, times_as_fast
+from .measure import (
+    ROUNDS,
+    SECONDS_A_TURN,
+    Candidate,
+    in_own_process,
+    summary,
+    take_turns,
+    times_as_fast,
+)
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
 QUICK_BATCH = 4
@@ -157,11 +164,8 @@ def measure_steps(device: str, quick: bool) -> list[dict[str, Any]]:
     short turns each."""
     options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
     batch = QUICK_BATCH if quick else None
-    context = multiprocessing.get_context("spawn")
-    results = []
-    for precision in ("fp32",) if device == "cpu" else backends.PRECISIONS:
-        for number in range(len(step_cases(batch))):
-            with context.Pool(1) as pool:
-                arguments = (number, batch, device, precision, options)
-                results.append(pool.apply(_measure_numbered, arguments))
-    return results
+    return [
+        in_own_process(_measure_numbered, number, batch, device, precision, options)
+        for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
+        for number in range(len(step_cases(batch)))
+    ]

@@ -71,7 +71,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
 
     class RawModule:
         def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
-            self.library = emulated.build(code)
+            self.module = emulated.build(code)
 
         def get_function(self, name: str) -> Any:
             def function(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
@@ -79,7 +79,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
 
                 def call() -> None:
                     launches.append(name)
-                    emulated.call(self.library, name, grid, block[0], passed)
+                    emulated.call(self.module, name, grid, block[0], passed)
 
                 if recording:
                     recording[-1].append(call)

@@ -6,10 +6,14 @@ its name to BACKENDS.
 """
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -751,6 +755,15 @@ def test_exp_at_the_ends() -> None:
     x = np.array([np.inf, 1e30, 88.8, 0, -104, -1e30, -np.inf], np.float32)
     np.testing.assert_array_equal(_mapped("exp", x), [np.inf, np.inf, np.inf, 1, 0, 0, 0])
     assert np.isnan(_mapped("exp", np.array([np.nan], np.float32))).all()
+
+
+def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> None:
+    if not llvmlite.binding.get_host_cpu_features().get("avx2"):
+        pytest.skip("the processor has no AVX2, and the tiles in use are those it can have")
+    script = Path(__file__).parent / "without_avx512.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
 
 
 # The registry

@@ -35,9 +35,9 @@ class Planted(EmulatedBackend):
         super().__init__(precision)
         self.stem, self.right, self.wrong, self.flags = stem, right, wrong, flags
 
-    def library(self, stem: str, tile_columns: int) -> ctypes.CDLL:
+    def module(self, stem: str, tile_columns: int) -> ctypes.CDLL:
         if stem != self.stem:
-            return super().library(stem, tile_columns)
+            return super().module(stem, tile_columns)
         text = source(stem, tensor_cores=self.precision == "tf32", tile_columns=tile_columns)
         assert text.count(self.right) == 1, self.right
         return emulated.build(text.replace(self.right, self.wrong), *self.flags)
@@ -53,11 +53,11 @@ DENSE = case_of("dense_forward", "128x784x400")
 
 @pytest.fixture
 def shuffled() -> Any:
-    """Sets the seed that orders threads and blocks in every library."""
+    """Sets the seed that orders threads and blocks in every module."""
 
     def shuffle(backend: EmulatedBackend, stem: str, seed: int) -> None:
         for columns in (16, 64):
-            backend.library(stem, columns).shuffle(seed)
+            backend.module(stem, columns).shuffle(seed)
 
     yield shuffle
     for stem in ("gemm", "weights", "conv", "elbo", "objectives", "adam"):
@@ -323,7 +323,7 @@ def caught(backend: EmulatedBackend, case: Case, tolerance: float = TOLERANCE[np
         try:
             stem = backend.stem if isinstance(backend, Planted) else "gemm"
             for columns in (16, 64):
-                backend.library(stem, columns).shuffle(seed)
+                backend.module(stem, columns).shuffle(seed)
             check(Runner(backend, np.float32)(case), case, tolerance)
         except (AssertionError, RuntimeError):
             return True

@@ -18,14 +18,14 @@ from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 KERNELS = Path(__file__).parent.parent / "kernels"
 
 
-def run(library: Any, kernel: str, grid: int, block: int, *arguments: Any) -> None:
+def run(module: Any, kernel: str, grid: int, block: int, *arguments: Any) -> None:
     typed = [np.int32(a) if isinstance(a, int) else a for a in arguments]
     typed = [np.float32(a) if isinstance(a, float) else a for a in typed]
-    call(library, kernel, (grid, 1, 1), block, typed)
+    call(module, kernel, (grid, 1, 1), block, typed)
 
 
-def library(stem: str) -> Any:
-    return EmulatedBackend().library(stem, 64)
+def module(stem: str) -> Any:
+    return EmulatedBackend().module(stem, 64)
 
 
 WORDS_OF_A_COUNTER = """
@@ -91,7 +91,7 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
             arrays[-1][:] = value
             assert arrays[-1].ctypes.data % 16 == 4 * offset
         numbers = (0.9, 0.999, 1e-8, size)
-        run(library("adam"), "adam_update", 2, 32, *arrays, schedule, new_state(), *numbers)
+        run(module("adam"), "adam_update", 2, 32, *arrays, schedule, new_state(), *numbers)
         results.append(b"".join(array.tobytes() for array in arrays))
     assert results[0] == results[1]
 
@@ -101,8 +101,8 @@ def test_the_norm_has_the_same_bits_on_every_grid() -> None:
     results = []
     for grid in (1, 3):
         g, norm, partials = start.copy(), np.zeros(1, np.float32), np.zeros(256, np.float32)
-        run(library("adam"), "clip_gradient_partials", 256, 32, g, partials, g.size)
-        run(library("adam"), "clip_gradient", grid, 64, g, 0.5, norm, partials, g.size)
+        run(module("adam"), "clip_gradient_partials", 256, 32, g, partials, g.size)
+        run(module("adam"), "clip_gradient", grid, 64, g, 0.5, norm, partials, g.size)
         results.append(g.tobytes() + norm.tobytes())
     assert results[0] == results[1]
 
@@ -116,7 +116,7 @@ def test_totals_hold_the_sums_of_a_long_run() -> None:
     weight, state = np.zeros(1, np.float32), new_state()
     arguments = (reconstruction, kl, schedule, state, 0.0, weight, totals, 1, 1)
     for _ in range(3):
-        run(library("elbo"), "elbo_totals", 1, 512, *arguments)
+        run(module("elbo"), "elbo_totals", 1, 512, *arguments)
     assert (totals - 2.0**40).tolist() == [3 * 0.375, 3 * 0.125, 3 * 0.25]
 
 

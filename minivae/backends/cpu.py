@@ -1,4 +1,4 @@
-"""The CPU backend: Numba kernels, of which matrix products and convolutions run on all cores.
+"""The CPU backend: Numba kernels, which share rows, tiles or parameters among all cores.
 float32 only: float64, which gradient checks use, goes to the reference.
 
 Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
@@ -25,11 +25,9 @@ from .reference import Call, ReferenceBackend
 CACHE_BYTES = 1 << 19
 """How much memory a kernel goes through again and again: half of a second-level cache."""
 
-
 STILL = ConvGeometry(1, 1, 0, 0)
 POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 """The window of a dense layer."""
-
 
 CACHE_LINE = 64
 """Bytes."""
@@ -198,8 +196,7 @@ class CpuBackend(ReferenceBackend):
 
     def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
         """For each core, memory for the pixels of as many images y as stay in its cache."""
-        images = min(_images_in_cache(x, y), len(y))
-        shape = (get_num_threads(), images, y.shape[1] * y.shape[2], y.shape[3])
+        shape = (get_num_threads(), _images_in_cache(x, y), y.shape[1] * y.shape[2], y.shape[3])
         return self._workspace("scratch", shape)
 
     def _forward(

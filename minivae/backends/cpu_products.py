@@ -1,7 +1,7 @@
 """The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
 
 All of them gather the rows of one operand through `Windows` (cpu_windows.py); no matrix of columns
-is written. A kernel runs on one core and without the GIL.
+is written. A kernel runs on one core, a shared one on all.
 """
 
 from typing import Any

@@ -64,7 +64,7 @@ def build(text: str, *flags: str) -> ctypes.CDLL:
 
 
 @cache
-def _library(stem: str, tensor_cores: bool, tile_columns: int) -> ctypes.CDLL:
+def _module(stem: str, tensor_cores: bool, tile_columns: int) -> ctypes.CDLL:
     return build(source(stem, tensor_cores=tensor_cores, tile_columns=tile_columns))
 
 
@@ -75,7 +75,7 @@ def call(
     block: int,
     arguments: list[Any],
 ) -> None:
-    """Runs a kernel of a library with arrays and NumPy scalars.
+    """Runs a kernel of a module with arrays and NumPy scalars.
 
     Raises RuntimeError if the threads of a block passed different numbers of barriers.
     """
@@ -109,11 +109,11 @@ class EmulatedBackend(KernelBackend):
         block: int,
         arguments: list[Any],
     ) -> None:
-        call(self.library(kernels()[kernel].stem, tile_columns), kernel, grid, block, arguments)
+        call(self.module(kernels()[kernel].stem, tile_columns), kernel, grid, block, arguments)
 
-    def library(self, stem: str, tile_columns: int) -> ctypes.CDLL:
+    def module(self, stem: str, tile_columns: int) -> ctypes.CDLL:
         """The compiled kernels of a source, in the specialisation for `tile_columns`."""
-        return _library(stem, self.precision == "tf32", tile_columns)
+        return _module(stem, self.precision == "tf32", tile_columns)
 
     def address(self, array: NDArray) -> int:
         return array.ctypes.data
