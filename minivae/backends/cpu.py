@@ -112,11 +112,10 @@ def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[N
     return tuple(other[first : first + part.size] for other in others)
 
 
-def _noise_words(noise: Noise) -> tuple[np.uint64, np.uint64, np.uint64]:
+def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     """(stream, low word, high word) of a noise's key, as the kernels take them."""
-    words = (noise.stream, noise.seed & 0xFFFFFFFF, (noise.seed >> 32) & 0xFFFFFFFF)
-    stream, low, high = (np.uint64(word) for word in words)
-    return stream, low, high
+    low, high = noise.seed & 0xFFFFFFFF, (noise.seed >> 32) & 0xFFFFFFFF
+    return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
 class CpuBackend(ReferenceBackend):
@@ -186,8 +185,7 @@ class CpuBackend(ReferenceBackend):
         """w (kh, kw, c, k) for a product that makes c or k numbers, whichever axis `outputs` is, 2
         or 3: as (t, inputs, outputs), or by columns, (t, outputs, inputs), and which."""
         taps = _taps(w)
-        few = w.shape[outputs] <= products.FEW
-        by_columns = few or (outputs == 2 and len(taps) == 1 and w.shape[3] >= products.LONG)
+        by_columns = w.shape[outputs] <= products.FEW
         if by_columns == (outputs == 2):
             return taps, by_columns
         transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
@@ -198,6 +196,10 @@ class CpuBackend(ReferenceBackend):
         """For each core, memory for the pixels of as many images y as stay in its cache."""
         shape = (get_num_threads(), _images_in_cache(x, y), y.shape[1] * y.shape[2], y.shape[3])
         return self._workspace("scratch", shape)
+
+    def _swept(self, y: NDArray, activation: Activation) -> NDArray:
+        """Where y is before its activation: scratch, or y itself if no sweep is needed."""
+        return y if activation.kind in products.BENT else self._workspace("scratch", y.shape)
 
     def _forward(
         self,
@@ -210,11 +212,8 @@ class CpuBackend(ReferenceBackend):
         activation: Activation,
     ) -> None:
         """y = activation(b + the windows of x times w), w as from `_oriented`."""
-        arguments, code = (_pixels(x), w, b, _pixels(y), seen, by_columns), _code(activation)
-        if seen is POINT and not by_columns and y.nbytes <= CACHE_BYTES:
-            z = self._workspace("scratch", _pixels(y).shape)
-            return self._run(products.dense_forward, *arguments, z, get_num_threads(), *code)
-        self._run(products.window_forward, *arguments, self._scratch(x, y), *code)
+        arguments = (_pixels(x), w, b, _pixels(y), seen, by_columns)
+        self._run(products.window_forward, *arguments, self._scratch(x, y), *_code(activation))
 
     def _input_gradient(
         self,
@@ -227,13 +226,9 @@ class CpuBackend(ReferenceBackend):
         below: Activation,
     ) -> None:
         """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        arguments, code = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns), _code(below)
-        if seen is POINT and not by_columns and dx.nbytes <= CACHE_BYTES:
-            dy = self._workspace("scratch", _pixels(dx).shape)
-            return self._run(
-                products.dense_input_gradient, *arguments, dy, get_num_threads(), *code
-            )
-        self._run(products.window_input_gradient, *arguments, self._scratch(dz, dx), *code)
+        arguments = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns)
+        scratch = self._scratch(dz, dx)
+        self._run(products.window_input_gradient, *arguments, scratch, *_code(below))
 
     def _weight_gradient(
         self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
@@ -254,21 +249,36 @@ class CpuBackend(ReferenceBackend):
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
         self._run(products.bias_gradient, rows, sums, db)
 
+    @staticmethod
+    def _by_shares(y: NDArray, activation: Activation) -> bool:
+        """Whether a dense layer's result y is better made by shares of its tiles than by images:
+        if it is wide enough for tiles, and needs no second sweep or stays in the cache for it."""
+        stays = y.nbytes <= CACHE_BYTES or activation.kind in products.BENT
+        return stays and y.shape[1] > products.FEW
+
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(x, w, b, y):
             return self._run(super().dense_forward, x, w, b, y, activation)
-        oriented = self._oriented(w[None, None], 3)
-        self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
+        if not self._by_shares(y, activation):
+            oriented = self._oriented(w[None, None], 3)
+            return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
+        arguments = (x, w, b, y, self._swept(y, activation), get_num_threads())
+        self._run(products.dense_forward, *arguments, *_code(activation))
 
     def dense_input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return self._run(super().dense_input_gradient, dz, w, x, dx, activation)
-        oriented = self._oriented(w[None, None], 2)
-        self._input_gradient(_points(dz), *oriented, _points(x), _points(dx), POINT, activation)
+        if not self._by_shares(dx, activation):
+            oriented = self._oriented(w[None, None], 2)
+            points = (_points(x), _points(dx))
+            return self._input_gradient(_points(dz), *oriented, *points, POINT, activation)
+        panels = (get_num_threads(), w.shape[1], products.WIDTH)
+        scratch = (self._swept(dx, activation), self._workspace("panels", panels))
+        self._run(products.dense_input_gradient, dz, w, x, dx, *scratch, *_code(activation))
 
     def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
         if not _is_float32(x, dz, dw, db):
@@ -355,7 +365,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(head, z, kl):
             return self._run(super().latent_forward, head, z, kl, noise, state)
-        self._run(kernels.latent_forward, head, z, kl, *_noise_words(noise), state)
+        words = _noise_words(noise)
+        self._run(kernels.latent_forward, head, z, kl, *words, state, get_num_threads())
 
     def latent_backward(
         self,
@@ -368,7 +379,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(head, dz, kl_weight, dhead):
             return self._run(super().latent_backward, head, dz, kl_weight, dhead, noise, state)
-        self._run(kernels.latent_backward, head, dz, kl_weight, dhead, *_noise_words(noise), state)
+        arguments = (head, dz, kl_weight, dhead, *_noise_words(noise), state)
+        self._run(kernels.latent_backward, *arguments, get_num_threads())
 
     def importance_latent_forward(
         self,
@@ -383,16 +395,8 @@ class CpuBackend(ReferenceBackend):
             return self._run(
                 super().importance_latent_forward, head, z, log_ratio, log_scale, noise, state
             )
-        words = _noise_words(noise)
-        self._run(
-            kernels.importance_latent_forward,
-            head,
-            z,
-            log_ratio,
-            np.float32(log_scale),
-            *words,
-            state,
-        )
+        arguments: Any = (head, z, log_ratio, np.float32(log_scale), *_noise_words(noise), state)
+        self._run(kernels.importance_latent_forward, *arguments, get_num_threads())
 
     def importance_latent_backward(
         self,
@@ -408,11 +412,11 @@ class CpuBackend(ReferenceBackend):
         if not _is_float32(head, dz, weights, dhead):
             arguments = (head, dz, weights, dhead, scale, log_scale, noise, state)
             return self._run(super().importance_latent_backward, *arguments)
-        eps = self._workspace("noise", (len(head), dz.shape[1]))
+        eps = self._workspace("noise", dz.shape)
         self._run(
             kernels.importance_latent_backward,
             *(head, dz, weights, dhead, np.float32(scale), np.float32(log_scale)),
-            *(eps, *_noise_words(noise), state),
+            *(eps, *_noise_words(noise), state, get_num_threads()),
         )
 
     def importance_loss(
@@ -567,7 +571,8 @@ class CpuBackend(ReferenceBackend):
         if binarization == "threshold":
             self._run(kernels.gather_thresholded, *arguments)
         elif binarization == "stochastic":
-            self._run(kernels.gather_stochastic, *arguments, *_noise_words(noise))
+            words = np.empty((get_num_threads(), x.shape[1] + 3), np.uint32)
+            self._run(kernels.gather_stochastic, *arguments, words, *_noise_words(noise))
         else:
             self._run(kernels.gather_scaled, *arguments)
 

@@ -25,6 +25,8 @@ sum_kernel: Any = njit(
 shared_kernel: Any = njit(
     cache=True, nogil=True, parallel=True, fastmath={"contract"}, error_model="numpy"
 )
+inlined: Any = njit(inline="always")
+"""For what a loop around it must see to be vectorised: a loop of its own."""
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU = range(len(KINDS))
 """The codes of the kinds, in the order of KINDS."""
@@ -66,8 +68,13 @@ SQRT_HALF, SQRT_TWO = np.float32(math.sqrt(0.5)), np.float32(math.sqrt(2))
 SQRT_HALF_BITS = np.int32(SQRT_HALF.view(np.int32))
 INVERSE_SQRT_TWO_PI = np.float32(1 / math.sqrt(2 * math.pi))
 
-M0, M1, W0, W1 = (np.uint64(c) for c in (philox.M0, philox.M1, philox.W0, philox.W1))
-LOW, THIRTY_TWO = np.uint64(0xFFFFFFFF), np.uint64(32)
+TWO_OVER_PI = np.float32(2 / math.pi)
+HALF_PI_HIGH, HALF_PI_MIDDLE = np.float32(1.5703125), np.float32(4.837512969970703125e-4)
+HALF_PI_LOW = np.float32(7.549789948768648e-8)
+
+M0, M1 = np.uint64(philox.M0), np.uint64(philox.M1)
+W0, W1 = np.uint32(philox.W0), np.uint32(philox.W1)
+THIRTY_TWO = np.uint64(32)
 
 
 @kernel
@@ -174,6 +181,27 @@ def softplus(z):
 
 
 @kernel
+def cos_and_sin(angle):
+    """(cos, sin) of an angle from 0 to 2 pi = q pi/2 + r, |r| <= pi/4: the Taylor series of r,
+    economised, with places and signs changed by the quadrant q."""
+    shifted = angle * TWO_OVER_PI + ROUNDER
+    q = bits_of_float(shifted) - ROUNDER_BITS
+    nearest = shifted - ROUNDER
+    r = ((angle - nearest * HALF_PI_HIGH) - nearest * HALF_PI_MIDDLE) - nearest * HALF_PI_LOW
+    square = r * r
+    s = np.float32(-1.9515295891e-4)
+    s = s * square + np.float32(8.3321608736e-3)
+    s = s * square + np.float32(-1.6666654611e-1)
+    s = s * square * r + r
+    c = np.float32(2.443315711809948e-5)
+    c = c * square + np.float32(-1.388731625493765e-3)
+    c = c * square + np.float32(4.166664568298827e-2)
+    c = c * square * square + (ONE - HALF * square)
+    cos, sin = (s, c) if q & 1 else (c, s)
+    return -cos if (q + 1) & 2 else cos, -sin if q & 2 else sin
+
+
+@kernel
 def normal_distribution(z):
     """Phi(z), with the C library's erf."""
     return HALF * (ONE + np.float32(math.erf(z * SQRT_HALF)))
@@ -267,19 +295,19 @@ def sum_rows(dz, db):
 
 # Noise
 
+COUNTERS = 128
+"""Blocks of noise that are made at a time: enough to fill vectors, few enough to stay in the
+nearest cache."""
 
-@kernel
+
+@inlined
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """Four random words in uint64 from a counter and a key in uint64 (philox.E1)."""
+    """Four random words from a counter and a key (philox.E1), all uint32."""
     for _ in range(philox.ROUNDS):
-        product0 = c0 * M0
-        product1 = c2 * M1
-        c0 = (product1 >> THIRTY_TWO) ^ c1 ^ k0
-        c1 = product1 & LOW
-        c2 = (product0 >> THIRTY_TWO) ^ c3 ^ k1
-        c3 = product0 & LOW
-        k0 = (k0 + W0) & LOW
-        k1 = (k1 + W1) & LOW
+        product0, product1 = np.uint64(c0) * M0, np.uint64(c2) * M1
+        c0, c1 = np.uint32(product1 >> THIRTY_TWO) ^ c1 ^ k0, np.uint32(product1)
+        c2, c3 = np.uint32(product0 >> THIRTY_TWO) ^ c3 ^ k1, np.uint32(product0)
+        k0, k1 = np.uint32(k0 + W0), np.uint32(k1 + W1)
     return c0, c1, c2, c3
 
 
@@ -292,95 +320,124 @@ def _uniform(word):
 @kernel
 def _box_muller(word0, word1):
     """philox.E3."""
-    radius = np.float32(math.sqrt(-TWO * log(_uniform(word0))))
-    angle = np.float32(2 * math.pi) * _uniform(word1)
-    return radius * np.float32(math.cos(angle)), radius * np.float32(math.sin(angle))
+    radius = np.sqrt(-TWO * log(_uniform(word0)))
+    cos, sin = cos_and_sin(np.float32(2 * math.pi) * _uniform(word1))
+    return radius * cos, radius * sin
 
 
 @kernel
-def standard_normal_row(eps, row, step, stream, key_low, key_high):
-    """The noise of a row into `eps` (columns,). All but eps are uint64."""
-    for block in range((eps.size + 3) // 4):
-        words = philox4x32(np.uint64(block), row, step & LOW, stream, key_low, key_high)
-        e0, e1 = _box_muller(words[0], words[1])
-        e2, e3 = _box_muller(words[2], words[3])
-        for lane, e in enumerate((e0, e1, e2, e3)):
-            if 4 * block + lane < eps.size:
-                eps[4 * block + lane] = e
+def standard_normal_rows(eps, first, step, stream, key_low, key_high):
+    """The noise of the rows from `first` on into `eps` (rows, columns); `first` and step are signed
+    integers. Many blocks, of whatever rows, go through the same operations at a time."""
+    rows, columns = eps.shape
+    blocks = (columns + 3) // 4
+    row_of, block_of = np.empty(COUNTERS, np.uint32), np.empty(COUNTERS, np.uint32)
+    normals = np.empty((4, COUNTERS), np.float32)
+    words = np.empty((4, COUNTERS), np.uint32)
+    step = np.uint32(step)
+    row, block = 0, 0
+    for begin in range(0, rows * blocks, COUNTERS):
+        count = min(COUNTERS, rows * blocks - begin)
+        first_row, first_block = row, block
+        for i in range(count):
+            row_of[i], block_of[i] = first + row, block
+            block += 1
+            if block == blocks:
+                row, block = row + 1, 0
+        for i in range(count):
+            four = philox4x32(block_of[i], row_of[i], step, stream, key_low, key_high)
+            words[0, i], words[1, i], words[2, i], words[3, i] = four
+        for i in range(count):
+            normals[0, i], normals[1, i] = _box_muller(words[0, i], words[1, i])
+            normals[2, i], normals[3, i] = _box_muller(words[2, i], words[3, i])
+        row, block = first_row, first_block
+        for i in range(count):
+            for lane in range(min(4, columns - 4 * block)):
+                eps[row, 4 * block + lane] = normals[lane, i]
+            block += 1
+            if block == blocks:
+                row, block = row + 1, 0
 
 
 # Latent
 
 
 @shared_kernel
-def latent_forward(head, z, kl, stream, key_low, key_high, state):
+def latent_forward(head, z, kl, stream, key_low, key_high, state, parts):
     """latent.E1 and latent.E2."""
     n, d = z.shape
-    step = np.uint64(state[STEP])
-    for row in prange(n):
-        eps, mu, logvar = z[row], head[row, :d], head[row, d:]
-        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
-        for j in range(d):
-            z[row, j] = mu[j] + exp(HALF * logvar[j]) * eps[j]
-            kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+        for row in range(begin, end):
+            mu, logvar = head[row, :d], head[row, d:]
+            for j in range(d):
+                z[row, j] = mu[j] + exp(HALF * logvar[j]) * z[row, j]
+                kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
 
 
 @shared_kernel
-def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state):
+def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state, parts):
     """latent.E3 and latent.E4."""
     n, d = dz.shape
-    step = np.uint64(state[STEP])
-    for row in prange(n):
-        eps, mu, logvar = dhead[row, d:], head[row, :d], head[row, d:]
-        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
-        for j in range(d):
-            dhead[row, j] = dz[row, j] + kl_weight[j] * mu[j]
-            growth = dz[row, j] * eps[j] * exp(HALF * logvar[j])
-            dhead[row, d + j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        eps = dhead[begin:end, d:]
+        standard_normal_rows(eps, begin, state[STEP], stream, key_low, key_high)
+        for row in range(begin, end):
+            mu, logvar = head[row, :d], head[row, d:]
+            dmu, dlogvar = dhead[row, :d], dhead[row, d:]
+            for j in range(d):
+                dmu[j] = dz[row, j] + kl_weight[j] * mu[j]
+                growth = dz[row, j] * dlogvar[j] * exp(HALF * logvar[j])
+                dlogvar[j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
 
 
 @shared_kernel
-def importance_latent_forward(head, z, log_ratio, log_scale, stream, key_low, key_high, state):
+def importance_latent_forward(
+    head, z, log_ratio, log_scale, stream, key_low, key_high, state, parts
+):
     """importance.E1."""
-    n, d = head.shape[0], z.shape[1]
-    draws = z.shape[0] // n
-    step = np.uint64(state[STEP])
-    for row in prange(n * draws):
-        mu, logvar = head[row // draws, :d], head[row // draws, d:]
-        eps = z[row]
-        standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
-        total = ZERO
-        for j in range(d):
-            noise, scaled = eps[j], log_scale * logvar[j]
-            drawn = mu[j] + exp(HALF * scaled) * noise
-            total += noise * noise - drawn * drawn + scaled
-            z[row, j] = drawn
-        log_ratio[row] = HALF * total
+    (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
+    for part in prange(parts):
+        begin, end = rows * part // parts, rows * (part + 1) // parts
+        standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+        for row in range(begin, end):
+            mu, logvar = head[row // draws, :d], head[row // draws, d:]
+            total = ZERO
+            for j in range(d):
+                noise, scaled = z[row, j], log_scale * logvar[j]
+                drawn = mu[j] + exp(HALF * scaled) * noise
+                total += noise * noise - drawn * drawn + scaled
+                z[row, j] = drawn
+            log_ratio[row] = HALF * total
 
 
 @shared_kernel
 def importance_latent_backward(
-    head, dz, weights, dhead, scale, log_scale, noise, stream, key_low, key_high, state
+    head, dz, weights, dhead, scale, log_scale, noise, stream, key_low, key_high, state, parts
 ):
-    """importance.E5 to E7; noise (n, d) is scratch."""
+    """importance.E5 to E7; noise (n k, d) is scratch."""
     n, d = head.shape[0], dz.shape[1]
     draws = dz.shape[0] // n
-    step = np.uint64(state[STEP])
-    for image in prange(n):
-        eps, mu, logvar = noise[image], head[image, :d], head[image, d:]
-        dmu, dlogvar = dhead[image, :d], dhead[image, d:]
-        dmu[:] = ZERO
-        dlogvar[:] = -scale
-        for row in range(image * draws, (image + 1) * draws):
-            standard_normal_row(eps, np.uint64(row), step, stream, key_low, key_high)
-            weight = scale * weights[row]
+    for part in prange(parts):
+        begin, end = n * part // parts, n * (part + 1) // parts
+        eps = noise[begin * draws : end * draws]
+        standard_normal_rows(eps, begin * draws, state[STEP], stream, key_low, key_high)
+        for image in range(begin, end):
+            mu, logvar = head[image, :d], head[image, d:]
+            dmu, dlogvar = dhead[image, :d], dhead[image, d:]
+            dmu[:] = ZERO
+            dlogvar[:] = -scale
+            for row in range(image * draws, (image + 1) * draws):
+                weight = scale * weights[row]
+                for j in range(d):
+                    deviation = exp(HALF * log_scale * logvar[j]) * noise[row, j]
+                    g = dz[row, j] + weight * (mu[j] + deviation)
+                    dmu[j] += g
+                    dlogvar[j] += g * deviation
             for j in range(d):
-                deviation = exp(HALF * log_scale * logvar[j]) * eps[j]
-                g = dz[row, j] + weight * (mu[j] + deviation)
-                dmu[j] += g
-                dlogvar[j] += g * deviation
-        for j in range(d):
-            dlogvar[j] *= HALF * log_scale
+                dlogvar[j] *= HALF * log_scale
 
 
 # Objective
@@ -598,19 +655,23 @@ def gather_thresholded(data, permutation, state, x, white):
 
 
 @shared_kernel
-def gather_stochastic(data, permutation, state, x, white, stream, key_low, key_high):
-    """batch.E3, exact in float64."""
-    m = x.shape[1]
-    epoch = np.uint64(state[EPOCH]) & LOW
-    for row in prange(x.shape[0]):
-        image = permutation[state[FIRST] + row]
-        for block in range((m + 3) // 4):
-            words = philox4x32(np.uint64(block), np.uint64(image), epoch, stream, key_low, key_high)
-            for lane, word in enumerate(words):
-                i = 4 * block + lane
-                if i < m:
-                    threshold = np.float64(data[image, i]) * 2.0**32
-                    x[row, i] = ONE if np.float64(word) * white < threshold else ZERO
+def gather_stochastic(data, permutation, state, x, white, words, stream, key_low, key_high):
+    """batch.E3, exact in float64; words (parts, m + 3) is scratch."""
+    (n, m), parts = x.shape, words.shape[0]
+    epoch = np.uint32(state[EPOCH])
+    for part in prange(parts):
+        own = words[part]
+        for row in range(n * part // parts, n * (part + 1) // parts):
+            image = permutation[state[FIRST] + row]
+            for block in range((m + 3) // 4):
+                four = philox4x32(
+                    np.uint32(block), np.uint32(image), epoch, stream, key_low, key_high
+                )
+                at = 4 * block
+                own[at], own[at + 1], own[at + 2], own[at + 3] = four
+            for i in range(m):
+                threshold = np.float64(data[image, i]) * 2.0**32
+                x[row, i] = ONE if np.float64(own[i]) * white < threshold else ZERO
 
 
 # Labels

@@ -1,19 +1,23 @@
 """The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
 
-All of them gather the rows of one operand through `Windows` (cpu_windows.py); no matrix of columns
-is written. A kernel runs on one core, a shared one on all.
+Those of convolutions gather the rows of one operand through `Windows` (cpu_windows.py); no matrix
+of columns is written. A kernel runs on one core, a shared one on all.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from ..ops.activations import KINDS
 from ..ops.state import FAILED, INDEX
 from .cpu_kernels import (
+    IDENTITY,
+    LEAKY_RELU,
+    ONE,
+    RELU,
     ZERO,
     activate,
     adam,
+    inlined,
     kernel,
     multiply_derivative,
     shared_kernel,
@@ -26,6 +30,8 @@ from .cpu_tiles import (
     VECTORS,
     WIDTH,
     add_tile,
+    bend_back_tile,
+    bend_tile,
     load_tile,
     multiply_add,
     multiply_add_dots,
@@ -35,13 +41,11 @@ from .cpu_tiles import (
     zero_tile,
 )
 
-inlined: Any = njit(inline="always")
+BENT = tuple(KINDS[code] for code in (IDENTITY, RELU, LEAKY_RELU))
+"""Activations that are a line, bent at 0 or not: a tile goes through them in its registers."""
 
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
-
-LONG = 32 * LANES
-"""Sums of so many terms are worth more than turning w: adding up lanes at their end is little."""
 
 
 @shared_kernel
@@ -233,25 +237,115 @@ def window_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slop
         )
 
 
+# Dense layers, by shares of tiles: each core then reads but its part of a w that is larger than x.
+
+
+@inlined
+def _matrix_share(n, columns, part, parts):
+    """(first tile, the one after the last, tiles in a column of tiles) of a part of a matrix."""
+    tiles = (n + ROWS - 1) // ROWS
+    total = tiles * ((columns + WIDTH - 1) // WIDTH)
+    return total * part // parts, total * (part + 1) // parts, tiles
+
+
+@inlined
+def _matrix_rows(row, n, x_rows, x_columns, y_rows, y_columns):
+    """The places in x and y of ROWS rows from `row` on; the last row comes again, to be computed
+    a second time alike."""
+    for r in range(ROWS):
+        place = min(row + r, n - 1)
+        x_rows[r], y_rows[r] = place * x_columns, place * y_columns
+
+
+@kernel
+def _dense_product(x, w, b, y, slope, part, parts):
+    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles."""
+    (n, inputs), columns = x.shape, w.shape[1]
+    x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
+    x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    b_rows = np.zeros(ROWS, np.intp)
+    begin, end, tiles = _matrix_share(n, columns, part, parts)
+    for number in range(begin, end):
+        block = number // tiles * WIDTH
+        width = min(WIDTH, columns - block)
+        _matrix_rows(number % tiles * ROWS, n, x_rows, inputs, y_rows, columns)
+        tile = load_tile(b, b_rows, block, width)
+        tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
+        store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
+
+
+@kernel
+def _dense_back_product(dz, w, x, dx, slope, panel, part, parts):
+    """dx = dz w^T, multiplied by `slope` where x is not positive, or a share of its tiles.
+
+    WIDTH rows of w at a time are turned into the columns of `panel` (o, WIDTH), which stays in the
+    cache while all rows of dz go by.
+    """
+    (n, outputs), columns = dz.shape, w.shape[0]
+    dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
+    x_flat, dx_flat = x.reshape(-1), dx.reshape(-1)
+    dz_rows, dx_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    begin, end, tiles = _matrix_share(n, columns, part, parts)
+    turned = -1
+    for number in range(begin, end):
+        block = number // tiles * WIDTH
+        width = min(WIDTH, columns - block)
+        if block != turned:
+            for c in range(0, width, LANES):
+                for k in range(0, outputs, LANES):
+                    at, to = (block + c) * outputs + k, k * WIDTH + c
+                    transpose_square(
+                        w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
+                    )
+            turned = block
+        _matrix_rows(number % tiles * ROWS, n, dz_rows, outputs, dx_rows, columns)
+        tile = _accumulate(
+            zero_tile(), outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width
+        )
+        tile = bend_back_tile(tile, x_flat, dx_rows, block, width, slope)
+        store_tile(tile, dx_flat, dx_rows, block, width)
+
+
+@inlined
+def _negative_slope(kind, slope):
+    """(whether the activation is a line bent at 0, its slope below; else that of no bend)."""
+    if kind == RELU:
+        return True, ZERO
+    if kind == LEAKY_RELU:
+        return True, slope
+    return kind == IDENTITY, ONE
+
+
 @shared_kernel
-def dense_forward(x, w, b, y, windows, by_columns, z, parts, kind, slope):
-    """`window_forward` for a few images of one pixel, z and y (n, 1, k), by shares of tiles: each
-    core then reads but its part of a w that is larger than x."""
+def dense_forward(x, w, b, y, z, parts, kind, slope):
+    """y = f(x w + b) (dense.E).
+
+    Shapes: x (n, i), w (i, o), b (o,), y and z (n, o): scratch, or y itself if f is BENT.
+    """
     n = x.shape[0]
+    bent, below = _negative_slope(kind, slope)
     for part in prange(parts):
-        _linear(x, w, b, z, windows, by_columns, part, parts)
+        _dense_product(x, w, b, z, below, part, parts)
+    if bent:
+        return
     for part in prange(parts):
         begin, end = n * part // parts, n * (part + 1) // parts
         activate(z[begin:end].reshape(-1), y[begin:end].reshape(-1), kind, slope)
 
 
 @shared_kernel
-def dense_input_gradient(dz, w, x, dx, windows, by_columns, dy, parts, kind, slope):
-    """`window_input_gradient` for a few images of one pixel, dy and dx (n, 1, c), by shares of
-    tiles."""
-    n, zeros = x.shape[0], np.zeros(x.shape[2], np.float32)
+def dense_input_gradient(dz, w, x, dx, dy, panels, kind, slope):
+    """dx = (dz w^T) f'(x) (dense.E4).
+
+    Shapes: dz (n, o), w (i, o), x, dx and dy (n, i): scratch, or dx itself if f is BENT; scratch
+    panels (parts, o, WIDTH).
+    """
+    n, parts = x.shape[0], panels.shape[0]
+    bent, below = _negative_slope(kind, slope)
     for part in prange(parts):
-        _linear(dz, w, zeros, dy, windows, by_columns, part, parts)
+        _dense_back_product(dz, w, x, dy, below, panels[part], part, parts)
+    if bent:
+        return
     for part in prange(parts):
         begin, end = n * part // parts, n * (part + 1) // parts
         x_part, dy_part = x[begin:end].reshape(-1), dy[begin:end].reshape(-1)
@@ -346,13 +440,16 @@ def bias_gradient(dz, sums, db):
 
 @kernel
 def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts):
-    """`dense_weight_update` of a share of the weight, by ROWS rows in turn, and of the bias."""
+    """`dense_weight_update` of a share of the weight, ROWS rows at a time, and of the bias."""
     n, channels = x.shape
     columns = dz.shape[1]
     x_flat, dz_flat, g = x.reshape(-1), dz.reshape(-1), np.empty(ROWS * columns, np.float32)
     x_rows, g_rows = np.empty(ROWS, np.intp), columns * np.arange(ROWS)
     p, m, v = weight
-    for first in range(part * ROWS, channels, parts * ROWS):
+    bands = (channels + ROWS - 1) // ROWS
+    # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
+    # that goes from core to core costs more than the numbers in it.
+    for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
         for r in range(ROWS):
             x_rows[r] = min(first + r, channels - 1)
         for block in range(0, columns, WIDTH):

@@ -231,6 +231,47 @@ def multiply_add(
 
 
 @emitted
+def bend_tile(typing_context: Any, tile: Any, slope: Any) -> Any:
+    """The tile, what is negative in it multiplied by `slope`."""
+
+    def generate(context, builder, signature, arguments):
+        tile, slope = arguments
+        emit = Emitter(context, builder)
+        factor, zero = emit.splat(slope, VECTOR), VECTOR([0.0] * LANES)
+        for i in range(ROWS * VECTORS):
+            z = builder.extract_value(tile, i)
+            positive = builder.fcmp_ordered(">", z, zero)
+            tile = builder.insert_value(
+                tile, builder.select(positive, z, builder.fmul(factor, z)), i
+            )
+        return tile
+
+    return TILE(TILE, types.float32), generate
+
+
+@emitted
+def bend_back_tile(
+    typing_context: Any, tile: Any, x: Any, rows: Any, at: Any, width: Any, slope: Any
+) -> Any:
+    """The tile, multiplied by `slope` where x[rows[r] + at + column] is not positive."""
+
+    def generate(context, builder, signature, arguments):
+        tile, x, rows, at, width, slope = arguments
+        emit = Emitter(context, builder)
+        first, masks = emit.data(signature.args[1], x), emit.masks(width)
+        factor, zero = emit.splat(slope, VECTOR), VECTOR([0.0] * LANES)
+        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+            for v, output in enumerate(emit.load(first, builder.add(offset, at), masks)):
+                g = builder.extract_value(tile, r * VECTORS + v)
+                positive = builder.fcmp_ordered(">", output, zero)
+                g = builder.select(positive, g, builder.fmul(factor, g))
+                tile = builder.insert_value(tile, g, r * VECTORS + v)
+        return tile
+
+    return TILE(TILE, x, rows, types.intp, types.intp, types.float32), generate
+
+
+@emitted
 def multiply_add_dots(
     typing_context: Any,
     tile: Any,
