@@ -22,7 +22,7 @@ def source(stem: str, *, tensor_cores: bool = False, tile_columns: int = 64) -> 
     The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of
     `tile_columns`; the others are the same for all.
     """
-    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh"], ""
+    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh", "importance.cuh"], ""
     if stem in WITH_TILES:
         headers += ["async.cuh", "mma.cuh", "tile.cuh"]
         settings = (

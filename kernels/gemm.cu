@@ -107,14 +107,12 @@ struct RowSums {
   }
 };
 
-// The decoder's last layer with its loss: y = f(x w + b), the loss of each image, its gradient dz
-// before f, and, by the block that arrives last, elbo_totals.
+// The decoder's last layer with its loss: y = f(x w + b), and what loss(row, column, output) says,
+// added up over each row. True in the block that is the last of the launch.
 template <class Loss>
-__device__ __forceinline__ void dense_elbo(
+__device__ __forceinline__ bool dense_loss(
     const float* x, const float* w, const float* b, float* y, int kind, float slope,
-    const float* kl, const float* schedule, long long* state, float free_bits, float* kl_weight,
-    double* totals, float* partials, int* arrivals, RowSums sums, int n, int i, int o, int d,
-    const Loss& loss) {
+    float* partials, int* arrivals, RowSums sums, int n, int i, int o, const Loss& loss) {
   using A = Matrix<true>;
   using B = Matrix<false>;
   __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
@@ -122,22 +120,20 @@ __device__ __forceinline__ void dense_elbo(
   Share share = this_share(partials, arrivals);
   multiply<false>(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i));
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory)) return false;
 #pragma unroll 2
   for (int e = threadIdx.x; e < ROWS * COLUMNS; e += THREADS) {
     int row = place.row + e / COLUMNS, column = place.column + e % COLUMNS;
     float pixel_loss = 0.0f;
     if (row < n && column < o) {
-      size_t element = (size_t)row * o + column;
       float output = activate(kind, slope, memory[e] + b[column]);
-      y[element] = output;
-      pixel_loss = loss(element, output);
+      y[(size_t)row * o + column] = output;
+      pixel_loss = loss(row, column, output);
     }
     memory[e] = pixel_loss;
   }
   __syncthreads();
-  if (!sums.gather(memory, place, n, o)) return;
-  add_totals<THREADS>(sums.loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  return sums.gather(memory, place, n, o);
 }
 
 // x (n, i), w (i, o), b (o,), y, target and dz (n, o), loss (n,), and as in elbo_totals kl (n, d),
@@ -151,10 +147,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_el
     float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int i, int o, int d) {
-  dense_elbo(
-      x, w, b, y, kind, slope, kl, schedule, state, free_bits, kl_weight, totals, partials,
-      arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o, d,
-      [&](size_t e, float logit) { return bernoulli(logit, target[e], scale, dz[e]); });
+  bool last = dense_loss(
+      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o,
+      [&](int row, int column, float logit) {
+        size_t e = (size_t)row * o + column;
+        return bernoulli(logit, target[e], scale, dz[e]);
+      });
+  if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
 // The same for the squared error with its weight.
@@ -166,9 +165,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float free_bits, float* __restrict__ kl_weight, double* __restrict__ totals,
     float* __restrict__ row_sums, int* __restrict__ row_arrivals, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o, int d) {
-  dense_elbo(
-      x, w, b, y, kind, slope, kl, schedule, state, free_bits, kl_weight, totals, partials,
-      arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o, d, [&](size_t e, float output) {
+  bool last = dense_loss(
+      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o,
+      [&](int row, int column, float output) {
+        size_t e = (size_t)row * o + column;
         return squared_error(output, target[e], scale, weight, kind, slope, dz[e]);
       });
+  if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+}
+
+// The Bernoulli loss of k draws an image, the rows i k + s of all but target (n, o) and loss (n,):
+// weights (n k,) from log_ratio (n k,), and dz as if every draw had the weight 1 and the batch one
+// image, for importance_weigh to go on with.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_elbo(
+    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
+    const float* __restrict__ log_ratio, float* weights, float* loss, float* __restrict__ dz,
+    int importance, const float* __restrict__ kl, const float* __restrict__ schedule,
+    long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
+    double* __restrict__ totals, float* __restrict__ row_sums, int* __restrict__ row_arrivals,
+    float* __restrict__ partials, int* __restrict__ arrivals, int n, int k, int i, int o, int d) {
+  bool last = dense_loss(
+      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, weights}, n * k,
+      i, o, [&](int row, int column, float logit) {
+        float pixel = target[(size_t)(row / k) * o + column];
+        return bernoulli(logit, pixel, 1.0f, dz[(size_t)row * o + column]);
+      });
+  if (!last) return;
+  for (int image = threadIdx.x / WARP; image < n; image += THREADS / WARP) {
+    size_t first = (size_t)image * k;
+    float bound = bound_of_draws(weights + first, log_ratio + first, importance, k);
+    if (threadIdx.x % WARP == 0) loss[image] = -bound;
+  }
+  __syncthreads();
+  add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }

@@ -45,28 +45,28 @@ extern "C" __global__ void importance_loss(
       partial += bernoulli(a[j], x[image * m + j], 1.0f, gradient[j]);
     }
     float total = block_sum(partial);
-    if (threadIdx.x == 0) weights[first + s] = log_ratio[first + s] - total;
+    if (threadIdx.x == 0) weights[first + s] = total;
   }
   __syncthreads();
-  // Every thread for itself, in the same order: k is small beside the pixels.
-  float largest = weights[first], mean = 0.0f, sum = 0.0f;
-  for (int s = 0; s < k; ++s) {
-    float log_weight = weights[first + s];
-    largest = log_weight <= largest ? largest : log_weight;  // a NaN goes through, to the latch
-    mean += log_weight / (float)k;
+  if (threadIdx.x < WARP) {
+    float bound = bound_of_draws(weights + first, log_ratio + first, importance, k);
+    if (threadIdx.x == 0) loss[image] = -bound;
   }
-  for (int s = 0; s < k; ++s) sum += expf(weights[first + s] - largest);
-  if (threadIdx.x == 0) {
-    loss[image] = importance ? -(largest + logf(sum / (float)k)) : -mean;  // importance.E2
-  }
+  __syncthreads();
   for (int s = 0; s < k; ++s) {
-    float log_weight = weights[first + s];
-    float weight = importance ? expf(log_weight - largest) / sum : 1.0f / (float)k;  // E3
-    __syncthreads();  // all have read the log-weight that the weight replaces
-    if (threadIdx.x == 0) weights[first + s] = weight;
     float* gradient = dlogits + (first + s) * m;
-    for (int j = threadIdx.x; j < m; j += blockDim.x) gradient[j] *= scale * weight;  // E4
+    for (int j = threadIdx.x; j < m; j += blockDim.x) {
+      gradient[j] *= scale * weights[first + s];  // E4
+    }
   }
+}
+
+// dlogits (rows, m), weights (rows,). Grid: rows, by parts of m. What importance_loss ends with,
+// after dense_importance_elbo.
+extern "C" __global__ void importance_weigh(
+    float* __restrict__ dlogits, const float* __restrict__ weights, float scale, int m) {
+  int j = blockIdx.y * blockDim.x + threadIdx.x;
+  if (j < m) dlogits[(size_t)blockIdx.x * m + j] *= scale * weights[blockIdx.x];  // importance.E4
 }
 
 // head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One thread for each of

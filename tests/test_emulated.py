@@ -219,6 +219,56 @@ def test_a_fused_loss_is_the_references(likelihood: str, n: int, i: int, o: int,
         assert relative_error(actual, expected) < TOLERANCE[np.float32]
 
 
+@pytest.mark.parametrize("importance", [True, False])
+@pytest.mark.parametrize(
+    ("n", "draws", "i", "o"), [(1, 1, 1, 1), (7, 5, 31, 67), (3, 33, 7, 12), (20, 50, 200, 784)]
+)
+def test_a_fused_bound_is_the_references(
+    importance: bool, n: int, draws: int, i: int, o: int
+) -> None:
+    rng = np.random.default_rng([n, draws])
+    rows = n * draws
+    arrays = [
+        *(rng.standard_normal((rows, i)), rng.standard_normal((i, o)) / i**0.5, rng.random(o)),
+        *(np.full((rows, o), np.nan), rng.random((n, o)), rng.standard_normal(rows)),
+        *(np.full(rows, np.nan), np.full(n, np.nan), np.full((rows, o), np.nan)),
+        *(np.zeros((n, 0)), np.ones((1, SCHEDULE_COLUMNS)), np.zeros(0)),
+    ]
+    found = []
+    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+        own = [backend.asarray(a.astype(np.float32).astype(dtype)) for a in arrays]
+        x, w, b, y, target, log_ratio, weights, loss, dz, kl, schedule, kl_weight = own
+        state, totals = backend.asarray(new_state()), backend.zeros((3,), np.float64)
+        scored = (y, target, log_ratio, weights, loss, dz, 1 / n, importance)
+        backend.sequence(
+            Call("dense_forward", (x, w, b, y, IDENTITY)),
+            Call("importance_loss", scored),
+            Call("elbo_totals", (loss, kl, schedule, state, 0.0, kl_weight, totals)),
+        )
+        found.append([y, weights, loss, dz, totals])
+    for actual, expected in zip(*found, strict=True):
+        # A weight is the exponential of a difference of sums over all pixels.
+        assert relative_error(actual, expected) < 10 * TOLERANCE[np.float32]
+
+
+def test_a_fused_bound_that_is_not_finite_is_seen() -> None:
+    backend = EmulatedBackend()
+    x, w, b = np.ones((6, 3)), np.ones((3, 4)), np.zeros(4)
+    x[4, 1] = np.nan
+    x, w, b = (backend.asarray(a.astype(np.float32)) for a in (x, w, b))
+    y, dz, target = (backend.zeros(shape) for shape in ((6, 4), (6, 4), (2, 4)))
+    ratio, weights, loss = (backend.zeros((size,)) for size in (6, 6, 2))
+    schedule, kl, kl_weight = (backend.zeros(s) for s in ((1, SCHEDULE_COLUMNS), (2, 0), (0,)))
+    state, totals = backend.asarray(new_state()), backend.zeros((3,), np.float64)
+    backend.sequence(
+        Call("dense_forward", (x, w, b, y, IDENTITY)),
+        Call("importance_loss", (y, target, ratio, weights, loss, dz, 0.5, True)),
+        Call("elbo_totals", (loss, kl, schedule, state, 0.0, kl_weight, totals)),
+    )
+    assert state[FAILED] == 1
+    assert not totals.any()
+
+
 @pytest.mark.parametrize(("n", "d", "o"), [(1, 1, 1), (33, 5, 67), (128, 20, 400)])
 def test_a_fused_latent_backward_is_the_references(n: int, d: int, o: int) -> None:
     rng = np.random.default_rng([n, d])

@@ -208,7 +208,11 @@ class KernelBackend(ReferenceBackend):
     def sequence(self, *calls: Call) -> None:
         index = 0
         while index < len(calls):
-            for length, fused in ((3, self._dense_elbo), (2, self._dense_latent_backward)):
+            for length, fused in (
+                (3, self._dense_elbo),
+                (3, self._dense_importance_elbo),
+                (2, self._dense_latent_backward),
+            ):
                 if fused(calls[index : index + length]):
                     index += length
                     break
@@ -223,24 +227,64 @@ class KernelBackend(ReferenceBackend):
             return False
         (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
         output, target, loss, dz, *constants = loss_arguments
-        reconstruction, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
-        (n, i), o = x.shape, w.shape[1]
-        tiles = tiles_of(n, o, i)
-        columns_of_tiles = -(-o // tiles.columns)
-        follows = self.address(output) == self.address(y) and self.address(
-            reconstruction
-        ) == self.address(loss)
-        if not follows or n * columns_of_tiles > LARGEST_FUSED_ROWS:
+        if not self._follow(x, w, (output, y), (totals_arguments[0], loss)):
             return False
-        self.launch(
-            *(FUSED_LOSSES[names], (tiles.tiles, tiles.splits)),
-            *(x, w, b, y, *_code(activation), target, loss, dz, *constants[:2]),
-            *(kl, schedule, state, free_bits, kl_weight, totals),
-            *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
-            *(n, i, o, kl.shape[1]),
-            tile_columns=tiles.columns,
+        self._launch_loss(
+            *(FUSED_LOSSES[names], x, w, b, y, activation, totals_arguments),
+            *(target, loss, dz, *constants[:2]),
+            sizes=(len(x),),
         )
         return True
+
+    def _dense_importance_elbo(self, calls: Sequence[Call]) -> bool:
+        """A dense layer, the loss of its draws and the totals in one launch, and one more that
+        weighs the draws' gradients; False if `calls` are not these."""
+        names = tuple(call.primitive for call in calls)
+        if names != ("dense_forward", "importance_loss", "elbo_totals"):
+            return False
+        (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
+        logits, target, log_ratio, weights, loss, dlogits, scale, importance = loss_arguments
+        if not self._follow(x, w, (logits, y), (totals_arguments[0], loss)):
+            return False
+        rows, columns = y.shape
+        self._launch_loss(
+            *("dense_importance_elbo", x, w, b, y, activation, totals_arguments),
+            *(target, log_ratio, weights, loss, dlogits, importance),
+            sizes=(len(target), rows // len(target)),
+        )
+        self.launch("importance_weigh", (rows, _blocks(columns)), dlogits, weights, scale, columns)
+        return True
+
+    def _follow(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
+        """Whether calls work on the same arrays, and x w has no more rows than fused losses may."""
+        columns_of_tiles = -(-w.shape[1] // tiles_of(len(x), w.shape[1], x.shape[1]).columns)
+        same = all(self.address(first) == self.address(second) for first, second in pairs)
+        return same and len(x) * columns_of_tiles <= LARGEST_FUSED_ROWS
+
+    def _launch_loss(
+        self,
+        kernel: str,
+        x: Any,
+        w: Any,
+        b: Any,
+        y: Any,
+        activation: Activation,
+        totals_arguments: Sequence[Any],
+        *arguments: Any,
+        sizes: tuple[int, ...],
+    ) -> None:
+        """A dense layer with its loss; sizes are those of the batch."""
+        _, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
+        (n, i), o = x.shape, w.shape[1]
+        tiles = tiles_of(n, o, i)
+        self.launch(
+            *(kernel, (tiles.tiles, tiles.splits)),
+            *(x, w, b, y, *_code(activation), *arguments),
+            *(kl, schedule, state, free_bits, kl_weight, totals),
+            *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
+            *(*sizes, i, o, kl.shape[1]),
+            tile_columns=tiles.columns,
+        )
 
     def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
         """The input gradient of the decoder's first layer and the latent's in one launch; False if
