@@ -233,12 +233,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradi
 // x large, dz small, dw as w, db (filters,). E3 and E4.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_gradient(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
-    float* __restrict__ db, float* __restrict__ partials, int* __restrict__ arrivals,
-    int images, int height, int width, int channels, int rows, int columns,
+    float* __restrict__ db, float weight, int accumulate, float* __restrict__ partials,
+    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows, int columns,
     int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate_weight<true>(x, dz, partials, arrivals, s, Store{dw}, Store{db});
+  correlate_weight<true>(
+      x, dz, partials, arrivals, s, Store{dw, weight, accumulate}, Store{db, weight, accumulate});
 }
 
 // The same, and Adam on w and b, which begin at `weight` and `bias` in the flat buffers p, m, v.
@@ -285,12 +286,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
 // x small, dz large, dw as w. E7.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_gradient(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
-    float* __restrict__ partials, int* __restrict__ arrivals,
+    float weight, int accumulate, float* __restrict__ partials, int* __restrict__ arrivals,
     int images, int height, int width, int channels, int rows, int columns,
     int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate_weight<false>(dz, x, partials, arrivals, s, Store{dw}, Store{dw});
+  Store store = {dw, weight, accumulate};
+  correlate_weight<false>(dz, x, partials, arrivals, s, store, store);
 }
 
 // The same, and Adam on w.
@@ -311,9 +313,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_w
 
 // dz (rows, columns), db (columns,). E4.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
-    const float* __restrict__ dz, float* __restrict__ db, float* __restrict__ partials,
-    int* __restrict__ arrivals, int rows, int columns) {
-  column_sums(dz, partials, arrivals, rows, columns, Store{db});
+    const float* __restrict__ dz, float* __restrict__ db, float weight, int accumulate,
+    float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
+  column_sums(dz, partials, arrivals, rows, columns, Store{db, weight, accumulate});
 }
 
 // The same, and Adam on the bias.

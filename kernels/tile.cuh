@@ -344,10 +344,14 @@ struct ActivationDerivative {
   }
 };
 
-// A gradient to memory.
+// A gradient to memory, with its part of the batch as weight, on top of what is there or not (dense.E5).
 struct Store {
   float* gradient;
-  __device__ __forceinline__ void operator()(size_t i, float g) const { gradient[i] = g; }
+  float weight;
+  int accumulate;
+  __device__ __forceinline__ void operator()(size_t i, float g) const {
+    gradient[i] = accumulate ? __fmaf_rn(weight, g, gradient[i]) : weight * g;
+  }
 };
 
 // A gradient to Adam, which changes parameter and moments at once. It is never written to memory.

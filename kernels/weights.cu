@@ -41,12 +41,13 @@ __device__ __forceinline__ const Job* this_job(const long long* jobs, int count)
 // The weight gradients of a group of layers, jobs (count,), into the flat buffer g. Grid: the tiles
 // of all layers, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
-    const long long* __restrict__ jobs, float* __restrict__ g, float* __restrict__ partials,
-    int* __restrict__ arrivals, int count, int n) {
+    const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
+    float* __restrict__ partials, int* __restrict__ arrivals, int count, int n) {
   const Job* job = this_job(jobs, count);
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
-      Store{g + job->weight}, Store{g + job->bias}, n, (int)job->inputs, (int)job->outputs);
+      Store{g + job->weight, weight, accumulate}, Store{g + job->bias, weight, accumulate}, n,
+      (int)job->inputs, (int)job->outputs);
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat

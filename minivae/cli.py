@@ -163,6 +163,7 @@ def _add_train(commands: Any) -> None:
     option(loop, "--epochs", int, "N", "passes over the training data")
     option(loop, "--steps", int, "N", "end after this many steps instead")
     option(loop, "--batch-size", int, "N", "images in a step")
+    option(loop, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory")
     option(loop, "--lr", float, "X", "learning rate")
     option(loop, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
     option(loop, "--schedule", str, "KIND", "constant, step or cosine")
@@ -250,6 +251,7 @@ TRAINING_OPTIONS = (
         "epochs",
         "steps",
         "batch_size",
+        "accumulate",
         "binarization",
         "seed",
         "patience",

@@ -39,15 +39,18 @@ class Training:
     lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0, or when
     that loss has not improved for `patience` epochs where that is above 0. `keep_last` trains on
     the last partial batch of an epoch too; without `shuffle` every epoch has the order of the data;
-    only the first `images` are used where that is above 0. With `output_bias` the last bias starts
-    at the logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are written each
-    epoch, and also every `log_every` steps; pictures of samples or reconstructions every
-    `picture_every` steps, and checkpoints every `checkpoint_every` steps beside those of each epoch
-    (0: never).
+    only the first `images` are used where that is above 0. A batch goes through the model in
+    `accumulate` equal parts, one after another, which need as much less memory; their gradients
+    make one update (dense.E5), and each has noise, free bits, a capacity and a calibrated variance
+    of its own. With `output_bias` the last bias starts at the logits of the training images' mean,
+    clipped to [0.001, 0.999]. Metrics are written each epoch, and also every `log_every` steps;
+    pictures of samples or reconstructions every `picture_every` steps, and checkpoints every
+    `checkpoint_every` steps beside those of each epoch (0: never).
     """
 
     epochs: int = 20
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: Adam = field(default_factory=Adam)
     binarization: str = "none"
     seed: int = 0
@@ -63,9 +66,14 @@ class Training:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 1 or above")
+        if self.batch_size % self.accumulate or (self.keep_last and self.accumulate > 1):
+            raise InputError(
+                f"accumulate is {self.accumulate}, expected a divisor of the batch size "
+                f"{self.batch_size}, and no last partial batch"
+            )
         for name in (
             "steps",
             "patience",

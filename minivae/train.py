@@ -36,8 +36,8 @@ from .data import Dataset, Splits, load
 from .data.batching import epoch_permutation
 from .errors import InputError
 from .files import replacing
-from .models import VAE, Autoencoder
-from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
+from .models import VAE, Autoencoder, ModelPass
+from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
 
@@ -92,7 +92,6 @@ class Trainer:
         whole, rest = divmod(self.images, training.batch_size)
         self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
         self.total_steps = training.steps or training.epochs * self.steps_per_epoch
-        self.latent_noise = Noise(training.seed, LATENT_STREAM)
         self.binarization_noise = Noise(training.seed, BINARIZATION_STREAM)
         backend = model.backend
         self.data = backend.asarray(images.reshape(self.images, -1))
@@ -171,31 +170,44 @@ class Trainer:
         before = step % self.steps_per_epoch * self.training.batch_size
         return min(self.training.batch_size, self.images - before)
 
+    def _noise(self, part: int) -> Noise:
+        """The latent noise of a part of a batch, whose rows count from 0 again."""
+        return Noise(self.training.seed, LATENT_STREAM + part * STREAMS)
+
+    def _run_part(self, rows: int, part: int) -> ModelPass:
+        """A part of a batch of `rows` images, from its pixels to the gradient at every layer."""
+        bound = self.model.bind(rows // self.training.accumulate)
+        backend, noise = self.model.backend, self._noise(part)
+        permutation = self.permutation[part * bound.rows :]
+        backend.gather_batch(
+            *(self.data, permutation, self.state, bound.x),
+            *(self.training.binarization, self.binarization_noise),
+        )
+        if self.labels is not None:
+            backend.gather_labels(self.labels, permutation, self.state, bound.onehot)
+        bound.forward(noise, self.schedule, self.state, self.totals)
+        bound.input_gradients(noise, self.state)
+        return bound
+
     def _step(self, rows: int) -> None:
-        bound = self.model.bind(rows)
         backend, optimizer = self.model.backend, self.training.optimizer
         flat = self.model.parameters.flat
         gradients, values = flat["gradients"], flat["values"]
         moments = flat["first_moments"], flat["second_moments"]
-        batch_size = self.training.batch_size
+        batch_size, parts = self.training.batch_size, self.training.accumulate
         constants = optimizer.beta1, optimizer.beta2, optimizer.epsilon
         adam = (*moments, self.schedule, self.state, *constants)
-        backend.gather_batch(
-            *(self.data, self.permutation, self.state, bound.x),
-            *(self.training.binarization, self.binarization_noise),
-        )
-        if self.labels is not None:
-            backend.gather_labels(self.labels, self.permutation, self.state, bound.onehot)
-        bound.forward(self.latent_noise, self.schedule, self.state, self.totals)
-        bound.input_gradients(self.latent_noise, self.state)
-        if optimizer.clip_norm:
-            backend.weight_gradients(bound.weight_gradient_calls, gradients)
-            backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
-            backend.adam_update(values, gradients, *adam)
-            backend.advance_state(self.state, batch_size)
-        else:
-            calls = bound.weight_gradient_calls
+        if parts == 1 and not optimizer.clip_norm:
+            calls = self._run_part(rows, 0).weight_gradient_calls
             backend.optimizer_step(calls, values, gradients, *adam, batch_size)
+            return
+        for part in range(parts):
+            calls = self._run_part(rows, part).weight_gradient_calls
+            backend.weight_gradients(calls, gradients, 1 / parts, part > 0)
+        if optimizer.clip_norm:
+            backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
+        backend.adam_update(values, gradients, *adam)
+        backend.advance_state(self.state, batch_size)
 
     def check(self) -> None:
         """Raises NotFiniteError if a step since the last check had a loss that was not finite."""
@@ -205,10 +217,10 @@ class Trainer:
         # The latch kept parameters and state at the failed step, so the same batch comes again.
         failed = int(state[STEP])
         rows = self._rows(failed)
-        self._step(rows)
-        for name, tensor in self.model.bind(rows).named_tensors():
-            if not np.isfinite(self.model.backend.to_numpy(tensor)).all():
-                raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
+        for part in range(self.training.accumulate):
+            for name, tensor in self._run_part(rows, part).named_tensors():
+                if not np.isfinite(self.model.backend.to_numpy(tensor)).all():
+                    raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
         raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
 
     def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:

@@ -200,6 +200,8 @@ def dense_cases() -> Iterator[Case]:
         yield Case("dense_forward", label, [In(x), In(w), In(b), Out((n, o)), activation])
         yield Case("dense_input_gradient", label, [In(dz), In(w), In(x), Out((n, i)), below])
         yield Case("dense_weight_gradient", label, [In(x), In(dz), Out((i, o)), Out((o,))])
+        added = [InOut(w), InOut(b), 0.25, True]
+        yield Case("dense_weight_gradient", f"{label}-accumulated", [In(x), In(dz), *added])
 
 
 # (n, h, w, c), (kh, kw, k), (stride h, stride w, top, left), (p, q)
@@ -259,6 +261,14 @@ def conv_cases() -> Iterator[Case]:
         yield Case(
             *("conv_transpose2d_weight_gradient", label),
             [In(small), In(large), out_w, Out((c,)), geometry],
+        )
+        yield Case(
+            *("conv2d_weight_gradient", f"{label}-accumulated"),
+            [In(large), In(small), InOut(w), InOut(bias_k), geometry, 0.25, True],
+        )
+        yield Case(
+            *("conv_transpose2d_weight_gradient", f"{label}-accumulated"),
+            [In(small), In(large), InOut(w), InOut(bias_c), geometry, 0.25, True],
         )
 
 

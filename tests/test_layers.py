@@ -4,10 +4,12 @@ against central differences."""
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers import DIFFERENCES, BoundNetwork, assert_close, central_differences
+from numpy.typing import NDArray
 
 from minivae.errors import InputError
 from minivae.gradcheck import TOLERANCE, check_gradients
@@ -535,7 +537,7 @@ def test_an_odd_model_s_gradients_agree_with_differences(build: Callable[[], Aut
 def test_the_gradient_check_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     from minivae.backends.reference import ReferenceBackend
 
-    def wrong(x: np.ndarray, dz: np.ndarray, dw: np.ndarray, db: np.ndarray) -> None:
+    def wrong(x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, *_: Any) -> None:
         dw[...] = 1.001 * (x.T @ dz)
         db[...] = dz.sum(axis=0)
 
@@ -549,7 +551,7 @@ def test_the_gradient_check_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatc
 def test_the_gradient_check_sees_a_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     from minivae.backends.reference import ReferenceBackend
 
-    def wrong(x: np.ndarray, dz: np.ndarray, dw: np.ndarray, db: np.ndarray) -> None:
+    def wrong(x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, *_: Any) -> None:
         dw[...] = x.T @ dz
         db[...] = np.nan
 

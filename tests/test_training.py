@@ -12,7 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivae import VAE, Adam, Dense, Flatten, InputError, Objective, ReLU, Training, fit, load
+from minivae import (
+    VAE,
+    Adam,
+    Autoencoder,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Flatten,
+    InputError,
+    Objective,
+    ReLU,
+    Reshape,
+    Training,
+    fit,
+    load,
+)
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.data import Dataset, Splits
 from minivae.layers import JoinLabel, Layer
@@ -262,6 +277,70 @@ def test_a_recorded_step_does_what_the_step_does(clip_norm: float, conditional: 
         recorded.step()
         called._step(16)
     assert_same_bits(recorded.model.tensors(), called.model.tensors())
+
+
+# A batch in parts
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu", "emulated"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.01])
+def test_the_parts_of_a_batch_make_the_update_of_the_whole(device: str, clip_norm: float) -> None:
+    # An epsilon that makes an update as smooth in the gradient as rounding needs it.
+    optimizer = Adam(lr=0.1, epsilon=1.0, clip_norm=clip_norm)
+    trained = []
+    for accumulate in (1, 4):
+        encoder = [Conv2d(5, 3, stride=2, padding=1), ReLU(), Flatten(), Dense(7)]
+        decoder = [Dense(45), Reshape((3, 3, 5))]
+        restore = ConvTranspose2d(1, 3, stride=2, padding=1, output_padding=1)
+        model = Autoencoder(encoder, [*decoder, restore], Objective("gaussian"), (SIZE, SIZE, 1))
+        training = Training(batch_size=16, optimizer=optimizer, accumulate=accumulate)
+        trainer = Trainer(model.to(device), splits(), training)
+        for _ in range(3):
+            trainer.step()
+        trained.append((model.tensors(), trainer.progress.totals))
+    (whole, whole_totals), (parts, parts_totals) = trained
+    np.testing.assert_allclose(parts_totals, whole_totals, rtol=1e-5)
+    for name, tensor in whole.items():
+        # Float32 sums of 16 images in another order.
+        assert np.linalg.norm(parts[name] - tensor) <= 1e-5 * np.linalg.norm(tensor), name
+
+
+def test_each_part_of_a_batch_has_noise_of_its_own() -> None:
+    trainer = Trainer(small_vae().to("cpu"), splits(), Training(batch_size=16, accumulate=2))
+    deviations = []
+    for part in (0, 1):
+        bound = trainer._run_part(16, part)
+        mu, logvar = np.split(bound.encoder.output, 2, axis=1)
+        deviations.append((bound.code - mu) / np.exp(0.5 * logvar))
+    assert np.abs(deviations[0] - deviations[1]).min() > 1e-4
+
+
+def test_a_run_in_parts_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    def training(epochs: int) -> Training:
+        return Training(epochs=epochs, batch_size=16, accumulate=4)
+
+    whole = small_vae()
+    train(whole, training(4))
+    train(small_vae(), training(2), out=tmp_path)
+    resumed = small_vae()
+    train(resumed, training(4), out=tmp_path, resume=True)
+    assert_same_bits(resumed.tensors(), whole.tensors())
+
+
+def test_a_loss_that_is_not_finite_is_found_in_whichever_part_it_is() -> None:
+    model, data = small_vae(), splits()
+    images = data.train.images.astype(np.float32) / 255
+    images[3] = np.nan
+    poisoned = Splits("noise", Dataset(images, None), data.test)
+    training = Training(batch_size=16, accumulate=4, shuffle=False)
+    with pytest.raises(NotFiniteError, match="at step 1: see batch"):
+        fit(model, poisoned, training, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 0}, {"accumulate": 3}, {"keep_last": True}])
+def test_parts_that_are_not_equal_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"accumulate is [023], expected"):
+        Training(**{"batch_size": 16, "accumulate": 2, **options})
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

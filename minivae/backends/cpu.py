@@ -231,7 +231,12 @@ class CpuBackend(ReferenceBackend):
         self._run(products.window_input_gradient, *arguments, scratch, *_code(below))
 
     def _weight_gradient(
-        self, large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry
+        self,
+        large: NDArray,
+        small: NDArray,
+        dw: NDArray,
+        geometry: ConvGeometry,
+        *added: np.float32 | bool,
     ) -> None:
         """dw = E3(large, small)."""
         sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
@@ -240,14 +245,14 @@ class CpuBackend(ReferenceBackend):
         self._run(
             products.window_weight_gradient,
             *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
-            get_num_threads(),
+            *(*added, get_num_threads()),
         )
 
-    def _bias_gradient(self, dz: NDArray, db: NDArray) -> None:
+    def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
         """db = E4(dz)."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
-        self._run(products.bias_gradient, rows, sums, db)
+        self._run(products.bias_gradient, rows, sums, db, *added)
 
     @staticmethod
     def _by_shares(y: NDArray, activation: Activation) -> bool:
@@ -280,11 +285,20 @@ class CpuBackend(ReferenceBackend):
         scratch = (self._swept(dx, activation), self._workspace("panels", panels))
         self._run(products.dense_input_gradient, dz, w, x, dx, *scratch, *_code(activation))
 
-    def dense_weight_gradient(self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
+    def dense_weight_gradient(
+        self,
+        x: NDArray,
+        dz: NDArray,
+        dw: NDArray,
+        db: NDArray,
+        weight: float = 1.0,
+        accumulate: bool = False,
+    ) -> None:
         if not _is_float32(x, dz, dw, db):
-            return self._run(super().dense_weight_gradient, x, dz, dw, db)
-        self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL)
-        self._bias_gradient(_points(dz), db)
+            return self._run(super().dense_weight_gradient, x, dz, dw, db, weight, accumulate)
+        added = (np.float32(weight), accumulate)
+        self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL, *added)
+        self._bias_gradient(_points(dz), db, *added)
 
     def conv2d_forward(
         self,
@@ -315,12 +329,21 @@ class CpuBackend(ReferenceBackend):
         self._input_gradient(dz, *self._oriented(w, 2), x, dx, seen, activation)
 
     def conv2d_weight_gradient(
-        self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+        self,
+        x: NDArray,
+        dz: NDArray,
+        dw: NDArray,
+        db: NDArray,
+        geometry: ConvGeometry,
+        weight: float = 1.0,
+        accumulate: bool = False,
     ) -> None:
         if not _is_float32(x, dz, dw, db):
-            return self._run(super().conv2d_weight_gradient, x, dz, dw, db, geometry)
-        self._weight_gradient(x, dz, dw, geometry)
-        self._bias_gradient(dz, db)
+            arguments = (x, dz, dw, db, geometry, weight, accumulate)
+            return self._run(super().conv2d_weight_gradient, *arguments)
+        added = (np.float32(weight), accumulate)
+        self._weight_gradient(x, dz, dw, geometry, *added)
+        self._bias_gradient(dz, db, *added)
 
     def conv_transpose2d_forward(
         self,
@@ -353,12 +376,21 @@ class CpuBackend(ReferenceBackend):
         self._input_gradient(dz, *self._oriented(w, 3), x, dx, seen, activation)
 
     def conv_transpose2d_weight_gradient(
-        self, x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+        self,
+        x: NDArray,
+        dz: NDArray,
+        dw: NDArray,
+        db: NDArray,
+        geometry: ConvGeometry,
+        weight: float = 1.0,
+        accumulate: bool = False,
     ) -> None:
         if not _is_float32(x, dz, dw, db):
-            return self._run(super().conv_transpose2d_weight_gradient, x, dz, dw, db, geometry)
-        self._weight_gradient(dz, x, dw, geometry)
-        self._bias_gradient(dz, db)
+            arguments = (x, dz, dw, db, geometry, weight, accumulate)
+            return self._run(super().conv_transpose2d_weight_gradient, *arguments)
+        added = (np.float32(weight), accumulate)
+        self._weight_gradient(dz, x, dw, geometry, *added)
+        self._bias_gradient(dz, db, *added)
 
     def latent_forward(
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray

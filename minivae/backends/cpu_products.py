@@ -353,7 +353,7 @@ def dense_input_gradient(dz, w, x, dx, dy, panels, kind, slope):
 
 
 @kernel
-def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
+def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts):
     """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
     steps, first_pixel, targets, sources, first_tap, _, _, runs = windows
     first_tile, counts, weights, places, owned = tiles
@@ -364,7 +364,7 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
     x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
     one_group = runs.size == 1 and first_tap[1] == taps
-    if not one_group:
+    if not one_group and not accumulate:
         for row in range(part * ROWS, taps * channels, parts * ROWS):
             dw_flat[row * columns : min(row + ROWS, taps * channels) * columns] = ZERO
     for first in range(0, n, images):
@@ -394,7 +394,7 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
                 for block in range(0, columns, WIDTH):
                     width = min(WIDTH, columns - block)
                     # A group that sees all taps starts from nothing, with its first images.
-                    present = 0 if one_group and first == 0 else width
+                    present = 0 if one_group and first == 0 and not accumulate else width
                     tile = zero_tile()
                     for start in range(starts):
                         x_at, dz_at = x_starts[start], dz_starts[start] + block
@@ -410,12 +410,13 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts):
                             dz_step,
                             width,
                         )
-                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width, present)
+                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width, present, weight)
 
 
 @shared_kernel
-def window_weight_gradient(x, dz, dw, windows, tiles, images, parts):
-    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t.
+def window_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, parts):
+    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t,
+    times `weight`, on top of what dw holds if `accumulate`.
 
     Each number of dw has one owner, so that its bits do not depend on how many cores share the
     work. `images` at a time go through the cache, which also keeps the sums short.
@@ -423,19 +424,23 @@ def window_weight_gradient(x, dz, dw, windows, tiles, images, parts):
     Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
     """
     for part in prange(parts):
-        _some_weight_gradient(x, dz, dw, windows, tiles, images, part, parts)
+        _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts)
 
 
 @shared_kernel
-def bias_gradient(dz, sums, db):
-    """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums.
+def bias_gradient(dz, sums, db, weight, accumulate):
+    """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums, times
+    `weight`, on top of what db holds if `accumulate`.
 
     Shapes: dz (n h, w c), sums (parts, w c), db (c,).
     """
     n, parts = dz.shape[0], sums.shape[0]
     for part in prange(parts):
         sum_rows(dz[n * part // parts : n * (part + 1) // parts], sums[part])
-    sum_rows(sums.reshape(-1, db.size), db)
+    total = np.empty_like(db)
+    sum_rows(sums.reshape(-1, db.size), total)
+    for o in range(db.size):
+        db[o] = weight * total[o] + (db[o] if accumulate else ZERO)
 
 
 @kernel

@@ -180,13 +180,15 @@ def add_tile(
     at: Any,
     width: Any,
     present: Any,
+    weight: Any,
 ) -> Any:
-    """target[rows[r] + at + column] grows by the tile, for the rows r below `count`; columns at or
-    beyond `present` are taken to be zero."""
+    """target[rows[r] + at + column] grows by `weight` times the tile, for the rows r below `count`;
+    columns at or beyond `present` are taken to be zero."""
 
     def generate(context, builder, signature, arguments):
-        tile, target, rows, count, at, width, present = arguments
+        tile, target, rows, count, at, width, present, weight = arguments
         emit = Emitter(context, builder)
+        factor = emit.splat(weight, VECTOR)
         first = emit.data(signature.args[1], target)
         for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
             within = builder.icmp_signed("<", INDEX(r), count)
@@ -196,14 +198,14 @@ def add_tile(
             )
             place = builder.add(offset, at)
             vectors = [
-                builder.fadd(builder.extract_value(tile, r * VECTORS + v), vector)
+                emit.multiply_add(factor, builder.extract_value(tile, r * VECTORS + v), vector)
                 for v, vector in enumerate(emit.load(first, place, old))
             ]
             emit.store(vectors, first, place, new)
         return context.get_dummy_value()
 
     integers = (types.intp, types.intp, types.intp, types.intp)
-    return types.none(TILE, target, rows, *integers), generate
+    return types.none(TILE, target, rows, *integers, types.float32), generate
 
 
 @emitted

@@ -145,5 +145,5 @@ class _OneLineOutOfMemory:
             free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
             raise InputError(
                 f"device 'cuda': out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
-                "use a smaller batch"
+                "use a smaller batch, or --accumulate to train on it in parts"
             ) from None

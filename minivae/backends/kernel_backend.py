@@ -340,9 +340,11 @@ class KernelBackend(ReferenceBackend):
             *(dz, w, x, dx, *_code(activation), (n, i, o)),
         )
 
-    def dense_weight_gradient(self, x: Any, dz: Any, dw: Any, db: Any) -> None:
+    def dense_weight_gradient(
+        self, x: Any, dz: Any, dw: Any, db: Any, weight: float = 1.0, accumulate: bool = False
+    ) -> None:
         call = Call("dense_weight_gradient", (x, dz, dw, db))
-        self._launch_group("dense_weight_gradient", [call], dw, dw)
+        self._launch_group("dense_weight_gradient", [call], dw, dw, weight, accumulate)
 
     def _launch_group(
         self,
@@ -419,9 +421,17 @@ class KernelBackend(ReferenceBackend):
         self._scatter("conv2d_input_gradient", x, dz, w, geometry, dz, w, x, dx, *code)
 
     def conv2d_weight_gradient(
-        self, x: Any, dz: Any, dw: Any, db: Any, geometry: ConvGeometry
+        self,
+        x: Any,
+        dz: Any,
+        dw: Any,
+        db: Any,
+        geometry: ConvGeometry,
+        weight: float = 1.0,
+        accumulate: bool = False,
     ) -> None:
-        self._correlate_weight("conv2d_weight_gradient", x, dz, dw, geometry, x, dz, dw, db)
+        operands = (x, dz, dw, db, weight, accumulate)
+        self._correlate_weight("conv2d_weight_gradient", x, dz, dw, geometry, *operands)
 
     def conv_transpose2d_forward(
         self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
@@ -436,11 +446,18 @@ class KernelBackend(ReferenceBackend):
         self._correlate("conv_transpose2d_input_gradient", dz, x, w, geometry, dz, w, x, dx, *code)
 
     def conv_transpose2d_weight_gradient(
-        self, x: Any, dz: Any, dw: Any, db: Any, geometry: ConvGeometry
+        self,
+        x: Any,
+        dz: Any,
+        dw: Any,
+        db: Any,
+        geometry: ConvGeometry,
+        weight: float = 1.0,
+        accumulate: bool = False,
     ) -> None:
-        kernel = "conv_transpose2d_weight_gradient"
-        self._correlate_weight(kernel, dz, x, dw, geometry, x, dz, dw)
-        self._sum_columns("bias_gradient", dz, db)
+        kernel, operands = "conv_transpose2d_weight_gradient", (x, dz, dw, weight, accumulate)
+        self._correlate_weight(kernel, dz, x, dw, geometry, *operands)
+        self._sum_columns("bias_gradient", dz, db, weight, accumulate)
 
     # The latent and the losses
 
@@ -599,10 +616,13 @@ class KernelBackend(ReferenceBackend):
         blocks = min(_blocks(g.size), LARGEST_GRID)
         self.launch("clip_gradient", blocks, g, max_norm, norm, partials, g.size)
 
-    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
+    def weight_gradients(
+        self, calls: Sequence[Call], g: Any, weight: float = 1.0, accumulate: bool = False
+    ) -> None:
         """One launch for all dense layers, then the convolutions."""
-        self._launch_group("dense_weight_gradient", calls, g, g)
-        self.sequence(*(call for call in calls if call.primitive != "dense_weight_gradient"))
+        self._launch_group("dense_weight_gradient", calls, g, g, weight, accumulate)
+        others = [call for call in calls if call.primitive != "dense_weight_gradient"]
+        super().weight_gradients(others, g, weight, accumulate)
 
     def optimizer_step(
         self,

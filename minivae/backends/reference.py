@@ -76,9 +76,13 @@ class ReferenceBackend:
         for call in calls:
             call.run(self)
 
-    def weight_gradients(self, calls: Sequence[Call], g: Any) -> None:
-        """The weight gradients of a step, all of them views of the flat buffer `g`."""
-        self.sequence(*calls)
+    def weight_gradients(
+        self, calls: Sequence[Call], g: Any, weight: float = 1.0, accumulate: bool = False
+    ) -> None:
+        """The weight gradients of a batch or of a part of it (dense.E5), all of them views of the
+        flat buffer `g`. `calls` go without `weight` and `accumulate`."""
+        added = (weight, accumulate)
+        self.sequence(*(Call(name, (*arguments, *added)) for name, arguments in calls))
 
     def optimizer_step(
         self,

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .activations import Activation, activation_backward, activation_forward
+from .dense import keep_or_clear
 
 
 class ConvGeometry(NamedTuple):
@@ -94,12 +95,14 @@ def _scatter(small: NDArray, w: NDArray, large: NDArray, geometry: ConvGeometry)
     large[...] = _inside(padded, large, geometry)
 
 
-def _correlate_weight(large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry) -> None:
-    """dw_ij = sum over all positions of X_ij^T small (E3)."""
+def _correlate_weight(
+    large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry, weight: float
+) -> None:
+    """dw_ij grows by `weight` times the sum over all positions of X_ij^T small (E3)."""
     padded = _padded(large, small, dw, geometry)
     _inside(padded, large, geometry)[...] = large
     for tap, window in _windows(padded, small, dw, geometry):
-        dw[tap] = np.tensordot(window, small, axes=((0, 1, 2), (0, 1, 2)))
+        dw[tap] += weight * np.tensordot(window, small, axes=((0, 1, 2), (0, 1, 2)))
 
 
 def conv2d_forward(
@@ -136,14 +139,21 @@ def conv2d_input_gradient(
 
 
 def conv2d_weight_gradient(
-    x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+    x: NDArray,
+    dz: NDArray,
+    dw: NDArray,
+    db: NDArray,
+    geometry: ConvGeometry,
+    weight: float = 1.0,
+    accumulate: bool = False,
 ) -> None:
-    """dw by E3 and db by E4.
+    """dw by E3 and db by E4, times `weight`, on top of what they hold if `accumulate` (dense.E5).
 
     Shapes: x (n, h, w, c), dz (n, p, q, k), dw (kh, kw, c, k), db (k,).
     """
-    _correlate_weight(x, dz, dw, geometry)
-    np.sum(dz, axis=(0, 1, 2), out=db)
+    keep_or_clear(accumulate, dw, db)
+    _correlate_weight(x, dz, dw, geometry, weight)
+    db += weight * np.sum(dz, axis=(0, 1, 2))
 
 
 def conv_transpose2d_forward(
@@ -177,11 +187,18 @@ def conv_transpose2d_input_gradient(
 
 
 def conv_transpose2d_weight_gradient(
-    x: NDArray, dz: NDArray, dw: NDArray, db: NDArray, geometry: ConvGeometry
+    x: NDArray,
+    dz: NDArray,
+    dw: NDArray,
+    db: NDArray,
+    geometry: ConvGeometry,
+    weight: float = 1.0,
+    accumulate: bool = False,
 ) -> None:
-    """dw by E7 and db by E4.
+    """dw by E7 and db by E4, times `weight`, on top of what they hold if `accumulate` (dense.E5).
 
     Shapes: x (n, p, q, k), dz (n, h, w, c), dw (kh, kw, c, k), db (c,).
     """
-    _correlate_weight(dz, x, dw, geometry)
-    np.sum(dz, axis=(0, 1, 2), out=db)
+    keep_or_clear(accumulate, dw, db)
+    _correlate_weight(dz, x, dw, geometry, weight)
+    db += weight * np.sum(dz, axis=(0, 1, 2))

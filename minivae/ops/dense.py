@@ -12,6 +12,11 @@ The layer's input x is the output of the activation below it. E1 is therefore fo
 that activation's derivative, so that a gradient on its way down is always dz, never dy:
 
     E4    dz_below = (dz w^T) * f_below'
+
+A batch may go through the model in parts, one after another, to need less memory. Its gradient is
+the sum of theirs, each with the part's share of the batch as its `weight` (Training.accumulate):
+
+    E5    dw = dw + weight x^T dz,    db = db + weight sum_r dz[r]
 """
 
 import numpy as np
@@ -38,10 +43,26 @@ def dense_input_gradient(
     activation_backward(None, x, dx, dx, activation)
 
 
-def dense_weight_gradient(x: NDArray, dz: NDArray, dw: NDArray, db: NDArray) -> None:
-    """dw = x^T dz (E2) and db = sum of dz over the batch (E3).
+def dense_weight_gradient(
+    x: NDArray,
+    dz: NDArray,
+    dw: NDArray,
+    db: NDArray,
+    weight: float = 1.0,
+    accumulate: bool = False,
+) -> None:
+    """dw = x^T dz (E2) and db = sum of dz over the batch (E3), times `weight`, on top of what they
+    hold if `accumulate` (E5).
 
     Shapes: x (n, i), dz (n, o), dw (i, o), db (o,).
     """
-    np.matmul(x.T, dz, out=dw)
-    np.sum(dz, axis=0, out=db)
+    keep_or_clear(accumulate, dw, db)
+    dw += weight * (x.T @ dz)
+    db += weight * np.sum(dz, axis=0)
+
+
+def keep_or_clear(accumulate: bool, dw: NDArray, db: NDArray) -> None:
+    """What a gradient is added to (E5): what dw and db hold, or else zeros."""
+    if not accumulate:
+        dw[...] = 0
+        db[...] = 0

@@ -30,6 +30,8 @@ LATENT_STREAM = 0
 BINARIZATION_STREAM = 1
 EVALUATION_STREAM = 2
 SAMPLING_STREAM = 3
+STREAMS = 4
+"""Stream s of part p of a batch is s + p STREAMS."""
 
 
 class Noise(NamedTuple):
