@@ -93,6 +93,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(
 # The fused update
 
 
+KERNEL_BACKENDS = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
 GEOMETRY = ConvGeometry(2, 2, 1, 1)
 
 
@@ -153,7 +154,7 @@ def updated(
 
 
 @pytest.mark.parametrize("precision", backends.PRECISIONS)
-@pytest.mark.parametrize("name", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", KERNEL_BACKENDS)
 def test_a_fused_update_has_the_bits_of_gradient_and_adam(name: str, precision: str) -> None:
     backend = backends.get(name, precision)
     for actual, expected in zip(
@@ -203,28 +204,33 @@ def dense_elbo(
     return arrays, calls
 
 
+@pytest.mark.parametrize("name", KERNEL_BACKENDS)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
 @pytest.mark.parametrize(
     ("n", "i", "o", "d"), [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (129, 400, 784, 33)]
 )
-def test_a_fused_loss_is_the_references(likelihood: str, n: int, i: int, o: int, d: int) -> None:
+def test_a_fused_loss_is_the_references(
+    name: str, likelihood: str, n: int, i: int, o: int, d: int
+) -> None:
     arrays, calls = dense_elbo(np.random.default_rng([n, i]), likelihood, n, i, o, d)
     found = []
-    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+    for backend, dtype in ((backends.get(name), np.float32), (backends.get("reference"), float)):
         own = [backend.asarray(a.astype(np.float32).astype(dtype)) for a in arrays]
         totals = backend.zeros((3,), np.float64)
         backend.sequence(*calls(own, backend.asarray(new_state()), totals))
-        found.append([*(own[index] for index in (3, 5, 6, 9)), totals])
+        written = [*(own[index] for index in (3, 5, 6, 9)), totals]
+        found.append([backend.to_numpy(array) for array in written])
     for actual, expected in zip(*found, strict=True):
         assert relative_error(actual, expected) < TOLERANCE[np.float32]
 
 
+@pytest.mark.parametrize("name", KERNEL_BACKENDS)
 @pytest.mark.parametrize("importance", [True, False])
 @pytest.mark.parametrize(
     ("n", "draws", "i", "o"), [(1, 1, 1, 1), (7, 5, 31, 67), (3, 33, 7, 12), (20, 50, 200, 784)]
 )
 def test_a_fused_bound_is_the_references(
-    importance: bool, n: int, draws: int, i: int, o: int
+    name: str, importance: bool, n: int, draws: int, i: int, o: int
 ) -> None:
     rng = np.random.default_rng([n, draws])
     rows = n * draws
@@ -235,7 +241,7 @@ def test_a_fused_bound_is_the_references(
         *(np.zeros((n, 0)), np.ones((1, SCHEDULE_COLUMNS)), np.zeros(0)),
     ]
     found = []
-    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+    for backend, dtype in ((backends.get(name), np.float32), (backends.get("reference"), float)):
         own = [backend.asarray(a.astype(np.float32).astype(dtype)) for a in arrays]
         x, w, b, y, target, log_ratio, weights, loss, dz, kl, schedule, kl_weight = own
         state, totals = backend.asarray(new_state()), backend.zeros((3,), np.float64)
@@ -245,7 +251,7 @@ def test_a_fused_bound_is_the_references(
             Call("importance_loss", scored),
             Call("elbo_totals", (loss, kl, schedule, state, 0.0, kl_weight, totals)),
         )
-        found.append([y, weights, loss, dz, totals])
+        found.append([backend.to_numpy(a) for a in (y, weights, loss, dz, totals)])
     for actual, expected in zip(*found, strict=True):
         # A weight is the exponential of a difference of sums over all pixels.
         assert relative_error(actual, expected) < 10 * TOLERANCE[np.float32]
@@ -269,20 +275,21 @@ def test_a_fused_bound_that_is_not_finite_is_seen() -> None:
     assert not totals.any()
 
 
+@pytest.mark.parametrize("name", KERNEL_BACKENDS)
 @pytest.mark.parametrize(("n", "d", "o"), [(1, 1, 1), (33, 5, 67), (128, 20, 400)])
-def test_a_fused_latent_backward_is_the_references(n: int, d: int, o: int) -> None:
+def test_a_fused_latent_backward_is_the_references(name: str, n: int, d: int, o: int) -> None:
     rng = np.random.default_rng([n, d])
     shapes = ((n, o), (d, o), (n, d), (n, d), (n, 2 * d), (d,), (n, 2 * d))
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     found = []
-    for backend, dtype in ((EmulatedBackend(), np.float32), (backends.get("reference"), float)):
+    for backend, dtype in ((backends.get(name), np.float32), (backends.get("reference"), float)):
         dz, w, x, dx, head, weight, dhead = (backend.asarray(a.astype(dtype)) for a in arrays)
         noise, state = Noise(7, LATENT_STREAM), backend.asarray(new_state(step=9))
         backend.sequence(
             Call("dense_input_gradient", (dz, w, x, dx, IDENTITY)),
             Call("latent_backward", (head, dx, weight, dhead, noise, state)),
         )
-        found.append(dhead)
+        found.append(backend.to_numpy(dhead))
     assert relative_error(*found) < TOLERANCE[np.float32]
 
 
