@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from minivae.plots import new_figure, save_figure
 
 COLOURS = {"minivae": "tab:blue", "torch eager": "tab:orange"}
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 def scaling_figure(path: Path, result: dict[str, Any]) -> None:
@@ -55,6 +56,9 @@ def primitives_figure(path: Path, result: dict[str, Any]) -> None:
     axes.bar_label(bars, fmt="%.2g", padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
+    axes.set_xlim(TICKS[0], max(*ratios, TICKS[-1]) * 1.3)
     axes.set_xlabel(f"time, as a multiple of its floor ({rates})")
     axes.tick_params(axis="y", labelsize=8)
     save_figure(path, figure)
