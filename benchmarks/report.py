@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import primitives_figure, scaling_figure
-from .runs import RESULTS
+from .runs import OWN_WEIGHTS, RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 DOCS = README.parent / "docs"
@@ -37,6 +37,13 @@ PAPER_LIKELIHOODS = {
     ("iwae-paper-iwae", 50): 84.78,
 }
 """Burda et al. 2016, Table 1, MNIST, one stochastic layer: NLL in nats by preset and k."""
+
+FRAMEWORKS = {
+    "minivae": "minivae, seeds 0, 1, ...",
+    "PyTorch": "PyTorch, the same weights",
+    OWN_WEIGHTS: OWN_WEIGHTS,
+}
+"""Whose runs the table has, and the heads of their columns."""
 
 PAPER_PASSES = 3280
 """Passes over the training images behind each of them."""
@@ -65,14 +72,12 @@ def runs_table() -> str:
         + [
             ", ".join(f"{loss:.2f}" for _, loss in sorted(found.get((name, epoch, framework), [])))
             or "not run"
-            for framework in ("minivae", "PyTorch")
+            for framework in FRAMEWORKS
         ]
         for name, epochs in EPOCHS.items()
         for epoch in epochs
     ]
-    return _table(
-        ["preset", "epochs", "minivae, seeds 0, 1, ...", "PyTorch, the same weights"], rows
-    )
+    return _table(["preset", "epochs", *FRAMEWORKS.values()], rows)
 
 
 def paper_table() -> str:

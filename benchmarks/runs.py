@@ -25,6 +25,9 @@ EVALUATED = (
 PEER = "peer.json"
 """The record of a run in PyTorch (torch_run.py), whose weights lie beside it."""
 
+OWN_WEIGHTS = "PyTorch, its own weights"
+"""The framework of a run that began at PyTorch's initial weights, not at minivae's."""
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -58,8 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Collect finished runs into a result file.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "runs.json")
+    parser.add_argument("--append", action="store_true", help="to the runs that are in the file")
     arguments = parser.parse_args()
-    result = {"environment": environment("cpu"), "runs": [collect(run) for run in arguments.runs]}
+    result: dict[str, Any] = {"environment": environment("cpu"), "runs": []}
+    if arguments.append:
+        result = json.loads(arguments.output.read_text())
+    result["runs"] += [collect(run) for run in arguments.runs]
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 

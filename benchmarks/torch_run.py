@@ -2,7 +2,7 @@
 
     python -m minivae.benchmarks.torch_run --preset mnist-dense --epochs 20 --data mnist --out RUN
 
-It starts from minivae's initial weights; order, noise and binarization are PyTorch's own, but for
+It starts from minivae's initial weights, or with --own-weights from PyTorch's; order, noise and binarization are PyTorch's own, but for
 the IWAE paper's presets, whose order is fixed. The weights of these are saved, for `minivae
 evaluate`.
 """
@@ -23,7 +23,7 @@ from minivae.train import Trainer
 from .cases import Case
 from .measure import environment
 from .paper_peer import PaperPeer
-from .runs import PEER
+from .runs import OWN_WEIGHTS, PEER
 from .torch_peer import TorchPeer
 
 CHUNK = 500
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--data", default="mnist", metavar="NAME|PATH")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--own-weights", action="store_true")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
     arguments = parser.parse_args()
 
@@ -56,6 +57,10 @@ def main() -> None:
     by_draws = own.objective.estimator != "analytic"
     torch.manual_seed(arguments.seed)
     peer = PaperPeer(case) if by_draws else TorchPeer(case, "cpu", "eager")
+    if arguments.own_weights:
+        for layer in peer.model.modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.modules.conv._ConvNd):
+                layer.reset_parameters()
     test = torch.tensor(splits.test.images).permute(0, 3, 1, 2) / 255
     if training.binarization == "stochastic":
         test = torch.bernoulli(test)
@@ -76,7 +81,7 @@ def main() -> None:
         save(own, arguments.out)
     result = {
         "environment": environment("cpu"),
-        "framework": "PyTorch",
+        "framework": OWN_WEIGHTS if arguments.own_weights else "PyTorch",
         "preset": arguments.preset,
         "k": own.objective.samples,
         "seed": arguments.seed,
