@@ -2,9 +2,9 @@
 
     python -m minivae.benchmarks.torch_run --preset mnist-dense --epochs 20 --data mnist --out RUN
 
-It starts from minivae's initial weights, or with --own-weights from PyTorch's; order, noise and binarization are PyTorch's own, but for
-the IWAE paper's presets, whose order is fixed. The weights of these are saved, for `minivae
-evaluate`.
+It starts from minivae's initial weights, or with --own-weights from PyTorch's; order, noise and
+binarization are PyTorch's own, but for the IWAE paper's presets, whose order is fixed. The weights
+of these are saved, for `minivae evaluate`.
 """
 
 import argparse
