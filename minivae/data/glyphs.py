@@ -80,10 +80,10 @@ def _warped(
 ) -> Iterator[NDArray[np.uint8]]:
     for first in range(0, len(labels), CHUNK):
         chunk = slice(first, first + CHUNK)
-        digits = masters[fonts[chunk], labels[chunk]]
-        values = _bilinear(digits, *_source_points(len(digits), rng))
-        threshold = rng.uniform(0.25, 0.5, (len(digits), 1, 1))
-        softness = rng.uniform(0.25, 0.45, (len(digits), 1, 1))
+        which = 10 * fonts[chunk] + labels[chunk]
+        values = _bilinear(masters, which, *_source_points(len(which), rng))
+        threshold = rng.uniform(0.25, 0.5, (len(which), 1, 1))
+        softness = rng.uniform(0.25, 0.45, (len(which), 1, 1))
         yield np.rint(255 * np.clip((values - threshold) / softness + 0.5, 0, 1)).astype(np.uint8)
 
 
@@ -118,14 +118,17 @@ def _smooth_displacement(count: int, rng: np.random.Generator) -> NDArray[np.flo
 
 
 def _bilinear(
-    images: NDArray[np.floating], rows: NDArray[np.float64], columns: NDArray[np.float64]
+    masters: NDArray[np.floating],
+    which: NDArray[np.int64],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64],
 ) -> NDArray[np.floating]:
-    """The images (n, MASTER, MASTER) at fractional positions; the border is black."""
+    """The masters number `which` (n,) at fractional positions; the border is black."""
     rows, columns = (np.clip(axis, 0, MASTER - 1.001) for axis in (rows, columns))
     top, left = rows.astype(np.int64), columns.astype(np.int64)
     down, right = (rows - top).astype(np.float32), (columns - left).astype(np.float32)
-    corner = (np.arange(len(images))[:, None, None] * MASTER + top) * MASTER + left
-    pixels = images.reshape(-1)
+    corner = (which[:, None, None] * MASTER + top) * MASTER + left
+    pixels = masters.reshape(-1)
     above = pixels.take(corner) * (1 - right) + pixels.take(corner + 1) * right
     corner += MASTER
     below = pixels.take(corner) * (1 - right) + pixels.take(corner + 1) * right
