@@ -1,5 +1,5 @@
-// The bound of k draws, by the equations of ops/importance.py, for importance.cu and for the decoder's
-// last matrix product, whose epilogue it ends.
+// The bound of k draws, by the equations of ops/importance.py, for importance.cu and for the
+// decoder's last matrix product, whose epilogue it ends.
 
 const float LOWEST = -3.402823466e38f;  // of all finite float32
 

@@ -344,7 +344,8 @@ struct ActivationDerivative {
   }
 };
 
-// A gradient to memory, with its part of the batch as weight, on top of what is there or not (dense.E5).
+// A gradient to memory, times the share of the batch that it is of, on top of what is there or not
+// (dense.E5).
 struct Store {
   float* gradient;
   float weight;

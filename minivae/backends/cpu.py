@@ -603,7 +603,7 @@ class CpuBackend(ReferenceBackend):
         if binarization == "threshold":
             self._run(kernels.gather_thresholded, *arguments)
         elif binarization == "stochastic":
-            words = np.empty((get_num_threads(), x.shape[1] + 3), np.uint32)
+            words = self._workspace("words", (get_num_threads(), x.shape[1] + 3)).view(np.uint32)
             self._run(kernels.gather_stochastic, *arguments, words, *_noise_words(noise))
         else:
             self._run(kernels.gather_scaled, *arguments)

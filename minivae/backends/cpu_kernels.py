@@ -338,7 +338,6 @@ def standard_normal_rows(eps, first, step, stream, key_low, key_high):
     row, block = 0, 0
     for begin in range(0, rows * blocks, COUNTERS):
         count = min(COUNTERS, rows * blocks - begin)
-        first_row, first_block = row, block
         for i in range(count):
             row_of[i], block_of[i] = first + row, block
             block += 1
@@ -350,13 +349,10 @@ def standard_normal_rows(eps, first, step, stream, key_low, key_high):
         for i in range(count):
             normals[0, i], normals[1, i] = _box_muller(words[0, i], words[1, i])
             normals[2, i], normals[3, i] = _box_muller(words[2, i], words[3, i])
-        row, block = first_row, first_block
         for i in range(count):
-            for lane in range(min(4, columns - 4 * block)):
-                eps[row, 4 * block + lane] = normals[lane, i]
-            block += 1
-            if block == blocks:
-                row, block = row + 1, 0
+            at, left = row_of[i] - first, np.intp(4 * block_of[i])
+            for lane in range(min(4, columns - left)):
+                eps[at, left + lane] = normals[lane, i]
 
 
 # Latent
