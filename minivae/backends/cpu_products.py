@@ -47,6 +47,8 @@ BENT = tuple(KINDS[code] for code in (IDENTITY, RELU, LEAKY_RELU))
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
 
+HALF_ROWS = ROWS // 2
+
 
 @shared_kernel
 def transpose_taps(w, transposed, parts):
@@ -72,6 +74,13 @@ def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
 
 
 @inlined
+def _wide(columns):
+    """How many columns go into tiles of all VECTORS: the others, if there are any, fill but one."""
+    rest = columns % WIDTH
+    return columns if rest > LANES else columns - rest
+
+
+@inlined
 def _next_rows(x_rows, y_rows, image, pixel, begin, end, x_shape, y_shape, sources, targets):
     """The places in x and y of the next ROWS pixels of a group, which goes from `begin` to `end`.
 
@@ -89,25 +98,8 @@ def _next_rows(x_rows, y_rows, image, pixel, begin, end, x_shape, y_shape, sourc
 
 
 @inlined
-def _share(x, y, columns, begin, end, part, parts):
-    """A part's first tile of a group, which goes from `begin` to `end`: the first column of its
-    block, its image and pixel, its number in the block; and how many tiles a block and the part
-    have. All parts together have all blocks, one after the other."""
-    tiles = (y.shape[0] * (end - begin) + ROWS - 1) // ROWS
-    total = tiles * ((columns + WIDTH - 1) // WIDTH)
-    first, last = total * part // parts, total * (part + 1) // parts
-    number = first % tiles
-    image, pixel = number * ROWS // (end - begin), begin + number * ROWS % (end - begin)
-    return first // tiles * WIDTH, image, pixel, number, tiles, last - first
-
-
-@kernel
-def _window_product(x, w, b, y, windows, part, parts):
-    """y[n, target of p] = b + sum of x[n, source of p + shift of t] w[t] over the taps t of p, or
-    one of `parts` shares of its tiles.
-
-    Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
-    """
+def _window_tiles(x, w, b, y, windows, first, last, vectors):
+    """`_window_product` for the columns from `first` to `last`."""
     _, first_pixel, targets, sources, first_tap, taps, shifts, _ = windows
     channels, columns = w.shape[1:]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
@@ -115,26 +107,36 @@ def _window_product(x, w, b, y, windows, part, parts):
     b_rows = np.zeros(ROWS, np.intp)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        block, image, pixel, number, tiles, count = _share(x, y, columns, begin, end, part, parts)
-        for _ in range(count):
-            width = min(WIDTH, columns - block)
-            image, pixel = _next_rows(
-                x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
-            )
-            tile = load_tile(b, b_rows, block, width)
-            for t in range(first_tap[group], first_tap[group + 1]):
-                x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
-                tile = _accumulate(
-                    tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
+        for block in range(first, last, WIDTH):
+            width = min(WIDTH, last - block)
+            image, pixel = 0, begin
+            for _ in range(0, y.shape[0] * (end - begin), ROWS):
+                image, pixel = _next_rows(
+                    x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
                 )
-            store_tile(tile, y_flat, y_rows, block, width)
-            number += 1
-            if number == tiles:
-                block, image, pixel, number = block + WIDTH, 0, begin, 0
+                tile = load_tile(b, b_rows, block, width, ROWS, vectors)
+                for t in range(first_tap[group], first_tap[group + 1]):
+                    x_at, w_at = shifts[t] * channels, taps[t] * channels * columns + block
+                    tile = _accumulate(
+                        tile, channels, x_flat, x_rows, x_at, 1, w_flat, w_at, columns, width
+                    )
+                store_tile(tile, y_flat, y_rows, block, width)
 
 
 @kernel
-def _window_dots(x, w, b, y, windows, part, parts):
+def _window_product(x, w, b, y, windows):
+    """y[n, target of p] = b + sum of x[n, source of p + shift of t] w[t] over the taps t of p.
+
+    Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
+    """
+    columns = w.shape[2]
+    wide = _wide(columns)
+    _window_tiles(x, w, b, y, windows, 0, wide, VECTORS)
+    _window_tiles(x, w, b, y, windows, wide, columns, 1)
+
+
+@kernel
+def _window_dots(x, w, b, y, windows):
     """`_window_product` with each column of w in a row, and the channels in the lanes.
 
     Shapes: x (n, s, c), w (t, k, c), b (k,), y (n, p, k).
@@ -146,16 +148,16 @@ def _window_dots(x, w, b, y, windows, part, parts):
     sums = np.empty(SUMS, np.float32)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        block, image, pixel, number, tiles, count = _share(x, y, columns, begin, end, part, parts)
-        for _ in range(count):
+        image, pixel = 0, begin
+        for _ in range(0, y.shape[0] * (end - begin), ROWS):
             image, pixel = _next_rows(
                 x_rows, y_rows, image, pixel, begin, end, x.shape, y.shape, sources, targets
             )
-            for column in range(block, min(block + WIDTH, columns), VECTORS):
+            for column in range(0, columns, VECTORS):
                 neighbours = min(VECTORS, columns - column)
                 # A last column without a neighbour goes twice.
                 w_step = channels if neighbours == VECTORS else 0
-                tile = zero_tile()
+                tile = zero_tile(ROWS, VECTORS)
                 for t in range(first_tap[group], first_tap[group + 1]):
                     x_at, w_at = shifts[t] * channels, (taps[t] * columns + column) * channels
                     for c in range(0, channels, LANES):
@@ -168,18 +170,15 @@ def _window_dots(x, w, b, y, windows, part, parts):
                     for v in range(neighbours):
                         total = b[column + v] + sums[r * VECTORS + v]
                         y_flat[y_rows[r] + column + v] = total
-            number += 1
-            if number == tiles:
-                block, image, pixel, number = block + WIDTH, 0, begin, 0
 
 
 @kernel
-def _linear(x, w, b, y, windows, by_columns, part, parts):
-    """y = b + windows of x times w, or a share of it, shapes as for `window_forward`."""
+def _linear(x, w, b, y, windows, by_columns):
+    """y = b + windows of x times w, shapes as for `window_forward`."""
     if by_columns:
-        _window_dots(x, w, b, y, windows, part, parts)
+        _window_dots(x, w, b, y, windows)
     else:
-        _window_product(x, w, b, y, windows, part, parts)
+        _window_product(x, w, b, y, windows)
 
 
 @kernel
@@ -189,7 +188,7 @@ def _some_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
     for first in range(0, x.shape[0], images):
         x_part, y_part = x[first : first + images], y[first : first + images]
         z = scratch[: x_part.shape[0]]
-        _linear(x_part, w, b, z, windows, by_columns, 0, 1)
+        _linear(x_part, w, b, z, windows, by_columns)
         activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
 
 
@@ -201,7 +200,7 @@ def _some_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope
         dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
         dx_part = dx[first : first + images].reshape(-1)
         dy = scratch[: dz_part.shape[0]]
-        _linear(dz_part, w, zeros, dy, windows, by_columns, 0, 1)
+        _linear(dz_part, w, zeros, dy, windows, by_columns)
         multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
 
 
@@ -257,21 +256,69 @@ def _matrix_rows(row, n, x_rows, x_columns, y_rows, y_columns):
         x_rows[r], y_rows[r] = place * x_columns, place * y_columns
 
 
-@kernel
-def _dense_product(x, w, b, y, slope, part, parts):
-    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles."""
+@inlined
+def _dense_tiles(x, w, b, y, slope, first, last, vectors, part, parts):
+    """`_dense_product` for the columns from `first` to `last`."""
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     b_rows = np.zeros(ROWS, np.intp)
-    begin, end, tiles = _matrix_share(n, columns, part, parts)
+    begin, end, tiles = _matrix_share(n, last - first, part, parts)
     for number in range(begin, end):
-        block = number // tiles * WIDTH
-        width = min(WIDTH, columns - block)
-        _matrix_rows(number % tiles * ROWS, n, x_rows, inputs, y_rows, columns)
-        tile = load_tile(b, b_rows, block, width)
-        tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
-        store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
+        block, row = first + number // tiles * WIDTH, number % tiles * ROWS
+        width = min(WIDTH, last - block)
+        _matrix_rows(row, n, x_rows, inputs, y_rows, columns)
+        if n - row > HALF_ROWS:
+            tile = load_tile(b, b_rows, block, width, ROWS, vectors)
+            tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
+            store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
+        else:
+            low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
+            low = _accumulate(low, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
+            store_tile(bend_tile(low, slope), y_flat, y_rows, block, width)
+
+
+@kernel
+def _dense_product(x, w, b, y, slope, part, parts):
+    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles."""
+    columns = w.shape[1]
+    wide = _wide(columns)
+    _dense_tiles(x, w, b, y, slope, 0, wide, VECTORS, part, parts)
+    _dense_tiles(x, w, b, y, slope, wide, columns, 1, part, parts)
+
+
+@inlined
+def _dense_back_tiles(dz, w, x, dx, slope, panel, first, last, vectors, part, parts):
+    """`_dense_back_product` for the columns from `first` to `last`."""
+    (n, outputs), columns = dz.shape, w.shape[0]
+    dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
+    x_flat, dx_flat = x.reshape(-1), dx.reshape(-1)
+    dz_rows, dx_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    begin, end, tiles = _matrix_share(n, last - first, part, parts)
+    turned = -1
+    for number in range(begin, end):
+        block = first + number // tiles * WIDTH
+        width = min(WIDTH, last - block)
+        if block != turned:
+            for c in range(0, width, LANES):
+                for k in range(0, outputs, LANES):
+                    at, to = (block + c) * outputs + k, k * WIDTH + c
+                    transpose_square(
+                        w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
+                    )
+            turned = block
+        row = number % tiles * ROWS
+        _matrix_rows(row, n, dz_rows, outputs, dx_rows, columns)
+        if n - row > HALF_ROWS:
+            tile = zero_tile(ROWS, vectors)
+            tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
+            tile = bend_back_tile(tile, x_flat, dx_rows, block, width, slope)
+            store_tile(tile, dx_flat, dx_rows, block, width)
+        else:
+            low = zero_tile(HALF_ROWS, vectors)
+            low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
+            low = bend_back_tile(low, x_flat, dx_rows, block, width, slope)
+            store_tile(low, dx_flat, dx_rows, block, width)
 
 
 @kernel
@@ -281,29 +328,10 @@ def _dense_back_product(dz, w, x, dx, slope, panel, part, parts):
     WIDTH rows of w at a time are turned into the columns of `panel` (o, WIDTH), which stays in the
     cache while all rows of dz go by.
     """
-    (n, outputs), columns = dz.shape, w.shape[0]
-    dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
-    x_flat, dx_flat = x.reshape(-1), dx.reshape(-1)
-    dz_rows, dx_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    begin, end, tiles = _matrix_share(n, columns, part, parts)
-    turned = -1
-    for number in range(begin, end):
-        block = number // tiles * WIDTH
-        width = min(WIDTH, columns - block)
-        if block != turned:
-            for c in range(0, width, LANES):
-                for k in range(0, outputs, LANES):
-                    at, to = (block + c) * outputs + k, k * WIDTH + c
-                    transpose_square(
-                        w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
-                    )
-            turned = block
-        _matrix_rows(number % tiles * ROWS, n, dz_rows, outputs, dx_rows, columns)
-        tile = _accumulate(
-            zero_tile(), outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width
-        )
-        tile = bend_back_tile(tile, x_flat, dx_rows, block, width, slope)
-        store_tile(tile, dx_flat, dx_rows, block, width)
+    columns = w.shape[0]
+    wide = _wide(columns)
+    _dense_back_tiles(dz, w, x, dx, slope, panel, 0, wide, VECTORS, part, parts)
+    _dense_back_tiles(dz, w, x, dx, slope, panel, wide, columns, 1, part, parts)
 
 
 @inlined
@@ -352,6 +380,22 @@ def dense_input_gradient(dz, w, x, dx, dy, panels, kind, slope):
         multiply_derivative(x_part, x_part, dy_part, dx[begin:end].reshape(-1), kind, slope)
 
 
+@inlined
+def _gradient_tiles(left, right, starts, count, target, first, last, vectors):
+    """Some rows of dw, in the columns from `first` to `last`: `weight` times the products over runs
+    of `count` pixels from each of the starts on, added to what is there if dw `grows`."""
+    x, x_rows, x_starts, x_step = left
+    dz, dz_starts, dz_step = right
+    dw, dw_rows, rows, grows, weight = target
+    for block in range(first, last, WIDTH):
+        width = min(WIDTH, last - block)
+        tile = zero_tile(ROWS, vectors)
+        for start in range(starts):
+            x_at, dz_at = x_starts[start], dz_starts[start] + block
+            tile = _accumulate(tile, count, x, x_rows, x_at, x_step, dz, dz_at, dz_step, width)
+        add_tile(tile, dw, dw_rows, rows, block, width, width if grows else 0, weight)
+
+
 @kernel
 def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts):
     """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
@@ -359,7 +403,7 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
     first_tile, counts, weights, places, owned = tiles
     n, inputs, channels = x.shape
     _, outputs, columns = dz.shape
-    taps = dw.shape[0]
+    taps, wide = dw.shape[0], _wide(columns)
     x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
     x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
@@ -391,26 +435,13 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
                     continue
                 for r in range(ROWS):
                     x_rows[r], dw_rows[r] = places[i, r], weights[i, r] * columns
-                for block in range(0, columns, WIDTH):
-                    width = min(WIDTH, columns - block)
-                    # A group that sees all taps starts from nothing, with its first images.
-                    present = 0 if one_group and first == 0 and not accumulate else width
-                    tile = zero_tile()
-                    for start in range(starts):
-                        x_at, dz_at = x_starts[start], dz_starts[start] + block
-                        tile = _accumulate(
-                            tile,
-                            count,
-                            x_flat,
-                            x_rows,
-                            x_at,
-                            x_step,
-                            dz_flat,
-                            dz_at,
-                            dz_step,
-                            width,
-                        )
-                    add_tile(tile, dw_flat, dw_rows, counts[i], block, width, present, weight)
+                # A group that sees all taps starts from nothing, with its first images.
+                grows = accumulate or not one_group or first > 0
+                left = (x_flat, x_rows, x_starts, x_step)
+                right = (dz_flat, dz_starts, dz_step)
+                target = (dw_flat, dw_rows, counts[i], grows, weight)
+                _gradient_tiles(left, right, starts, count, target, 0, wide, VECTORS)
+                _gradient_tiles(left, right, starts, count, target, wide, columns, 1)
 
 
 @shared_kernel
@@ -443,6 +474,17 @@ def bias_gradient(dz, sums, db, weight, accumulate):
         db[o] = weight * total[o] + (db[o] if accumulate else ZERO)
 
 
+@inlined
+def _dense_gradient_tiles(x, x_rows, dz, g, g_rows, sizes, first, last, vectors):
+    """The columns from `first` to `last` of some rows of x^T dz into g."""
+    n, channels, columns = sizes
+    for block in range(first, last, WIDTH):
+        width = min(WIDTH, last - block)
+        tile = zero_tile(ROWS, vectors)
+        tile = _accumulate(tile, n, x, x_rows, 0, channels, dz, block, columns, width)
+        store_tile(tile, g, g_rows, block, width)
+
+
 @kernel
 def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts):
     """`dense_weight_update` of a share of the weight, ROWS rows at a time, and of the bias."""
@@ -451,18 +493,15 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
     x_flat, dz_flat, g = x.reshape(-1), dz.reshape(-1), np.empty(ROWS * columns, np.float32)
     x_rows, g_rows = np.empty(ROWS, np.intp), columns * np.arange(ROWS)
     p, m, v = weight
+    sizes, wide = (n, channels, columns), _wide(columns)
     bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
     for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
         for r in range(ROWS):
             x_rows[r] = min(first + r, channels - 1)
-        for block in range(0, columns, WIDTH):
-            width = min(WIDTH, columns - block)
-            tile = _accumulate(
-                zero_tile(), n, x_flat, x_rows, 0, channels, dz_flat, block, columns, width
-            )
-            store_tile(tile, g, g_rows, block, width)
+        _dense_gradient_tiles(x_flat, x_rows, dz_flat, g, g_rows, sizes, 0, wide, VECTORS)
+        _dense_gradient_tiles(x_flat, x_rows, dz_flat, g, g_rows, sizes, wide, columns, 1)
         begin, end = first * columns, min(first + ROWS, channels) * columns
         some = slice(begin, end)
         adam(p[some], g[: end - begin], m[some], v[some], row, beta1, beta2, epsilon)

@@ -1,9 +1,10 @@
 """Tiles of a matrix product that live in vector registers: what BLAS has at its heart.
 
-A tile is ROWS x (VECTORS LANES) numbers of a product a b. `multiply_add` adds the outer product of
-ROWS numbers of a and VECTORS vectors of b to it, so that ROWS + VECTORS loads feed
-ROWS * VECTORS fused multiply-adds. The rows of a tile may lie anywhere: `rows` (ROWS,) holds the
-place of each in a flat array, which is all that a convolution needs to be a matrix product.
+A tile is ROWS x (VECTORS LANES) numbers of a product a b, or fewer at its edges, where idle rows
+and lanes would cost as much as busy ones. `multiply_add` adds the outer product of ROWS numbers of
+a and VECTORS vectors of b to it, so that ROWS + VECTORS loads feed ROWS * VECTORS fused
+multiply-adds. The rows of a tile may lie anywhere: `places` (ROWS,) holds where each begins in a
+flat array, which is all that a convolution needs to be a matrix product.
 
 LLVM's vector types carry this to every processor; only the tile's size is chosen for the one at
 hand. All arrays are contiguous, indices are in elements, and columns at or beyond `width` are
@@ -23,10 +24,10 @@ ROWS, VECTORS, LANES = (8, 2, 16) if binding.get_host_cpu_features().get("avx512
 every row: 16 of AVX-512's 32, 12 of AVX2's 16."""
 
 WIDTH = VECTORS * LANES
-"""The columns of a tile."""
+"""The columns of a whole tile."""
 
 SUMS = -(-ROWS * VECTORS // LANES) * LANES
-"""The vectors of a tile, in whole groups of LANES."""
+"""The vectors of a whole tile, in whole groups of LANES."""
 
 INDEX, SHORT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
@@ -34,17 +35,16 @@ SHORTS = ir.VectorType(SHORT, LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
-emitted: Any = intrinsic
+emitted: Any = intrinsic(prefer_literal=True)
 
 
 class TileType(types.Type):
-    """The type of a tile's values."""
+    """The type of a tile of so many rows and vectors in each."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Tile")
-
-
-TILE = TileType()
+    def __init__(self, rows: int, vectors: int) -> None:
+        super().__init__(name=f"Tile({rows}, {vectors})")
+        self.rows, self.vectors = rows, vectors
+        self.layout = ir.ArrayType(VECTOR, rows * vectors)
 
 
 @register_model(TileType)
@@ -52,7 +52,7 @@ class TileModel(models.PrimitiveModel):
     """A tile as LLVM sees it."""
 
     def __init__(self, manager: Any, numba_type: TileType) -> None:
-        super().__init__(manager, numba_type, ir.ArrayType(VECTOR, ROWS * VECTORS))
+        super().__init__(manager, numba_type, numba_type.layout)
 
 
 class Emitter:
@@ -65,10 +65,10 @@ class Emitter:
         """The address of an array's first element."""
         return self.context.make_array(array_type)(self.context, self.builder, array).data
 
-    def offsets(self, rows_type: Any, rows: Any) -> list[Any]:
-        """The ROWS numbers in `rows`."""
+    def offsets(self, rows_type: Any, rows: Any, count: int) -> list[Any]:
+        """The first `count` numbers in `rows`."""
         first = self.data(rows_type, rows)
-        return [self.builder.load(self.builder.gep(first, [INDEX(r)])) for r in range(ROWS)]
+        return [self.builder.load(self.builder.gep(first, [INDEX(r)])) for r in range(count)]
 
     def splat(self, value: Any, vector: Any) -> Any:
         """`value` in every lane."""
@@ -76,12 +76,12 @@ class Emitter:
         first = self.builder.insert_element(undefined, value, SHORT(0))
         return self.builder.shuffle_vector(first, undefined, SHORTS([0] * LANES))
 
-    def masks(self, width: Any) -> list[Any]:
+    def masks(self, width: Any, vectors: int) -> list[Any]:
         """For each vector, which of its columns are below `width`."""
         limit = self.splat(self.builder.trunc(width, SHORT), SHORTS)
         return [
             self.builder.icmp_signed("<", SHORTS(list(range(v * LANES, (v + 1) * LANES))), limit)
-            for v in range(VECTORS)
+            for v in range(vectors)
         ]
 
     def _address(self, first: Any, offset: Any, vector: int) -> Any:
@@ -94,7 +94,7 @@ class Emitter:
         return self.builder.call(function, arguments)
 
     def load(self, first: Any, offset: Any, masks: list[Any]) -> list[Any]:
-        """VECTORS vectors from `offset`, zeros where they are masked."""
+        """Vectors from `offset` on, zeros where they are masked."""
         zeros = VECTOR([0.0] * LANES)
         return [
             self._call(
@@ -106,13 +106,18 @@ class Emitter:
         ]
 
     def store(self, vectors: list[Any], first: Any, offset: Any, masks: list[Any]) -> None:
-        """VECTORS vectors to `offset`, but for what is masked."""
+        """Vectors to `offset`, but for what is masked."""
         for v, (vector, mask) in enumerate(zip(vectors, masks, strict=True)):
             self._call(
                 f"llvm.masked.store.v{LANES}f32.p0",
                 ir.VoidType(),
                 [vector, self._address(first, offset, v), SHORT(4), mask],
             )
+
+    def row(self, tile: TileType, numbers: Any, r: int) -> list[Any]:
+        """The vectors of a tile's row."""
+        first = r * tile.vectors
+        return [self.builder.extract_value(numbers, first + v) for v in range(tile.vectors)]
 
     def interleave(self, a: Any, b: Any) -> tuple[Any, Any]:
         """a0 b0 a1 b1 ... of the lower half of the lanes, and of the upper half."""
@@ -128,46 +133,52 @@ class Emitter:
 
 
 @emitted
-def zero_tile(typing_context: Any) -> Any:
-    """A tile of zeros."""
+def zero_tile(typing_context: Any, rows: Any, vectors: Any) -> Any:
+    """A tile of zeros; `rows` and `vectors` are constants."""
+    tile = TileType(rows.literal_value, vectors.literal_value)
 
     def generate(context, builder, signature, arguments):
-        return ir.Constant(ir.ArrayType(VECTOR, ROWS * VECTORS), None)
+        return ir.Constant(tile.layout, None)
 
-    return TILE(), generate
+    return tile(rows, vectors), generate
 
 
 @emitted
-def load_tile(typing_context: Any, source: Any, rows: Any, at: Any, width: Any) -> Any:
-    """A tile from source[rows[r] + at + column]."""
+def load_tile(
+    typing_context: Any, source: Any, places: Any, at: Any, width: Any, rows: Any, vectors: Any
+) -> Any:
+    """A tile from source[places[r] + at + column]; `rows` and `vectors` are constants."""
+    tile = TileType(rows.literal_value, vectors.literal_value)
 
     def generate(context, builder, signature, arguments):
-        source, rows, at, width = arguments
+        source, places, at, width, *_ = arguments
         emit = Emitter(context, builder)
-        first, masks = emit.data(signature.args[0], source), emit.masks(width)
-        tile = ir.Constant(ir.ArrayType(VECTOR, ROWS * VECTORS), ir.Undefined)
-        for r, offset in enumerate(emit.offsets(signature.args[1], rows)):
+        first, masks = emit.data(signature.args[0], source), emit.masks(width, tile.vectors)
+        numbers = ir.Constant(tile.layout, ir.Undefined)
+        for r, offset in enumerate(emit.offsets(signature.args[1], places, tile.rows)):
             for v, vector in enumerate(emit.load(first, builder.add(offset, at), masks)):
-                tile = builder.insert_value(tile, vector, r * VECTORS + v)
-        return tile
+                numbers = builder.insert_value(numbers, vector, r * tile.vectors + v)
+        return numbers
 
-    return TILE(source, rows, types.intp, types.intp), generate
+    return tile(source, places, types.intp, types.intp, rows, vectors), generate
 
 
 @emitted
-def store_tile(typing_context: Any, tile: Any, target: Any, rows: Any, at: Any, width: Any) -> Any:
-    """target[rows[r] + at + column] gets the tile."""
+def store_tile(
+    typing_context: Any, tile: Any, target: Any, places: Any, at: Any, width: Any
+) -> Any:
+    """target[places[r] + at + column] gets the tile."""
 
     def generate(context, builder, signature, arguments):
-        tile, target, rows, at, width = arguments
+        numbers, target, places, at, width = arguments
         emit = Emitter(context, builder)
-        first, masks = emit.data(signature.args[1], target), emit.masks(width)
-        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
-            vectors = [builder.extract_value(tile, r * VECTORS + v) for v in range(VECTORS)]
-            emit.store(vectors, first, builder.add(offset, at), masks)
+        first, masks = emit.data(signature.args[1], target), emit.masks(width, tile.vectors)
+        for r, offset in enumerate(emit.offsets(signature.args[2], places, tile.rows)):
+            row = emit.row(tile, numbers, r)
+            emit.store(row, first, builder.add(offset, at), masks)
         return context.get_dummy_value()
 
-    return types.none(TILE, target, rows, types.intp, types.intp), generate
+    return types.none(tile, target, places, types.intp, types.intp), generate
 
 
 @emitted
@@ -175,61 +186,57 @@ def add_tile(
     typing_context: Any,
     tile: Any,
     target: Any,
-    rows: Any,
+    places: Any,
     count: Any,
     at: Any,
     width: Any,
     present: Any,
     weight: Any,
 ) -> Any:
-    """target[rows[r] + at + column] grows by `weight` times the tile, for the rows r below `count`;
-    columns at or beyond `present` are taken to be zero."""
+    """target[places[r] + at + column] grows by `weight` times the tile, for the rows r below
+    `count`; columns at or beyond `present` are taken to be zero."""
 
     def generate(context, builder, signature, arguments):
-        tile, target, rows, count, at, width, present, weight = arguments
+        numbers, target, places, count, at, width, present, weight = arguments
         emit = Emitter(context, builder)
         factor = emit.splat(weight, VECTOR)
         first = emit.data(signature.args[1], target)
-        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+        for r, offset in enumerate(emit.offsets(signature.args[2], places, tile.rows)):
             within = builder.icmp_signed("<", INDEX(r), count)
             old, new = (
-                emit.masks(builder.select(within, columns, INDEX(0)))
+                emit.masks(builder.select(within, columns, INDEX(0)), tile.vectors)
                 for columns in (present, width)
             )
             place = builder.add(offset, at)
-            vectors = [
-                emit.multiply_add(factor, builder.extract_value(tile, r * VECTORS + v), vector)
-                for v, vector in enumerate(emit.load(first, place, old))
-            ]
-            emit.store(vectors, first, place, new)
+            pairs = zip(emit.row(tile, numbers, r), emit.load(first, place, old), strict=True)
+            emit.store([emit.multiply_add(factor, *pair) for pair in pairs], first, place, new)
         return context.get_dummy_value()
 
     integers = (types.intp, types.intp, types.intp, types.intp)
-    return types.none(TILE, target, rows, *integers, types.float32), generate
+    return types.none(tile, target, places, *integers, types.float32), generate
 
 
 @emitted
 def multiply_add(
-    typing_context: Any, tile: Any, a: Any, rows: Any, a_at: Any, b: Any, b_at: Any, width: Any
+    typing_context: Any, tile: Any, a: Any, places: Any, a_at: Any, b: Any, b_at: Any, width: Any
 ) -> Any:
-    """The tile plus a[rows[r] + a_at] b[b_at + column]."""
+    """The tile plus a[places[r] + a_at] b[b_at + column]."""
 
     def generate(context, builder, signature, arguments):
-        tile, a, rows, a_at, b, b_at, width = arguments
+        numbers, a, places, a_at, b, b_at, width = arguments
         emit = Emitter(context, builder)
-        first = emit.data(signature.args[1], a)
-        vectors = emit.load(emit.data(signature.args[4], b), b_at, emit.masks(width))
-        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+        first, source = emit.data(signature.args[1], a), emit.data(signature.args[4], b)
+        vectors = emit.load(source, b_at, emit.masks(width, tile.vectors))
+        for r, offset in enumerate(emit.offsets(signature.args[2], places, tile.rows)):
             # Two steps, so that a row's own address stays the same throughout a loop over a_at.
             value = builder.load(builder.gep(builder.gep(first, [offset]), [a_at]))
             factor = emit.splat(value, VECTOR)
-            for v in range(VECTORS):
-                sum_ = builder.extract_value(tile, r * VECTORS + v)
+            for v, sum_ in enumerate(emit.row(tile, numbers, r)):
                 sum_ = emit.multiply_add(factor, vectors[v], sum_)
-                tile = builder.insert_value(tile, sum_, r * VECTORS + v)
-        return tile
+                numbers = builder.insert_value(numbers, sum_, r * tile.vectors + v)
+        return numbers
 
-    return TILE(TILE, a, rows, types.intp, b, types.intp, types.intp), generate
+    return tile(tile, a, places, types.intp, b, types.intp, types.intp), generate
 
 
 @emitted
@@ -237,40 +244,39 @@ def bend_tile(typing_context: Any, tile: Any, slope: Any) -> Any:
     """The tile, what is negative in it multiplied by `slope`."""
 
     def generate(context, builder, signature, arguments):
-        tile, slope = arguments
+        numbers, slope = arguments
         emit = Emitter(context, builder)
         factor, zero = emit.splat(slope, VECTOR), VECTOR([0.0] * LANES)
-        for i in range(ROWS * VECTORS):
-            z = builder.extract_value(tile, i)
+        for i in range(tile.rows * tile.vectors):
+            z = builder.extract_value(numbers, i)
             positive = builder.fcmp_ordered(">", z, zero)
-            tile = builder.insert_value(
-                tile, builder.select(positive, z, builder.fmul(factor, z)), i
-            )
-        return tile
+            bent = builder.select(positive, z, builder.fmul(factor, z))
+            numbers = builder.insert_value(numbers, bent, i)
+        return numbers
 
-    return TILE(TILE, types.float32), generate
+    return tile(tile, types.float32), generate
 
 
 @emitted
 def bend_back_tile(
-    typing_context: Any, tile: Any, x: Any, rows: Any, at: Any, width: Any, slope: Any
+    typing_context: Any, tile: Any, x: Any, places: Any, at: Any, width: Any, slope: Any
 ) -> Any:
-    """The tile, multiplied by `slope` where x[rows[r] + at + column] is not positive."""
+    """The tile, multiplied by `slope` where x[places[r] + at + column] is not positive."""
 
     def generate(context, builder, signature, arguments):
-        tile, x, rows, at, width, slope = arguments
+        numbers, x, places, at, width, slope = arguments
         emit = Emitter(context, builder)
-        first, masks = emit.data(signature.args[1], x), emit.masks(width)
+        first, masks = emit.data(signature.args[1], x), emit.masks(width, tile.vectors)
         factor, zero = emit.splat(slope, VECTOR), VECTOR([0.0] * LANES)
-        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
-            for v, output in enumerate(emit.load(first, builder.add(offset, at), masks)):
-                g = builder.extract_value(tile, r * VECTORS + v)
-                positive = builder.fcmp_ordered(">", output, zero)
+        for r, offset in enumerate(emit.offsets(signature.args[2], places, tile.rows)):
+            outputs = emit.load(first, builder.add(offset, at), masks)
+            for v, g in enumerate(emit.row(tile, numbers, r)):
+                positive = builder.fcmp_ordered(">", outputs[v], zero)
                 g = builder.select(positive, g, builder.fmul(factor, g))
-                tile = builder.insert_value(tile, g, r * VECTORS + v)
-        return tile
+                numbers = builder.insert_value(numbers, g, r * tile.vectors + v)
+        return numbers
 
-    return TILE(TILE, x, rows, types.intp, types.intp, types.float32), generate
+    return tile(tile, x, places, types.intp, types.intp, types.float32), generate
 
 
 @emitted
@@ -278,33 +284,32 @@ def multiply_add_dots(
     typing_context: Any,
     tile: Any,
     a: Any,
-    rows: Any,
+    places: Any,
     a_at: Any,
     b: Any,
     b_at: Any,
     b_step: Any,
     width: Any,
 ) -> Any:
-    """Vector v of row r of the tile, lane by lane, plus a[rows[r] + a_at + lane]
+    """Vector v of row r of the tile, lane by lane, plus a[places[r] + a_at + lane]
     b[b_at + v b_step + lane], for the lanes below `width`: dot products, but for their last sum."""
 
     def generate(context, builder, signature, arguments):
-        tile, a, rows, a_at, b, b_at, b_step, width = arguments
+        numbers, a, places, a_at, b, b_at, b_step, width = arguments
         emit = Emitter(context, builder)
-        first, mask = emit.data(signature.args[1], a), emit.masks(width)[:1]
+        first, mask = emit.data(signature.args[1], a), emit.masks(width, 1)
         source = emit.data(signature.args[4], b)
-        steps = [builder.mul(b_step, INDEX(v)) for v in range(VECTORS)]
+        steps = [builder.mul(b_step, INDEX(v)) for v in range(tile.vectors)]
         factors = [emit.load(source, builder.add(b_at, step), mask)[0] for step in steps]
-        for r, offset in enumerate(emit.offsets(signature.args[2], rows)):
+        for r, offset in enumerate(emit.offsets(signature.args[2], places, tile.rows)):
             vector = emit.load(first, builder.add(offset, a_at), mask)[0]
-            for v, factor in enumerate(factors):
-                sum_ = builder.extract_value(tile, r * VECTORS + v)
-                sum_ = emit.multiply_add(vector, factor, sum_)
-                tile = builder.insert_value(tile, sum_, r * VECTORS + v)
-        return tile
+            for v, sum_ in enumerate(emit.row(tile, numbers, r)):
+                sum_ = emit.multiply_add(vector, factors[v], sum_)
+                numbers = builder.insert_value(numbers, sum_, r * tile.vectors + v)
+        return numbers
 
     index = types.intp
-    return TILE(TILE, a, rows, index, b, index, index, index), generate
+    return tile(tile, a, places, index, b, index, index, index), generate
 
 
 @emitted
@@ -330,7 +335,7 @@ def transpose_square(
             """The address and mask of each of LANES vectors, all masked from `count` on."""
             for lane in range(LANES):
                 within = builder.icmp_signed("<", INDEX(lane), count)
-                mask = emit.masks(builder.select(within, width, INDEX(0)))[:1]
+                mask = emit.masks(builder.select(within, width, INDEX(0)), 1)
                 yield first, builder.add(place, builder.mul(step, INDEX(lane))), mask
 
         loaded = vectors(emit.data(signature.args[0], source), at, step, rows, columns)
@@ -356,11 +361,11 @@ def sum_lanes(typing_context: Any, tile: Any, sums: Any) -> Any:
     """sums[r VECTORS + v] gets the sum over vector v of row r; `sums` holds SUMS numbers."""
 
     def generate(context, builder, signature, arguments):
-        tile, sums = arguments
+        numbers, sums = arguments
         emit = Emitter(context, builder)
         first = emit.data(signature.args[1], sums)
         zero = VECTOR([0.0] * LANES)
-        vectors = [builder.extract_value(tile, i) for i in range(ROWS * VECTORS)]
+        vectors = [vector for r in range(tile.rows) for vector in emit.row(tile, numbers, r)]
         vectors += [zero] * (SUMS - len(vectors))
         everywhere = [MASK([1] * LANES)]
         for begin in range(0, SUMS, LANES):
@@ -374,4 +379,4 @@ def sum_lanes(typing_context: Any, tile: Any, sums: Any) -> Any:
             emit.store(group, first, INDEX(begin), everywhere)
         return context.get_dummy_value()
 
-    return types.none(TILE, sums), generate
+    return types.none(tile, sums), generate
