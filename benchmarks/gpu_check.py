@@ -2,10 +2,9 @@
 
     python -m minivae.benchmarks.gpu_check --output gpu-check.json
 
-from a checkout: the tests marked `gpu`, compute-sanitizer's memcheck and racecheck on the kernels'
-equivalence tests, and the training steps of all presets beside whichever peers are installed. Each
-part has a limit of its own, all together eight minutes. Exits non-zero if a part failed. `--device
-emulated` rehearses the command where there is no GPU.
+from a checkout: the tests marked `gpu`, and compute-sanitizer's memcheck and racecheck on the
+kernels' equivalence tests. Each part has a limit of its own, all together seven minutes. Exits
+non-zero if a part failed. `--device emulated` rehearses the tests where there is no GPU.
 """
 
 import argparse

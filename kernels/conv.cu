@@ -235,7 +235,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_grad
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
     float* __restrict__ db, float weight, int accumulate, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
-    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
+    int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   correlate_weight<true>(

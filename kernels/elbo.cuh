@@ -20,8 +20,8 @@ __device__ __forceinline__ float squared_error(
 
 const int TOTALS_COLUMNS = 32;
 
-// A batch's sums, added to those of the run unless a loss was not finite (elbo.add_to_totals). By one
-// thread.
+// A batch's sums, added to those of the run unless a loss was not finite (elbo.add_to_totals). By
+// one thread.
 //
 // `totals` are the running sums of a whole run, and float64 by their contract: this is the only
 // float64 arithmetic of all kernels.
@@ -35,8 +35,8 @@ __device__ __forceinline__ void add_to_totals(
   }
 }
 
-// The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps share
-// the rows of 32 neighbouring columns of kl at a time.
+// The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps
+// share the rows of 32 neighbouring columns of kl at a time.
 template <int BLOCK_THREADS>
 __device__ __forceinline__ void add_totals(
     const float* reconstruction, const float* kl, const float* schedule, long long* state,

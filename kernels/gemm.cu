@@ -77,8 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
       LatentBackward{head, kl_weight, dhead, seed, stream, state[STEP], d});
 }
 
-// Where the fused losses leave their sums: a row's loss for each column of tiles, (tiles across, n),
-// and counters: one for all rows of tiles, then one for each.
+// Where the fused losses leave their sums: a row's loss for each column of tiles,
+// (tiles across, n), and counters: one for all rows of tiles, then one for each.
 struct RowSums {
   float* parts;
   int* arrivals;
@@ -180,11 +180,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_elbo(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
-    const float* __restrict__ log_ratio, float* weights, float* loss, float* __restrict__ dz,
-    int importance, const float* __restrict__ kl, const float* __restrict__ schedule,
-    long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
-    double* __restrict__ totals, float* __restrict__ row_sums, int* __restrict__ row_arrivals,
-    float* __restrict__ partials, int* __restrict__ arrivals, int n, int k, int i, int o, int d) {
+    const float* __restrict__ log_ratio, float* __restrict__ weights, float* __restrict__ loss,
+    float* __restrict__ dz, int importance, const float* __restrict__ kl,
+    const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
+    float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
+    int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
+    int k, int i, int o, int d) {
   bool last = dense_loss(
       x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, weights}, n * k,
       i, o, [&](int row, int column, float logit) {

@@ -1,6 +1,7 @@
 // The label that joins a network, by the equations of ops/labels.py.
 
-// labels and permutation (images,), state (5,), onehot (n, classes). One thread an element of onehot.
+// labels and permutation (images,), state (5,), onehot (n, classes). One thread an
+// element of onehot.
 extern "C" __global__ void gather_labels(
     const long long* __restrict__ labels, const long long* __restrict__ permutation,
     const long long* __restrict__ state, float* __restrict__ onehot, int n, int classes) {

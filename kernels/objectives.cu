@@ -33,7 +33,9 @@ extern "C" __global__ void capacity_totals(
   long long step = state[STEP] + 1;
   if (step < capacity_steps) capacity *= (float)step / (float)capacity_steps;  // capacity.E2
   float reconstruction_part = 0.0f, kl_part = 0.0f;
-  for (int row = threadIdx.x; row < n; row += blockDim.x) reconstruction_part += reconstruction[row];
+  for (int row = threadIdx.x; row < n; row += blockDim.x) {
+    reconstruction_part += reconstruction[row];
+  }
   for (int i = threadIdx.x; i < n * d; i += blockDim.x) kl_part += kl[i];
   float reconstruction_sum = block_sum(reconstruction_part);
   float kl_sum = block_sum(kl_part);

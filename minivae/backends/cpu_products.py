@@ -268,6 +268,7 @@ def _dense_tiles(x, w, b, y, slope, first, last, vectors, part, parts):
         block, row = first + number // tiles * WIDTH, number % tiles * ROWS
         width = min(WIDTH, last - block)
         _matrix_rows(row, n, x_rows, inputs, y_rows, columns)
+        # A tile's size is its type, so that a smaller one needs a name of its own.
         if n - row > HALF_ROWS:
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
             tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
