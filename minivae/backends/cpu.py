@@ -49,7 +49,9 @@ def _launch_threads() -> None:
     """Starts Numba's threads.
 
     OpenMP's wait awake for work, by default for milliseconds, and so keep a core from whoever else
-    computes, their own colleagues included. Within a step the next call comes in microseconds.
+    computes: two runs at once then wait for each other in every kernel. Within a step the next call
+    comes in microseconds. Where nothing else runs, but a virtual core is late at times, a longer
+    wait is better: a count that the user has set stays.
     """
     if SPINS in os.environ:
         return
