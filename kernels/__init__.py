@@ -6,7 +6,7 @@ STEMS = (
     *("adam", "batch", "conv", "elbo", "elementwise", "gemm", "importance", "labels", "latent"),
     *("objectives", "weights"),
 )
-WITH_TILES = {"conv": (16, 64), "gemm": (16, 64), "weights": (64,)}
+WITH_TILES = {"conv": (16, 32, 64), "gemm": (16, 32, 64), "weights": (64,)}
 """The sources of matrix products, with the columns that their tiles may have."""
 
 OPTIONS = ("--std=c++17",)

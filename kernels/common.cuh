@@ -84,6 +84,27 @@ __device__ __forceinline__ float activation_derivative(int kind, float slope, fl
   }
 }
 
+template <int KIND>
+struct Known {
+  static const int value = KIND;
+};
+
+// Calls body(Known<kind>()): told apart once, where there are many elements.
+template <class Body>
+__device__ __forceinline__ void with_kind(int kind, const Body& body) {
+  switch (kind) {
+    case RELU: return body(Known<RELU>());
+    case LEAKY_RELU: return body(Known<LEAKY_RELU>());
+    case TANH: return body(Known<TANH>());
+    case SIGMOID: return body(Known<SIGMOID>());
+    case SOFTPLUS: return body(Known<SOFTPLUS>());
+    case ELU: return body(Known<ELU>());
+    case GELU: return body(Known<GELU>());
+    case SILU: return body(Known<SILU>());
+    default: return body(Known<IDENTITY>());
+  }
+}
+
 // dy f'(z) for the kinds whose derivative follows from y (activations.E1).
 __device__ __forceinline__ float activation_backward_from_output(
     int kind, float slope, float y, float dy) {

@@ -15,6 +15,47 @@ struct Shape {
   int taps_h, taps_w, stride_h, stride_w, top, left;
 };
 
+// A number to divide by, again and again: its inverse, of which every quotient is at most 1 below
+// the right one (Granlund and Montgomery 1994), takes the place of a division in the loop.
+struct Divisor {
+  unsigned int value, inverse;
+  __device__ __forceinline__ Divisor(int d) : value(max(d, 1)), inverse(0xffffffffu / value) {}
+};
+
+struct Divided {
+  int quotient, remainder;
+  __device__ __forceinline__ Divided(unsigned int a, const Divisor& d) {
+    unsigned int q = __umulhi(a, d.inverse), r = a - q * d.value;
+    bool below = r >= d.value;
+    quotient = below ? q + 1 : q;
+    remainder = below ? r - d.value : r;
+  }
+};
+
+// An operand that is an image (height, width, channels), or many, is read at a position, moved by a
+// tap. A position may lie outside of its image, and `pixel` with it, if a tap leads back.
+struct Position {
+  const float* pixel;
+  int row, column;
+};
+struct Tap {
+  int row, column, offset;
+  int height, width;  // of the image
+};
+
+// The row of a position or tap that is none: no sum with another row lies within an image.
+const int OUTSIDE = -(1 << 30);
+
+__device__ __forceinline__ Element element(const Position& position, const Tap& tap) {
+  bool inside = (unsigned int)(position.row + tap.row) < (unsigned int)tap.height;
+  inside = inside && (unsigned int)(position.column + tap.column) < (unsigned int)tap.width;
+  return {position.pixel + tap.offset, inside};
+}
+
+__device__ __forceinline__ Element element(const Tap& tap, const Position& position) {
+  return element(position, tap);
+}
+
 // large as operand of correlate: outer is a position (n, p, q), depth a tap and channel (i, j, c).
 // As operand of correlate_weight the two change places. The channels are inner in both.
 template <bool DEPTH_IS_TAP>
@@ -22,21 +63,33 @@ struct Windows {
   static const bool INNER_DEPTH = DEPTH_IS_TAP;
   const float* data;
   Shape s;
+  Divisor rows = s.rows, columns = s.columns, channels = s.channels, taps_w = s.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.channels % 4 == 0 && (size_t)data % 16 == 0;
+    return s.channels % RUN == 0 && (size_t)data % 16 == 0;
   }
 
-  __device__ __forceinline__ const float* at(int outer, int depth) const {
-    int position = DEPTH_IS_TAP ? outer : depth, element = DEPTH_IS_TAP ? depth : outer;
-    int channel = element % s.channels, tap = element / s.channels;
-    int q = position % s.columns, image_and_p = position / s.columns, image = image_and_p / s.rows;
-    int row = image_and_p % s.rows * s.stride_h + tap / s.taps_w - s.top;
-    int column = q * s.stride_w + tap % s.taps_w - s.left;
-    bool inside = image < s.images && tap < s.taps_h * s.taps_w;
-    inside = inside && row >= 0 && row < s.height && column >= 0 && column < s.width;
-    if (!inside) return nullptr;
-    return data + (((size_t)image * s.height + row) * s.width + column) * s.channels + channel;
+  __device__ __forceinline__ Position position(int index) const {
+    Divided q(index, columns), p(q.quotient, rows);
+    int image = p.quotient, column = q.remainder * s.stride_w - s.left;
+    int row = p.remainder * s.stride_h - s.top;
+    long long pixel = ((long long)image * s.height + row) * s.width + column;
+    return {data + pixel * s.channels, image < s.images ? row : OUTSIDE, column};
+  }
+
+  __device__ __forceinline__ Tap tap(int index) const {
+    Divided channel(index, channels), j(channel.quotient, taps_w);
+    int row = j.quotient, column = j.remainder;
+    int offset = (row * s.width + column) * s.channels + channel.remainder;
+    return {row < s.taps_h ? row : OUTSIDE, column, offset, s.height, s.width};
+  }
+
+  __device__ __forceinline__ auto outer(int o) const {
+    if constexpr (DEPTH_IS_TAP) return position(o); else return tap(o);
+  }
+
+  __device__ __forceinline__ auto depth(int d) const {
+    if constexpr (DEPTH_IS_TAP) return tap(d); else return position(d);
   }
 };
 
@@ -67,19 +120,26 @@ struct Taps {
   const float* data;
   Shape s;
   Phase phase;
+  Divisor height = phase.height, width = phase.width;
+  Divisor filters = s.filters, taps_w = phase.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.filters % 4 == 0 && (size_t)data % 16 == 0;
+    return s.filters % RUN == 0 && (size_t)data % 16 == 0;
   }
 
-  __device__ __forceinline__ const float* at(int outer, int depth) const {
-    int filter = depth % s.filters, tap = depth / s.filters;
-    if (tap >= phase.taps_h * phase.taps_w) return nullptr;
-    int image_and_row = outer / phase.width, image = image_and_row / phase.height;
-    int p = image_and_row % phase.height + phase.row_shift - tap / phase.taps_w;
-    int q = outer % phase.width + phase.column_shift - tap % phase.taps_w;
-    if (image >= s.images || p < 0 || p >= s.rows || q < 0 || q >= s.columns) return nullptr;
-    return data + (((size_t)image * s.rows + p) * s.columns + q) * s.filters + filter;
+  __device__ __forceinline__ Position outer(int index) const {
+    Divided w(index, width), h(w.quotient, height);
+    int image = h.quotient, q = w.remainder + phase.column_shift;
+    int p = h.remainder + phase.row_shift;
+    long long pixel = ((long long)image * s.rows + p) * s.columns + q;
+    return {data + pixel * s.filters, image < s.images ? p : OUTSIDE, q};
+  }
+
+  __device__ __forceinline__ Tap depth(int index) const {
+    Divided filter(index, filters), j(filter.quotient, taps_w);
+    int row = j.quotient, column = j.remainder;
+    int offset = filter.remainder - (row * s.columns + column) * s.filters;
+    return {row < phase.taps_h ? -row : OUTSIDE, -column, offset, s.rows, s.columns};
   }
 };
 
@@ -89,17 +149,47 @@ struct PhaseWeight {
   const float* data;
   Shape s;
   Phase phase;
+  Divisor filters = s.filters, taps_w = phase.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.filters % 4 == 0 && (size_t)data % 16 == 0;
+    return s.filters % RUN == 0 && (size_t)data % 16 == 0;
   }
 
-  __device__ __forceinline__ const float* at(int outer, int depth) const {
-    int filter = depth % s.filters, tap = depth / s.filters;
-    if (outer >= s.channels || tap >= phase.taps_h * phase.taps_w) return nullptr;
-    int i = phase.first_tap_h + tap / phase.taps_w * s.stride_h;
-    int j = phase.first_tap_w + tap % phase.taps_w * s.stride_w;
-    return data + (((size_t)i * s.taps_w + j) * s.channels + outer) * s.filters + filter;
+  __device__ __forceinline__ Line outer(int channel) const {
+    return {data + (size_t)channel * s.filters, channel < s.channels};
+  }
+
+  __device__ __forceinline__ Step depth(int index) const {
+    Divided filter(index, filters), j(filter.quotient, taps_w);
+    int row = phase.first_tap_h + j.quotient * s.stride_h;
+    int column = phase.first_tap_w + j.remainder * s.stride_w;
+    size_t tap = row * s.taps_w + column;
+    return {tap * s.channels * s.filters + filter.remainder, j.quotient < phase.taps_h};
+  }
+};
+
+// An epilogue for the pixels of a phase, which lie apart in large.
+template <class Finish>
+struct OfPhase {
+  static const int TOGETHER = Finish::TOGETHER;
+  struct Fetched {
+    int row;
+    typename Finish::Fetched inner;
+  };
+  Shape s;
+  Phase phase;
+  Finish finish;
+  Divisor height = phase.height, width = phase.width;
+  __device__ __forceinline__ Fetched fetch(int pixel, int channel, int count) const {
+    Divided w(pixel, width), h(w.quotient, height);
+    int row = h.remainder * s.stride_h + phase.first_row;
+    int column = w.remainder * s.stride_w + phase.first_column;
+    row = (h.quotient * s.height + row) * s.width + column;
+    return {row, finish.fetch(row, channel, count)};
+  }
+  __device__ __forceinline__ void operator()(
+      int pixel, int channel, int count, const Run& run, const Fetched& at) const {
+    finish(at.row, channel, count, run, at.inner);
   }
 };
 
@@ -110,15 +200,15 @@ __device__ __forceinline__ void correlate(
     const Finish& finish) {
   using A = Windows<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
   Place place(blockIdx.x, s.filters);
   Share share = this_share(partials, arrivals);
-  multiply<false>(
+  multiply(
       memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
-      share.end(depth));
+      share.end(depth), false);
   if (!share.gather(memory)) return;
-  for_each_element(memory, place.row, place.column, positions, s.filters, finish);
+  for_each_run(memory, place.row, place.column, positions, s.filters, finish);
 }
 
 // E2 and an epilogue. Grid: tiles of the largest phase, by splits, by phases.
@@ -128,25 +218,19 @@ __device__ __forceinline__ void scatter(
     const Finish& finish) {
   using A = Taps;
   using B = PhaseWeight;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   Phase phase(s, blockIdx.z);
   int pixels = s.images * phase.height * phase.width;
   int depth = phase.taps_h * phase.taps_w * s.filters;
   Place place(blockIdx.x, s.channels);
   if (place.row >= pixels) return;
   Share share = this_share(partials, arrivals);
-  multiply<false>(
+  multiply(
       memory, A{small, s, phase}, B{w, s, phase}, place.row, place.column, share.first(depth),
-      share.end(depth));
+      share.end(depth), false);
   if (!share.gather(memory)) return;
-  for_each_element(
-      memory, place.row, place.column, pixels, s.channels,
-      [&](int pixel, int channel, float value) {
-        int column = pixel % phase.width, image_and_row = pixel / phase.width;
-        int row = image_and_row % phase.height * s.stride_h + phase.first_row;
-        column = column * s.stride_w + phase.first_column;
-        finish((image_and_row / phase.height * s.height + row) * s.width + column, channel, value);
-      });
+  for_each_run(
+      memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
 }
 
 // E3 and, where WITH_BIAS, E4 of small. Grid: tiles of dw, by splits.
@@ -156,21 +240,17 @@ __device__ __forceinline__ void correlate_weight(
     const Finish& weight, const Finish& bias) {
   using A = Windows<false>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
   Place place(blockIdx.x, s.filters);
   Share share = this_share(partials, arrivals);
-  multiply<WITH_BIAS>(
+  bool with_bias = WITH_BIAS && place.row == 0;
+  multiply(
       memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
-      share.first(depth), share.end(depth));
+      share.first(depth), share.end(depth), with_bias);
   if (!share.gather(memory)) return;
-  for_each_element(
-      memory, place.row, place.column, taps, s.filters,
-      [&](int row, int column, float g) { weight((size_t)row * s.filters + column, g); });
-  int column = place.column + threadIdx.x;
-  if (WITH_BIAS && place.row == 0 && threadIdx.x < COLUMNS && column < s.filters) {
-    bias(column, memory[ROWS * COLUMNS + threadIdx.x]);
-  }
+  for_each_run(memory, place.row, place.column, taps, s.filters, weight);
+  if (with_bias) for_sums(memory, place.column, s.filters, bias);
 }
 
 // The sums of the columns of z (rows, columns), for the bias of a transposed convolution. Grid:
@@ -197,10 +277,11 @@ __device__ __forceinline__ void column_sums(
   }
   if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x) || threadIdx.x >= width) return;
   sum = 0.0f;
+#pragma unroll 8
   for (int other = 0; other < gridDim.x; ++other) {
     sum += __ldcg(partials + (size_t)other * columns + column);
   }
-  finish(column, sum);
+  finish(0, column, 1, Run{{sum}}, finish.fetch(0, column, 1));
 }
 
 // The kernels. large (images, height, width, channels), small (images, rows, columns, filters),
@@ -240,7 +321,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_grad
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   correlate_weight<true>(
-      x, dz, partials, arrivals, s, Store{dw, weight, accumulate}, Store{db, weight, accumulate});
+      x, dz, partials, arrivals, s, Store{dw, weight, accumulate, filters},
+      Store{db, weight, accumulate, filters});
 }
 
 // The same, and Adam on w and b, which begin at `weight` and `bias` in the flat buffers p, m, v.
@@ -256,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_upda
              taps_h, taps_w, stride_h, stride_w, top, left};
   AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
   correlate_weight<true>(
-      x, dz, partials, arrivals, s, Update{p + weight, m + weight, v + weight, step},
-      Update{p + bias, m + bias, v + bias, step});
+      x, dz, partials, arrivals, s, Update{p + weight, m + weight, v + weight, step, filters},
+      Update{p + bias, m + bias, v + bias, step, filters});
 }
 
 // x small, y large, b (channels,). E5.
@@ -292,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_w
     int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  Store store = {dw, weight, accumulate};
+  Store store = {dw, weight, accumulate, filters};
   correlate_weight<false>(dz, x, partials, arrivals, s, store, store);
 }
 
@@ -308,7 +390,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_w
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
-  Update update = {p + weight, m + weight, v + weight, step};
+  Update update = {p + weight, m + weight, v + weight, step, filters};
   correlate_weight<false>(dz, x, partials, arrivals, s, update, update);
 }
 
@@ -316,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_w
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
     const float* __restrict__ dz, float* __restrict__ db, float weight, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
-  column_sums(dz, partials, arrivals, rows, columns, Store{db, weight, accumulate});
+  column_sums(dz, partials, arrivals, rows, columns, Store{db, weight, accumulate, columns});
 }
 
 // The same, and Adam on the bias.
@@ -327,5 +409,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_update(
     float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
   if (state[FAILED]) return;
   AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
-  column_sums(dz, partials, arrivals, rows, columns, Update{p + bias, m + bias, v + bias, step});
+  Update update = {p + bias, m + bias, v + bias, step, columns};
+  column_sums(dz, partials, arrivals, rows, columns, update);
 }

@@ -48,6 +48,7 @@ __device__ __forceinline__ void add_totals(
   float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
 
   float reconstruction_sum = 0.0f;
+#pragma unroll 4
   for (int row = threadIdx.x; row < n; row += BLOCK_THREADS) {
     reconstruction_sum += __ldcg(reconstruction + row);  // perhaps just written by another block
   }
@@ -56,6 +57,7 @@ __device__ __forceinline__ void add_totals(
     int j = first + column;
     float partial = 0.0f;
     if (j < d) {
+#pragma unroll 8
       for (int row = part; row < n; row += parts) partial += kl[(size_t)row * d + j];
     }
     partials[part][column] = partial;

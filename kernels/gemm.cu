@@ -10,13 +10,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
     int* __restrict__ arrivals, int n, int i, int o) {
   using A = Matrix<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
-  multiply<false>(
-      memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i));
+  multiply(
+      memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
   if (!share.gather(memory)) return;
-  for_each_element(
+  for_each_run(
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
 
@@ -27,19 +27,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
     int* __restrict__ arrivals, int n, int i, int o) {
   using A = Matrix<true>;
   using B = Matrix<true>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   Place place(blockIdx.x, i);
   Share share = this_share(partials, arrivals);
-  multiply<false>(
-      memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o));
+  multiply(
+      memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o),
+      false);
   if (!share.gather(memory)) return;
-  for_each_element(
+  for_each_run(
       memory, place.row, place.column, n, i, ActivationDerivative{x, dx, kind, slope, i});
 }
 
 // The epilogue that ends in the encoder's head: dz of a latent dimension gives dhead at two places
 // (latent.E3, E4), with the noise that latent_forward made. head, dhead (n, 2 d), kl_weight (d,).
 struct LatentBackward {
+  static const int TOGETHER = 2;
+  struct Fetched {
+    Run mu, logvar, kl_weight;
+  };
   const float* head;
   const float* kl_weight;
   float* dhead;
@@ -47,13 +52,25 @@ struct LatentBackward {
   unsigned int stream;
   long long step;
   int d;
-  __device__ __forceinline__ void operator()(int row, int j, float upstream) const {
-    float eps[4];
+  __device__ __forceinline__ Fetched fetch(int row, int j, int count) const {
+    const float* mu = head + (size_t)row * 2 * d + j;
+    return {load_run(mu, count), load_run(mu + d, count), load_run(kl_weight + j, count)};
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int j, int count, const Run& upstream, const Fetched& at) const {
+    if (count <= 0) return;
+    float eps[RUN];
     normal4(random_words(j / 4, row, step, seed, stream), eps);
-    int lane = j % 4;
-    float noise = lane == 0 ? eps[0] : lane == 1 ? eps[1] : lane == 2 ? eps[2] : eps[3];
-    size_t i = (size_t)row * 2 * d + j;
-    latent_gradient(head[i], head[i + d], noise, upstream, kl_weight[j], dhead[i], dhead[i + d]);
+    Run dmu, dlogvar;
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+      latent_gradient(
+          at.mu.lane[i], at.logvar.lane[i], eps[i], upstream.lane[i], at.kl_weight.lane[i],
+          dmu.lane[i], dlogvar.lane[i]);
+    }
+    float* target = dhead + (size_t)row * 2 * d + j;
+    store_run(target, dmu, count);
+    store_run(target + d, dlogvar, count);
   }
 };
 
@@ -66,13 +83,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
     int* __restrict__ arrivals, int n, int d, int o) {
   using A = Matrix<true>;
   using B = Matrix<true>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   Place place(blockIdx.x, d);
   Share share = this_share(partials, arrivals);
-  multiply<false>(
-      memory, A{dz, n, o}, B{w, d, o}, place.row, place.column, share.first(o), share.end(o));
+  multiply(
+      memory, A{dz, n, o}, B{w, d, o}, place.row, place.column, share.first(o), share.end(o),
+      false);
   if (!share.gather(memory)) return;
-  for_each_element(
+  for_each_run(
       memory, place.row, place.column, n, d,
       LatentBackward{head, kl_weight, dhead, seed, stream, state[STEP], d});
 }
@@ -84,22 +102,14 @@ struct RowSums {
   int* arrivals;
   float* loss;
 
-  // Adds up the losses that `memory` has, one for each pixel of the tile. True in the block that is
-  // the last of the launch.
-  __device__ __forceinline__ bool gather(const float* memory, const Place& place, int n, int o) {
+  // Adds up the losses of the rows over the columns of tiles. True in the block that is the last of
+  // the launch.
+  __device__ __forceinline__ bool gather(const Place& place, int n, int o) {
     int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x;
-    bool mine = threadIdx.x < ROWS && row < n;
-    if (mine) {
-      float sum = 0.0f;
-      // Each thread begins at a column of its own, so that a warp reads from different banks.
-      for (int j = 0; j < COLUMNS; ++j) {
-        sum += memory[threadIdx.x * COLUMNS + (j + threadIdx.x) % COLUMNS];
-      }
-      parts[(size_t)(place.column / COLUMNS) * n + row] = sum;
-    }
     if (!last_to_arrive(arrivals + 1 + place.row / ROWS, tiles)) return false;
-    if (mine) {
+    if (threadIdx.x < ROWS && row < n) {
       float sum = 0.0f;
+#pragma unroll 8
       for (int tile = 0; tile < tiles; ++tile) sum += __ldcg(parts + (size_t)tile * n + row);
       loss[row] = sum;
     }
@@ -107,33 +117,86 @@ struct RowSums {
   }
 };
 
-// The decoder's last layer with its loss: y = f(x w + b), and what loss(row, column, output) says,
-// added up over each row. True in the block that is the last of the launch.
+// y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and d, the gradient
+// before the activation. y and dz (n, o), target (n / draws, o), and parts as RowSums has it.
+template <class Loss>
+struct LossOfOutput {
+  static const int TOGETHER = 2;
+  struct Fetched {
+    Run bias, target;
+  };
+  const float* b;
+  float* y;
+  const float* target;
+  float* dz;
+  int kind;
+  float slope;
+  Loss loss;
+  float* parts;
+  int draws, n, o;
+  __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
+    return {
+        load_run(b + column, count), load_run(target + (size_t)(row / draws) * o + column, count)};
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int column, int count, const Run& z, const Fetched& at) const {
+    Run output, gradient;
+    float sum = 0.0f;
+    with_kind(kind, [&](auto known) {
+#pragma unroll
+      for (int i = 0; i < RUN; ++i) {
+        output.lane[i] = activate(known.value, slope, z.lane[i] + at.bias.lane[i]);
+      }
+    });
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+      float pixel = loss.pixel(output.lane[i], at.target.lane[i], gradient.lane[i]);
+      if (i < count) sum += pixel;
+    }
+    store_run(y + (size_t)row * o + column, output, count);
+    store_run(dz + (size_t)row * o + column, gradient, count);
+    // Neighbouring threads have a row of the tile together.
+#pragma unroll
+    for (int offset = COLUMNS / RUN / 2; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
+    }
+    if (column % COLUMNS == 0 && row < n) parts[(size_t)(column / COLUMNS) * n + row] = sum;
+  }
+};
+
+struct BernoulliLoss {
+  float scale;
+  __device__ __forceinline__ float pixel(float logit, float target, float& d) const {
+    return bernoulli(logit, target, scale, d);
+  }
+};
+
+struct SquaredErrorLoss {
+  float scale, weight;
+  int kind;
+  float slope;
+  __device__ __forceinline__ float pixel(float output, float target, float& d) const {
+    return squared_error(output, target, scale, weight, kind, slope, d);
+  }
+};
+
+// The decoder's last layer with its loss, summed over each row. True in the block that is the last
+// of the launch.
 template <class Loss>
 __device__ __forceinline__ bool dense_loss(
-    const float* x, const float* w, const float* b, float* y, int kind, float slope,
-    float* partials, int* arrivals, RowSums sums, int n, int i, int o, const Loss& loss) {
+    const float* x, const float* w, float* partials, int* arrivals, RowSums sums,
+    const LossOfOutput<Loss>& finish, int i) {
   using A = Matrix<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
+  int n = finish.n, o = finish.o;
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
-  multiply<false>(
-      memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i));
+  multiply(
+      memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
   if (!share.gather(memory)) return false;
-#pragma unroll 2
-  for (int e = threadIdx.x; e < ROWS * COLUMNS; e += THREADS) {
-    int row = place.row + e / COLUMNS, column = place.column + e % COLUMNS;
-    float pixel_loss = 0.0f;
-    if (row < n && column < o) {
-      float output = activate(kind, slope, memory[e] + b[column]);
-      y[(size_t)row * o + column] = output;
-      pixel_loss = loss(row, column, output);
-    }
-    memory[e] = pixel_loss;
-  }
-  __syncthreads();
-  return sums.gather(memory, place, n, o);
+  for_each_run(memory, place.row, place.column, n, o, finish);
+  return sums.gather(place, n, o);
 }
 
 // x (n, i), w (i, o), b (o,), y, target and dz (n, o), loss (n,), and as in elbo_totals kl (n, d),
@@ -147,12 +210,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_el
     float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int i, int o, int d) {
-  bool last = dense_loss(
-      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o,
-      [&](int row, int column, float logit) {
-        size_t e = (size_t)row * o + column;
-        return bernoulli(logit, target[e], scale, dz[e]);
-      });
+  LossOfOutput<BernoulliLoss> finish = {
+      b, y, target, dz, kind, slope, {scale}, row_sums, 1, n, o};
+  bool last =
+      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, finish, i);
   if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
@@ -165,12 +226,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float free_bits, float* __restrict__ kl_weight, double* __restrict__ totals,
     float* __restrict__ row_sums, int* __restrict__ row_arrivals, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o, int d) {
-  bool last = dense_loss(
-      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, n, i, o,
-      [&](int row, int column, float output) {
-        size_t e = (size_t)row * o + column;
-        return squared_error(output, target[e], scale, weight, kind, slope, dz[e]);
-      });
+  LossOfOutput<SquaredErrorLoss> finish = {
+      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, 1, n, o};
+  bool last =
+      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, finish, i);
   if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
@@ -186,12 +245,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_e
     float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int k, int i, int o, int d) {
-  bool last = dense_loss(
-      x, w, b, y, kind, slope, partials, arrivals, RowSums{row_sums, row_arrivals, weights}, n * k,
-      i, o, [&](int row, int column, float logit) {
-        float pixel = target[(size_t)(row / k) * o + column];
-        return bernoulli(logit, pixel, 1.0f, dz[(size_t)row * o + column]);
-      });
+  LossOfOutput<BernoulliLoss> finish = {
+      b, y, target, dz, kind, slope, {1.0f}, row_sums, k, n * k, o};
+  bool last =
+      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, weights}, finish, i);
   if (!last) return;
   for (int image = threadIdx.x / WARP; image < n; image += THREADS / WARP) {
     size_t first = (size_t)image * k;

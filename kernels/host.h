@@ -40,6 +40,9 @@ extern char __stop_shared_memory[] __attribute__((weak));
 struct dim3 {
   unsigned int x = 1, y = 1, z = 1;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct uint2 {
   unsigned int x, y;
 };
@@ -227,8 +230,14 @@ inline int atomicAdd(int* address, int value) {
   return before;
 }
 inline void __threadfence() {}
-inline float __ldcg(const float* address) { return *address; }
+template <class T>
+inline T __ldcg(const T* address) {
+  return *address;
+}
 
+inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+  return (unsigned int)((unsigned long long)a * b >> 32);
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
@@ -300,6 +309,7 @@ inline float truncated(unsigned int bits) {
 
 struct Matrices {
   float a[16][8], b[8][8];
+  const float* rows[WARP_SIZE];
 };
 static Matrices matrices[32];
 }  // namespace host
@@ -309,6 +319,16 @@ inline unsigned int to_tf32(float value) {
   unsigned int bits;
   memcpy(&bits, &value, 4);
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
+}
+
+inline void load_matrices(float (&values)[4], const float* row) {
+  int lane = host::current->number % host::WARP_SIZE;
+  if ((uintptr_t)row % 16 != 0) abort();
+  auto& rows = host::matrices[host::current->number / host::WARP_SIZE].rows;
+  rows[lane] = row;
+  __syncwarp();
+  for (int i = 0; i < 4; ++i) values[i] = rows[8 * i + lane / 4][lane % 4];
+  __syncwarp();
 }
 
 inline void mma_m16n8k8_tf32(

@@ -2,85 +2,151 @@
 // read through a map from (row, depth) to memory. gemm.cu has matrices there, conv.cu the windows
 // of an image.
 //
-// The operands come to shared memory a slice of DEPTH at a time, two slices ahead of the one that
+// The operands come to shared memory a slice of DEPTH at a time, STAGES - 1 ahead of the one that
 // is multiplied. Where several blocks share a tile's contraction (split-K), each leaves its sum in
 // `partials`, and the block that arrives last adds them up in the order of the splits: the same
 // bits each time, whichever block that was. The only atomics are the integers that count arrivals.
 //
 // Compiled with TENSOR_CORES 1 (products of TF32 numbers, sums in float32; sm_80 and later) or 0
-// (float32 throughout), and with TILE_COLUMNS 64, or 16 for products with few columns.
+// (float32 throughout), and with TILE_COLUMNS 64, or 32 or 16 for products with few columns.
 
 const int COLUMNS = TILE_COLUMNS;
 const int ROWS = COLUMNS == 64 ? 64 : 128;
 const int DEPTH = 16;
-const int STAGES = 3;
+const int STAGES = COLUMNS == 64 ? 4 : 3;
 const int THREADS = 128;
-const int BLOCKS = 4;  // that a multiprocessor must have room for: at most 128 registers a thread
+const int BLOCKS = 3;  // that a multiprocessor must have room for: at most 168 registers a thread
 
 // A warp has 32 rows of the tile's product, and all or half of its columns.
 const int WARP_ROWS = 32;
-const int WARP_COLUMNS = COLUMNS == 64 ? 32 : 16;
+const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
+
+// A run is four neighbours in memory. Everything moves by runs, as one vector where it is aligned.
+const int RUN = 4;
 
 // An operand's slice in shared memory, as [row or column][depth] or [depth][row or column],
-// whichever runs along memory in the same direction. The padding puts the elements that a warp
-// reads at once into different banks.
+// whichever runs along memory in the same direction. Its runs are turned (by XOR) from one to the
+// next, so that those which a warp reads or writes at once lie in different banks.
 template <bool DEPTH_IS_INNER, int LENGTH>
 struct Slice {
-  static const int PITCH = DEPTH_IS_INNER ? DEPTH + 4 : LENGTH + 8;
-  static const int SIZE = PITCH * (DEPTH_IS_INNER ? LENGTH : DEPTH);
+  static const bool INNER_DEPTH = DEPTH_IS_INNER;
+  static const int SIZE = LENGTH * DEPTH;
+  static const int PITCH = DEPTH_IS_INNER ? DEPTH : LENGTH;
   static __device__ __forceinline__ int at(int outer, int depth) {
-    return DEPTH_IS_INNER ? outer * PITCH + depth : depth * PITCH + outer;
+    if (DEPTH_IS_INNER) return outer * PITCH + (depth ^ outer / 2 % 4 * RUN);
+    return depth * PITCH + (outer ^ (LENGTH < 32 ? depth / 2 % 2 : depth % 4) * 8);
   }
 };
 
-// A matrix (outers, depths) as operand, or (depths, outers) if its depth is not inner. Outside of
-// it are zeros.
+// Where an element of an operand is in memory; outside of the operand are zeros.
+struct Element {
+  const float* source;
+  bool inside;
+};
+
+// What an operand knows of an element from its row or column alone, and from its depth alone.
+struct Line {
+  const float* start;
+  bool inside;
+};
+struct Step {
+  size_t offset;
+  bool inside;
+};
+
+__device__ __forceinline__ Element element(const Line& line, const Step& step) {
+  return {line.start + step.offset, line.inside && step.inside};
+}
+
+// Of numbers that are not negative: one instruction, where signed ones take three.
+__device__ __forceinline__ size_t product(unsigned int a, unsigned int b) { return (size_t)a * b; }
+
+// A matrix (outers, depths) as operand, or (depths, outers) if its depth is not inner.
 template <bool DEPTH_IS_INNER>
 struct Matrix {
   static const bool INNER_DEPTH = DEPTH_IS_INNER;
   const float* data;
   int outers, depths;
 
-  // Whether four inner neighbours, counted from a multiple of four, are one aligned vector.
+  // Whether each run of inner neighbours, counted from a multiple of four, is one aligned vector.
   __device__ __forceinline__ bool vectors() const {
-    return (DEPTH_IS_INNER ? depths : outers) % 4 == 0 && (size_t)data % 16 == 0;
+    return (DEPTH_IS_INNER ? depths : outers) % RUN == 0 && (size_t)data % 16 == 0;
   }
 
-  // Where an element is; null for a zero.
-  __device__ __forceinline__ const float* at(int outer, int depth) const {
-    if (outer >= outers || depth >= depths) return nullptr;
-    size_t i = DEPTH_IS_INNER ? (size_t)outer * depths + depth : (size_t)depth * outers + outer;
-    return data + i;
+  __device__ __forceinline__ Line outer(int o) const {
+    return {data + (DEPTH_IS_INNER ? product(o, depths) : o), o < outers};
+  }
+
+  __device__ __forceinline__ Step depth(int d) const {
+    return {DEPTH_IS_INNER ? d : product(d, outers), d < depths};
   }
 };
 
-// Copies the slice of an operand that begins at (outer, depth), by all threads of the block.
+// A thread's share in copying an operand's slices: RUNS runs of each. What depends on the row or
+// column alone is the same in all slices, and found out once.
 template <int LENGTH, class Operand>
-__device__ __forceinline__ void copy_slice(
-    float* slice, const Operand& operand, bool vectors, int outer, int depth) {
-  const bool inner_depth = Operand::INNER_DEPTH;
-  using Layout = Slice<inner_depth, LENGTH>;
-  const int inner = inner_depth ? DEPTH : LENGTH;
+struct Copier {
+  static const bool INNER_DEPTH = Operand::INNER_DEPTH;
+  static const int INNER = INNER_DEPTH ? DEPTH : LENGTH;
+  static const int RUNS = (LENGTH * DEPTH + RUN * THREADS - 1) / (RUN * THREADS);
+  static const int OUTERS = INNER_DEPTH ? RUNS : RUN;  // that a thread's elements have
+  using Layout = Slice<INNER_DEPTH, LENGTH>;
+  using Outer = decltype(((const Operand*)nullptr)->outer(0));
+
+  const Operand& operand;
+  bool vectors;
+  Outer outers[OUTERS];
+
+  // Where in a slice the thread's run r begins.
+  static __device__ __forceinline__ int run_outer(int r) {
+    int run = threadIdx.x + r * THREADS;
+    return INNER_DEPTH ? run / (INNER / RUN) : run % (INNER / RUN) * RUN;
+  }
+  static __device__ __forceinline__ int run_depth(int r) {
+    int run = threadIdx.x + r * THREADS;
+    return INNER_DEPTH ? run % (INNER / RUN) * RUN : run / (INNER / RUN);
+  }
+
+  __device__ __forceinline__ Copier(const Operand& operand, int first_outer)
+      : operand(operand), vectors(operand.vectors()) {
 #pragma unroll
-  for (int first = 0; first < LENGTH * DEPTH; first += 4 * THREADS) {
-    int element = first + 4 * threadIdx.x;
-    if (LENGTH * DEPTH % (4 * THREADS) != 0 && element >= LENGTH * DEPTH) break;
-    int along = element % inner, across = element / inner;
-    int o = inner_depth ? across : along, d = inner_depth ? along : across;
-    float* target = slice + Layout::at(o, d);
-    if (vectors) {
-      const float* source = operand.at(outer + o, depth + d);
-      copy_async_16(target, source ? source : operand.data, source ? 16 : 0);
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* source =
-          operand.at(outer + o + (inner_depth ? 0 : i), depth + d + (inner_depth ? i : 0));
-      copy_async_4(target + i, source ? source : operand.data, source ? 4 : 0);
+    for (int i = 0; i < OUTERS; ++i) {
+      outers[i] = operand.outer(first_outer + (INNER_DEPTH ? run_outer(i) : run_outer(0) + i));
     }
   }
-}
+
+  // Copies the slice that begins at `first_depth`.
+  __device__ __forceinline__ void copy(float* slice, int first_depth) const {
+    if (LENGTH * DEPTH < RUN * THREADS && threadIdx.x >= LENGTH * DEPTH / RUN) return;
+    if (vectors) {
+      copy_vectors(slice, first_depth);
+    } else {
+      copy_elements(slice, first_depth);
+    }
+  }
+
+  __device__ __forceinline__ void copy_vectors(float* slice, int first_depth) const {
+#pragma unroll
+    for (int r = 0; r < RUNS; ++r) {
+      Element run = element(outers[INNER_DEPTH ? r : 0], operand.depth(first_depth + run_depth(r)));
+      float* target = slice + Layout::at(run_outer(r), run_depth(r));
+      copy_async_16(target, run.source, run.inside ? 16 : 0);
+    }
+  }
+
+  __device__ __forceinline__ void copy_elements(float* slice, int first_depth) const {
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+#pragma unroll
+      for (int r = 0; r < RUNS; ++r) {
+        float* target = slice + Layout::at(run_outer(r), run_depth(r));
+        int depth = first_depth + run_depth(r) + (INNER_DEPTH ? i : 0);
+        Element one = element(outers[INNER_DEPTH ? r : i], operand.depth(depth));
+        copy_async_4(target + i, one.source, one.inside ? 4 : 0);
+      }
+    }
+  }
+};
 
 __device__ __forceinline__ int first_row_of_warp() {
   return threadIdx.x / WARP / (COLUMNS / WARP_COLUMNS) * WARP_ROWS;
@@ -92,89 +158,180 @@ __device__ __forceinline__ int first_column_of_warp() {
 
 #if TENSOR_CORES
 // A thread's part of the product: of each 16 x 8 elements what mma.sync spreads over a warp.
+//
+// Values come from shared memory, as many at once as can be, in the order in which a fragment has
+// them in its registers: else moving them takes more instructions than multiplying them. Where
+// depth is inner ldmatrix does that. Where it is not, two rows of the first operand come at once,
+// which are a fragment's rows g and g + 8, but only one column of the second: hence B^T A^T may be
+// had instead of A B.
 template <class A, class B>
 struct Product {
-  static const int DOWN = WARP_ROWS / 16, ACROSS = WARP_COLUMNS / 8;
+  static const bool TURNED = A::INNER_DEPTH && !B::INNER_DEPTH;
+  static const int DOWN = (TURNED ? WARP_COLUMNS : WARP_ROWS) / 16;
+  static const int ACROSS = (TURNED ? WARP_ROWS : WARP_COLUMNS) / 8;
   float sums[DOWN][ACROSS][4] = {};
 
+  static __device__ __forceinline__ int lane() { return threadIdx.x % WARP; }
+  static __device__ __forceinline__ int group() { return lane() / 4; }
+  static __device__ __forceinline__ int member() { return lane() % 4; }
+
   __device__ __forceinline__ void add(const float* a, const float* b) {
-    int group = threadIdx.x % WARP / 4, member = threadIdx.x % 4;
+    if constexpr (TURNED) {
+      add_in_order<B, A>(b, first_column_of_warp(), a, first_row_of_warp());
+    } else {
+      add_in_order<A, B>(a, first_row_of_warp(), b, first_column_of_warp());
+    }
+  }
+
+  template <class First, class Second>
+  __device__ __forceinline__ void add_in_order(
+      const float* a, int first_row, const float* b, int first_column) {
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-      unsigned int a_fragment[DOWN][4], b_fragment[ACROSS][2];
+      float rows[DOWN][4], columns[ACROSS / 2][4];
+#pragma unroll
+      for (int i = 0; i < DOWN; ++i) read_rows<First>(rows[i], a, first_row + 16 * i, k);
+#pragma unroll
+      for (int j = 0; j < ACROSS / 2; ++j) {
+        read_columns<Second>(columns[j], b, first_column + 16 * j, k);
+      }
+      unsigned int row_fragment[DOWN][4], column_fragment[ACROSS][2];
 #pragma unroll
       for (int i = 0; i < DOWN; ++i) {
-        int row = first_row_of_warp() + 16 * i + group;
-        a_fragment[i][0] = to_tf32(a[A::at(row, k + member)]);
-        a_fragment[i][1] = to_tf32(a[A::at(row + 8, k + member)]);
-        a_fragment[i][2] = to_tf32(a[A::at(row, k + member + 4)]);
-        a_fragment[i][3] = to_tf32(a[A::at(row + 8, k + member + 4)]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) row_fragment[i][e] = to_tf32(rows[i][e]);
       }
 #pragma unroll
       for (int j = 0; j < ACROSS; ++j) {
-        int column = first_column_of_warp() + 8 * j + group;
-        b_fragment[j][0] = to_tf32(b[B::at(column, k + member)]);
-        b_fragment[j][1] = to_tf32(b[B::at(column, k + member + 4)]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          column_fragment[j][e] = to_tf32(columns[j / 2][j % 2 * 2 + e]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < DOWN; ++i) {
 #pragma unroll
         for (int j = 0; j < ACROSS; ++j) {
-          mma_m16n8k8_tf32(sums[i][j], a_fragment[i], b_fragment[j]);
+          mma_m16n8k8_tf32(sums[i][j], row_fragment[i], column_fragment[j]);
         }
       }
     }
   }
 
+  // A fragment of the first operand: 16 rows from `first`, 8 depths from k.
+  template <class Layout>
+  static __device__ __forceinline__ void read_rows(
+      float (&values)[4], const float* slice, int first, int k) {
+    if (Layout::INNER_DEPTH) {
+      load_matrices(values, slice + Layout::at(first + lane() % 16, k + lane() / 16 * 4));
+      return;
+    }
+    const float* source = slice + Layout::at(first + 2 * group(), k + member());
+    float2 low = *(const float2*)source, high = *(const float2*)(source + 4 * Layout::PITCH);
+    values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
+  }
+
+  // Two fragments of the second operand: 16 columns from `first`, 8 depths from k.
+  template <class Layout>
+  static __device__ __forceinline__ void read_columns(
+      float (&values)[4], const float* slice, int first, int k) {
+    if (Layout::INNER_DEPTH) {
+      int column = lane() / 16 * 8 + lane() % 8;
+      load_matrices(values, slice + Layout::at(first + column, k + lane() / 8 % 2 * 4));
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float* source = slice + Layout::at(first + 8 * j + group(), k + member());
+      values[2 * j] = source[0], values[2 * j + 1] = source[4 * Layout::PITCH];
+    }
+  }
+
   // Writes the sums to result[row][column].
   __device__ __forceinline__ void store(float* result) const {
-    int group = threadIdx.x % WARP / 4, member = threadIdx.x % 4;
+    const bool inner_depth = TURNED ? B::INNER_DEPTH : A::INNER_DEPTH;
 #pragma unroll
     for (int i = 0; i < DOWN; ++i) {
 #pragma unroll
       for (int j = 0; j < ACROSS; ++j) {
-        int row = first_row_of_warp() + 16 * i + group;
-        int column = first_column_of_warp() + 8 * j + 2 * member;
-        result[row * COLUMNS + column] = sums[i][j][0];
-        result[row * COLUMNS + column + 1] = sums[i][j][1];
-        result[(row + 8) * COLUMNS + column] = sums[i][j][2];
-        result[(row + 8) * COLUMNS + column + 1] = sums[i][j][3];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int down = 16 * i + (inner_depth ? group() + e / 2 * 8 : 2 * group() + e / 2);
+          int across = 8 * j + 2 * member() + e % 2;
+          int row = first_row_of_warp() + (TURNED ? across : down);
+          int column = first_column_of_warp() + (TURNED ? down : across);
+          result[row * COLUMNS + column] = sums[i][j][e];
+        }
       }
     }
   }
 };
 #else
-// A thread's part of the product: 8 rows by an eighth of its warp's columns. Along an axis that is
-// inner in shared memory they are neighbours, so that they are read as vectors, else interleaved
-// with those of the other threads, whose reads then fall into different banks.
+__device__ __forceinline__ void read_run(float (&values)[RUN], const float* source) {
+  float4 run = *(const float4*)source;
+  values[0] = run.x, values[1] = run.y, values[2] = run.z, values[3] = run.w;
+}
+
+// What one of GROUPS groups of a warp's threads has of the warp's rows or columns: COUNT of them.
+// Where they are inner in shared memory they are neighbours, so that they are read as runs; else
+// those whose runs are turned alike.
+template <class Layout, int GROUPS, int COUNT>
+struct Part {
+  static __device__ __forceinline__ int outer(int group, int i) {
+    if (!Layout::INNER_DEPTH) return COUNT * group + i;
+    return GROUPS == 8 ? group + 8 * i : 2 * group + i % 2 + i / 2 * 8;
+  }
+
+  // Reads values[i][k] at the depths `depth` + k.
+  static __device__ __forceinline__ void read(
+      const float* slice, int first, int group, int depth, float (&values)[COUNT][RUN]) {
+    first += outer(group, 0);
+    if (Layout::INNER_DEPTH) {
+      const float* source = slice + Layout::at(first, depth);
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) read_run(values[i], source + outer(0, i) * Layout::PITCH);
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < RUN; ++k) {
+      const float* source = slice + Layout::at(first, depth + k);
+#pragma unroll
+      for (int i = 0; i < COUNT; i += RUN) {
+        float run[RUN];
+        read_run(run, source + i);
+#pragma unroll
+        for (int e = 0; e < RUN; ++e) values[i + e][k] = run[e];
+      }
+    }
+  }
+};
+
+// A thread's part of the product: four columns, and as many rows as the warp's threads leave it.
 template <class A, class B>
 struct Product {
-  static const int DOWN = 8, ACROSS = WARP_COLUMNS / 8;
+  static const int ACROSS = RUN, MEMBERS = WARP_COLUMNS / ACROSS;
+  static const int GROUPS = WARP / MEMBERS, DOWN = WARP_ROWS / GROUPS;
+  using PartA = Part<A, GROUPS, DOWN>;
+  using PartB = Part<B, MEMBERS, ACROSS>;
   float sums[DOWN][ACROSS] = {};
 
-  static __device__ __forceinline__ int row(int i) {
-    int group = threadIdx.x % WARP / 8;
-    return first_row_of_warp() + (A::at(1, 0) == 1 ? DOWN * group + i : group + 4 * i);
-  }
-
-  static __device__ __forceinline__ int column(int j) {
-    int member = threadIdx.x % 8;
-    return first_column_of_warp() + (B::at(1, 0) == 1 ? ACROSS * member + j : member + 8 * j);
-  }
+  static __device__ __forceinline__ int group() { return threadIdx.x % WARP / MEMBERS; }
+  static __device__ __forceinline__ int member() { return threadIdx.x % MEMBERS; }
 
   __device__ __forceinline__ void add(const float* a, const float* b) {
-#pragma unroll 4
-    for (int k = 0; k < DEPTH; ++k) {
-      float a_column[DOWN], b_row[ACROSS];
+#pragma unroll 1
+    for (int depth = 0; depth < DEPTH; depth += RUN) {
+      float a_values[DOWN][RUN], b_values[ACROSS][RUN];
+      PartA::read(a, first_row_of_warp(), group(), depth, a_values);
+      PartB::read(b, first_column_of_warp(), member(), depth, b_values);
 #pragma unroll
-      for (int i = 0; i < DOWN; ++i) a_column[i] = a[A::at(row(i), k)];
+      for (int k = 0; k < RUN; ++k) {
 #pragma unroll
-      for (int j = 0; j < ACROSS; ++j) b_row[j] = b[B::at(column(j), k)];
+        for (int i = 0; i < DOWN; ++i) {
 #pragma unroll
-      for (int i = 0; i < DOWN; ++i) {
-#pragma unroll
-        for (int j = 0; j < ACROSS; ++j) {
-          sums[i][j] = __fmaf_rn(a_column[i], b_row[j], sums[i][j]);
+          for (int j = 0; j < ACROSS; ++j) {
+            sums[i][j] = __fmaf_rn(a_values[i][k], b_values[j][k], sums[i][j]);
+          }
         }
       }
     }
@@ -185,7 +342,11 @@ struct Product {
 #pragma unroll
     for (int i = 0; i < DOWN; ++i) {
 #pragma unroll
-      for (int j = 0; j < ACROSS; ++j) result[row(i) * COLUMNS + column(j)] = sums[i][j];
+      for (int j = 0; j < ACROSS; ++j) {
+        int row = first_row_of_warp() + PartA::outer(group(), i);
+        int column = first_column_of_warp() + PartB::outer(member(), j);
+        result[row * COLUMNS + column] = sums[i][j];
+      }
     }
   }
 };
@@ -195,42 +356,41 @@ struct Product {
 // sums over depth of B's columns.
 const int RESULT = (ROWS + 1) * COLUMNS;
 
-template <class A, class B>
-struct Memory {
-  static const int SLICES =
-      Slice<A::INNER_DEPTH, ROWS>::SIZE + Slice<B::INNER_DEPTH, COLUMNS>::SIZE;
-  static const int SIZE = STAGES * SLICES > RESULT ? STAGES * SLICES : RESULT;
-};
+const int SLICES = (ROWS + COLUMNS) * DEPTH;
+const int MEMORY = STAGES * SLICES > RESULT ? STAGES * SLICES : RESULT;
 
 // The product of rows from `row`, columns from `column` and depths from `first` to `end`, left in
-// `memory` as a result. Ends with a barrier.
-template <bool WITH_SUMS, class A, class B>
+// `memory` (MEMORY,) as a result. Ends with a barrier.
+template <class A, class B>
 __device__ __forceinline__ void multiply(
-    float* memory, const A& a, const B& b, int row, int column, int first, int end) {
+    float* memory, const A& a, const B& b, int row, int column, int first, int end,
+    bool with_sums) {
   using LayoutA = Slice<A::INNER_DEPTH, ROWS>;
   using LayoutB = Slice<B::INNER_DEPTH, COLUMNS>;
-  const int slices = Memory<A, B>::SLICES;
+  Copier<ROWS, A> copier_a(a, row);
+  Copier<COLUMNS, B> copier_b(b, column);
   int count = ceil_div(end - first, DEPTH);
-  bool a_vectors = a.vectors(), b_vectors = b.vectors();
   auto copy = [&](int slice) {
     if (slice < count) {
-      float* stage = memory + slice % STAGES * slices;
-      copy_slice<ROWS>(stage, a, a_vectors, row, first + slice * DEPTH);
-      copy_slice<COLUMNS>(
-          stage + LayoutA::SIZE, b, b_vectors, column, first + slice * DEPTH);
+      float* stage = memory + slice % STAGES * SLICES;
+      copier_a.copy(stage, first + slice * DEPTH);
+      copier_b.copy(stage + LayoutA::SIZE, first + slice * DEPTH);
     }
     commit_copies();
   };
   Product<LayoutA, LayoutB> product;
+  bool sums = with_sums && threadIdx.x < COLUMNS;
   float column_sum = 0.0f;
+#pragma unroll 1
   for (int slice = 0; slice < STAGES - 1; ++slice) copy(slice);
+#pragma unroll 1
   for (int slice = 0; slice < count; ++slice) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // all copies of this slice have landed, and all reads of the last are over
     copy(slice + STAGES - 1);
-    const float* stage = memory + slice % STAGES * slices;
+    const float* stage = memory + slice % STAGES * SLICES;
     product.add(stage, stage + LayoutA::SIZE);
-    if (WITH_SUMS && threadIdx.x < COLUMNS) {
+    if (sums) {
       for (int k = 0; k < DEPTH; ++k) {
         column_sum += stage[LayoutA::SIZE + LayoutB::at(threadIdx.x, k)];
       }
@@ -239,22 +399,23 @@ __device__ __forceinline__ void multiply(
   wait_copies<0>();
   __syncthreads();
   product.store(memory);
-  if (WITH_SUMS && threadIdx.x < COLUMNS) memory[ROWS * COLUMNS + threadIdx.x] = column_sum;
+  if (sums) memory[ROWS * COLUMNS + threadIdx.x] = column_sum;
   __syncthreads();
 }
 
 // Whether this block is the last of `expected` to arrive at `counter`, which is then zero again.
-// What the others wrote before is visible to it, if it reads past the first-level cache.
+// What the others wrote before is visible to it, if it reads past the first-level cache: one
+// thread's fence, between barriers, is for its whole block.
 __device__ __forceinline__ bool last_to_arrive(int* counter, int expected) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();
     last = atomicAdd(counter, 1) == expected - 1;
     if (last) *counter = 0;
+    __threadfence();
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 
@@ -266,8 +427,15 @@ struct Place {
         column(tile % ceil_div(columns, COLUMNS) * COLUMNS) {}
 };
 
+__device__ __forceinline__ void add(float4& sum, float4 term) {
+  sum.x += term.x, sum.y += term.y, sum.z += term.z, sum.w += term.w;
+}
+
+// So many results at most are added up by one block: more of them by a tree of blocks.
+const int FAN = 12;
+
 // A block's share of a launch's work: one split of one tile. `partials` holds a result for each
-// split of each tile, `arrivals` a counter for each tile.
+// split of each tile, `arrivals` two counters for each.
 struct Share {
   int tile, tiles, split, splits;
   float* partials;
@@ -283,19 +451,48 @@ struct Share {
 
   // Adds up the splits' results in `memory`. False for all blocks of a tile but the last to arrive.
   __device__ __forceinline__ bool gather(float* memory) const {
-    if (splits == 1) return true;
-    float* mine = partials + ((size_t)split * tiles + tile) * RESULT;
-    for (int i = threadIdx.x; i < RESULT; i += THREADS) mine[i] = memory[i];
-    if (!last_to_arrive(arrivals + tile, splits)) return false;
-    for (int i = threadIdx.x; i < RESULT; i += THREADS) {
-      float sum = 0.0f;
-      for (int other = 0; other < splits; ++other) {
-        sum += __ldcg(partials + ((size_t)other * tiles + tile) * RESULT + i);
+    int index = split, left = splits, step = 1, *counters = arrivals;
+    while (left > 1) {
+      int first = index / FAN * FAN, count = min(FAN, left - first);
+      leave(memory, index * step);
+      if (!last_to_arrive(counters + first * step * tiles + tile, count)) return false;
+      add_up(memory, first * step, count, step);
+      index /= FAN, left = ceil_div(left, FAN), step *= FAN, counters += splits * tiles;
+    }
+    return true;
+  }
+
+  __device__ __forceinline__ float4* result_of(int split) const {
+    return (float4*)(partials + ((size_t)split * tiles + tile) * RESULT);
+  }
+
+  __device__ __forceinline__ void leave(const float* memory, int split) const {
+    float4* mine = result_of(split);
+    for (int i = threadIdx.x; i < RESULT / RUN; i += THREADS) mine[i] = ((const float4*)memory)[i];
+  }
+
+  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of one
+  // are asked for before the first is added.
+  __device__ __forceinline__ void add_up(float* memory, int first, int count, int step) const {
+    const int runs = RESULT / RUN, mine = (runs + THREADS - 1) / THREADS;
+    float4 sums[mine] = {};
+#pragma unroll 1
+    for (int other = 0; other < count; ++other) {
+      const float4* theirs = result_of(first + other * step);
+      float4 terms[mine];
+#pragma unroll
+      for (int r = 0; r < mine; ++r) {
+        terms[r] = __ldcg(theirs + min((int)threadIdx.x + r * THREADS, runs - 1));
       }
-      memory[i] = sum;
+#pragma unroll
+      for (int r = 0; r < mine; ++r) add(sums[r], terms[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < mine; ++r) {
+      int i = threadIdx.x + r * THREADS;
+      if (i < runs) ((float4*)memory)[i] = sums[r];
     }
     __syncthreads();
-    return true;
   }
 };
 
@@ -305,63 +502,170 @@ __device__ __forceinline__ Share this_share(float* partials, int* arrivals) {
   return {tile, tiles, (int)blockIdx.y, (int)gridDim.y, partials, arrivals};
 }
 
-// Calls finish(row, column, value) for each element of a result that lies within (rows, columns),
-// neighbouring threads with neighbouring elements.
-template <class Finish>
-__device__ __forceinline__ void for_each_element(
-    const float* result, int first_row, int first_column, int rows, int columns, Finish finish) {
-#pragma unroll 2  // more would keep registers in local memory around Adam's divisions
-  for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
-    int row = first_row + i / COLUMNS, column = first_column + i % COLUMNS;
-    if (row < rows && column < columns) finish(row, column, result[i]);
+// Four neighbouring columns of a row, of which the first `count` are within the matrix: none at
+// all where count is not above zero.
+struct __align__(16) Run {
+  float lane[RUN];
+};
+
+__device__ __forceinline__ bool is_vector(const float* place, int count) {
+  return count >= RUN && (size_t)place % 16 == 0;
+}
+
+__device__ __forceinline__ Run load_run(const float* source, int count) {
+  if (is_vector(source, count)) return *(const Run*)source;
+  Run run = {};
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) {
+    if (i < count) run.lane[i] = source[i];
+  }
+  return run;
+}
+
+__device__ __forceinline__ void store_run(float* target, const Run& run, int count) {
+  if (is_vector(target, count)) {
+    *(Run*)target = run;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) {
+    if (i < count) target[i] = run.lane[i];
   }
 }
 
-// What becomes of the finished sums: the epilogues.
+// What becomes of a result is an epilogue. It fetches what it needs from memory for a run, and
+// finishes the run; for TOGETHER runs all is fetched before the first is finished, since a store
+// between two loads would have the second wait for the first.
+template <class Finish>
+__device__ __forceinline__ void for_each_run(
+    const float* result, int first_row, int first_column, int rows, int columns,
+    const Finish& finish) {
+  const int runs = ROWS * COLUMNS / RUN, together = Finish::TOGETHER;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < runs; first += together * THREADS) {
+    typename Finish::Fetched fetched[together];
+    int row[together], column[together], count[together];
+#pragma unroll
+    for (int t = 0; t < together; ++t) {
+      int i = (first + t * THREADS) * RUN;
+      row[t] = first_row + i / COLUMNS, column[t] = first_column + i % COLUMNS;
+      count[t] = row[t] < rows ? columns - column[t] : 0;
+      fetched[t] = finish.fetch(row[t], column[t], count[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < together; ++t) {
+      Run run = *(const Run*)(result + (first + t * THREADS) * RUN);
+      finish(row[t], column[t], count[t], run, fetched[t]);
+    }
+  }
+}
 
-// y = f(z + b): dense.E, conv.E1 and E5. y (rows, columns), b (columns,).
+// The row of sums below a result.
+template <class Finish>
+__device__ __forceinline__ void for_sums(
+    const float* result, int first_column, int columns, const Finish& finish) {
+  if (threadIdx.x >= COLUMNS / RUN) return;
+  int column = first_column + RUN * threadIdx.x, count = columns - column;
+  Run run = *(const Run*)(result + ROWS * COLUMNS + RUN * threadIdx.x);
+  finish(0, column, count, run, finish.fetch(0, column, count));
+}
+
+// y = f(z + b): dense.E1, conv.E1 and E5. y (rows, columns), b (columns,).
 struct BiasAndActivation {
+  static const int TOGETHER = 4;
+  using Fetched = Run;
   const float* b;
   float* y;
   int kind;
   float slope;
   int columns;
-  __device__ __forceinline__ void operator()(int row, int column, float z) const {
-    y[(size_t)row * columns + column] = activate(kind, slope, z + b[column]);
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run(b + column, count);
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int column, int count, Run z, const Run& bias) const {
+    with_kind(kind, [&](auto known) {
+#pragma unroll
+      for (int i = 0; i < RUN; ++i) {
+        z.lane[i] = activate(known.value, slope, z.lane[i] + bias.lane[i]);
+      }
+    });
+    store_run(y + (size_t)row * columns + column, z, count);
   }
 };
 
 // dx times the derivative of the activation that made x (dense.E4). x and dx (rows, columns).
 struct ActivationDerivative {
+  static const int TOGETHER = 4;
+  using Fetched = Run;
   const float* x;
   float* dx;
   int kind;
   float slope;
   int columns;
-  __device__ __forceinline__ void operator()(int row, int column, float value) const {
-    size_t i = (size_t)row * columns + column;
-    dx[i] = activation_backward_from_output(kind, slope, x[i], value);
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run(x + (size_t)row * columns + column, count);
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int column, int count, Run dy, const Run& output) const {
+    with_kind(kind, [&](auto known) {
+#pragma unroll
+      for (int i = 0; i < RUN; ++i) {
+        dy.lane[i] =
+            activation_backward_from_output(known.value, slope, output.lane[i], dy.lane[i]);
+      }
+    });
+    store_run(dx + (size_t)row * columns + column, dy, count);
   }
 };
 
-// A gradient to memory, times the share of the batch that it is of, on top of what is there or not
-// (dense.E5).
+// A gradient (rows, columns) to memory, times the share of the batch that it is of, on top of what
+// is there or not (dense.E5).
 struct Store {
+  static const int TOGETHER = 4;
+  using Fetched = Run;
   float* gradient;
   float weight;
   int accumulate;
-  __device__ __forceinline__ void operator()(size_t i, float g) const {
-    gradient[i] = accumulate ? __fmaf_rn(weight, g, gradient[i]) : weight * g;
+  int columns;
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run(gradient + (size_t)row * columns + column, accumulate ? count : 0);
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int column, int count, Run g, const Run& before) const {
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+      g.lane[i] = accumulate ? __fmaf_rn(weight, g.lane[i], before.lane[i]) : weight * g.lane[i];
+    }
+    store_run(gradient + (size_t)row * columns + column, g, count);
   }
 };
 
-// A gradient to Adam, which changes parameter and moments at once. It is never written to memory.
+// A gradient (rows, columns) to Adam, which changes parameter and moments at once. It is never
+// written to memory.
 struct Update {
+  static const int TOGETHER = 2;
+  struct Fetched {
+    Run p, m, v;
+  };
   float* p;
   float* m;
   float* v;
   AdamStep step;
-  __device__ __forceinline__ void operator()(size_t i, float g) const {
-    adam_element(p[i], g, m[i], v[i], step);
+  int columns;
+  __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
+    size_t i = (size_t)row * columns + column;
+    return {load_run(p + i, count), load_run(m + i, count), load_run(v + i, count)};
+  }
+  __device__ __forceinline__ void operator()(
+      int row, int column, int count, const Run& g, Fetched old) const {
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+      adam_element(old.p.lane[i], g.lane[i], old.m.lane[i], old.v.lane[i], step);
+    }
+    size_t i = (size_t)row * columns + column;
+    store_run(p + i, old.p, count);
+    store_run(m + i, old.m, count);
+    store_run(v + i, old.v, count);
   }
 };

@@ -9,18 +9,15 @@ __device__ __forceinline__ void weight_gradient_tile(
     const Finish& bias, int n, int i, int o) {
   using A = Matrix<false>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[Memory<A, B>::SIZE];
+  __shared__ __align__(16) float memory[MEMORY];
   Place place(tile, o);
-  multiply<true>(
-      memory, A{x, i, n}, B{dz, o, n}, place.row, place.column, share.first(n), share.end(n));
+  bool with_bias = place.row == 0;
+  multiply(
+      memory, A{x, i, n}, B{dz, o, n}, place.row, place.column, share.first(n), share.end(n),
+      with_bias);
   if (!share.gather(memory)) return;
-  for_each_element(
-      memory, place.row, place.column, i, o,
-      [&](int row, int column, float g) { weight((size_t)row * o + column, g); });
-  int column = place.column + threadIdx.x;
-  if (place.row == 0 && threadIdx.x < COLUMNS && column < o) {
-    bias(column, memory[ROWS * COLUMNS + threadIdx.x]);
-  }
+  for_each_run(memory, place.row, place.column, i, o, weight);
+  if (with_bias) for_sums(memory, place.column, o, bias);
 }
 
 // A layer of a group: where its operands are, where its weight and bias begin in a flat buffer, and
@@ -44,10 +41,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradi
     const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count, int n) {
   const Job* job = this_job(jobs, count);
+  int i = (int)job->inputs, o = (int)job->outputs;
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
-      Store{g + job->weight, weight, accumulate}, Store{g + job->bias, weight, accumulate}, n,
-      (int)job->inputs, (int)job->outputs);
+      Store{g + job->weight, weight, accumulate, o}, Store{g + job->bias, weight, accumulate, o}, n,
+      i, o);
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
@@ -60,12 +58,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_updat
     int* __restrict__ arrivals, int batch_size, int count, int n) {
   if (state[FAILED]) return;
   const Job* job = this_job(jobs, count);
+  int i = (int)job->inputs, o = (int)job->outputs;
   AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
-      Update{p + job->weight, m + job->weight, v + job->weight, step},
-      Update{p + job->bias, m + job->bias, v + job->bias, step}, n, (int)job->inputs,
-      (int)job->outputs);
+      Update{p + job->weight, m + job->weight, v + job->weight, step, o},
+      Update{p + job->bias, m + job->bias, v + job->bias, step, o}, n, i, o);
   bool last = last_to_arrive(all, gridDim.x * gridDim.y);
   if (last && threadIdx.x == 0) next_step(state, batch_size);
 }

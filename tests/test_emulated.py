@@ -56,7 +56,7 @@ def shuffled() -> Any:
     """Sets the seed that orders threads and blocks in every module."""
 
     def shuffle(backend: EmulatedBackend, stem: str, seed: int) -> None:
-        for columns in (16, 64):
+        for columns in (16, 32, 64):
             backend.module(stem, columns).shuffle(seed)
 
     yield shuffle
@@ -207,7 +207,8 @@ def dense_elbo(
 @pytest.mark.parametrize("name", KERNEL_BACKENDS)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
 @pytest.mark.parametrize(
-    ("n", "i", "o", "d"), [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (129, 400, 784, 33)]
+    ("n", "i", "o", "d"),
+    [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (40, 50, 29, 6), (129, 400, 784, 33)],
 )
 def test_a_fused_loss_is_the_references(
     name: str, likelihood: str, n: int, i: int, o: int, d: int
@@ -379,7 +380,7 @@ def caught(backend: EmulatedBackend, case: Case, tolerance: float = TOLERANCE[np
     for seed in range(5):
         try:
             stem = backend.stem if isinstance(backend, Planted) else "gemm"
-            for columns in (16, 64):
+            for columns in (16, 32, 64):
                 backend.module(stem, columns).shuffle(seed)
             check(Runner(backend, np.float32)(case), case, tolerance)
         except (AssertionError, RuntimeError):

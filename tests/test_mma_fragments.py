@@ -1,5 +1,6 @@
-"""The layout of mma.sync's fragments in the host shim, against figures typed from the PTX ISA
-("Matrix Fragments for mma.m16n8k8", .tf32), so that kernel and shim cannot share one misreading."""
+"""The layout of mma.sync's fragments and of ldmatrix in the host shim, against figures typed from
+the PTX ISA ("Matrix Fragments for mma.m16n8k8", .tf32; "ldmatrix"), so that kernel and shim cannot
+share one misreading."""
 
 import ctypes
 
@@ -26,12 +27,27 @@ MANUAL = {
         **{(28, 0): (7, 0), (31, 1): (7, 7), (31, 3): (15, 7)},
     },
 }
+# (lane, register): (matrix, row, element of 32 bits) of ldmatrix with .x4. Lanes 0 to 7 give where
+# the first matrix's rows are, 8 to 15 the second's, and so on.
+LOADED = {
+    **{(0, 0): (0, 0, 0), (1, 0): (0, 0, 1), (3, 0): (0, 0, 3), (4, 0): (0, 1, 0)},
+    **{(31, 0): (0, 7, 3), (0, 1): (1, 0, 0), (5, 2): (2, 1, 1), (30, 3): (3, 7, 2)},
+}
 REGISTERS = {"a": 4, "b": 2, "c": 4}
 SHAPES = {"a": (16, 8), "b": (8, 8), "c": (16, 8)}
 
 PROBE = r"""
 extern "C" __global__ void round_to_tf32(const float* x, int* bits, int size) {
   for (int i = threadIdx.x; i < size; i += blockDim.x) bits[i] = (int)to_tf32(x[i]);
+}
+
+extern "C" __global__ void load(float* values) {
+  __shared__ __align__(16) float rows[32][8];
+  for (int i = 0; i < 8; ++i) rows[threadIdx.x][i] = 8 * threadIdx.x + i;
+  __syncthreads();
+  float loaded[4];
+  load_matrices(loaded, rows[threadIdx.x]);
+  for (int i = 0; i < 4; ++i) values[4 * threadIdx.x + i] = loaded[i];
 }
 }  // the rest is outside of the unnamed namespace
 
@@ -67,6 +83,13 @@ def test_a_warp_holds_every_element_of_a_matrix_once(probe: ctypes.CDLL, matrix:
         for register in range(REGISTERS[matrix])
     ]
     assert sorted(held) == [(r, c) for r in range(SHAPES[matrix][0]) for c in range(8)]
+
+
+def test_matrices_are_loaded_as_the_manual_draws_them(probe: ctypes.CDLL) -> None:
+    values = np.zeros((32, 4), np.float32)
+    probe.run_load(1, 1, 1, 32, ctypes.c_void_p(values.ctypes.data))
+    for (lane, register), (matrix, row, element) in LOADED.items():
+        assert values[lane, register] == 8 * (8 * matrix + row) + element, (lane, register)
 
 
 def test_rounding_to_tf32_goes_to_the_nearest_and_ties_away_from_zero(probe: ctypes.CDLL) -> None:

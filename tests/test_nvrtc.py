@@ -79,9 +79,9 @@ def resources(specialisation: Specialisation, target: str) -> dict[str, Resource
     }
 
 
-MOST_REGISTERS = 128
-"""Of 65,536 on a multiprocessor: four blocks of 128 threads fit, so that one may wait for memory
-while another computes."""
+MOST_REGISTERS = 168
+"""Of 65,536 on a multiprocessor: three blocks of 128 threads fit, so that one may wait for memory
+while others compute."""
 
 MOST_SHARED = 36 * 1024
 """Bytes a block: six blocks fit in the 228 KiB of an H100 or H200, and one in any GPU's 48."""

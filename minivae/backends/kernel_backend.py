@@ -46,10 +46,11 @@ LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
 
 DEPTH = 16
-NARROW = 16
 WIDE = 64
-RESULT = {WIDE: 65 * 64, NARROW: 129 * 16}
-"""DEPTH, COLUMNS and RESULT of kernels/tile.cuh."""
+ROWS = {16: 128, 32: 128, WIDE: 64}
+"""DEPTH, and ROWS by COLUMNS, of kernels/tile.cuh."""
+
+LARGEST_RESULT = max((rows + 1) * columns for columns, rows in ROWS.items())
 
 LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
@@ -134,9 +135,8 @@ class Tiles(NamedTuple):
 
 def tiles_of(rows: int, columns: int, depth: int, *, copies: int = 1) -> Tiles:
     """The division of a product (rows, columns), of which there are `copies` in the launch."""
-    width = NARROW if columns <= NARROW else WIDE
-    height = 64 if width == WIDE else 128
-    count = -(-rows // height) * -(-columns // width)
+    width = next((width for width in ROWS if columns <= width), WIDE)
+    count = -(-rows // ROWS[width]) * -(-columns // width)
     return Tiles(width, count, splits_of(depth, count * copies))
 
 
@@ -151,8 +151,8 @@ class KernelBackend(ReferenceBackend):
         self.precision = precision
         # A product is split only where it has fewer than FILLING_BLOCKS tiles, and then into fewer
         # than twice as many parts.
-        self._partials = self.zeros((2 * FILLING_BLOCKS * RESULT[WIDE],))
-        self._arrivals = self.zeros((FILLING_BLOCKS,), np.int32)
+        self._partials = self.zeros((2 * FILLING_BLOCKS * LARGEST_RESULT,))
+        self._arrivals = self.zeros((2 * 2 * FILLING_BLOCKS,), np.int32)
         # What the kernels that end in sums over the whole launch need.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
         self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
