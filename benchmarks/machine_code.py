@@ -1,0 +1,184 @@
+"""The kernels as NVRTC compiles them, without a GPU, and what a slice of a matrix product costs in
+machine instructions:
+
+    python -m minivae.benchmarks.machine_code
+
+A multiprocessor issues four instructions a cycle, one for each quarter of its warps, whatever they
+do: next to bytes and operations this is the third count that bounds a kernel.
+"""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minivae.errors import InputError
+from minivae.kernels import OPTIONS, STEMS, WITH_TILES, source
+
+CUPY_FLAGS = (*OPTIONS, "-ftz=true")
+INNER_TRIPS = 4
+"""How often a loop within a slice is run, where there is one: DEPTH / RUN of kernels/tile.cuh."""
+
+
+class Specialisation(NamedTuple):
+    """One of the ways in which a source is compiled."""
+
+    stem: str
+    tensor_cores: bool
+    tile_columns: int
+
+    def __str__(self) -> str:
+        return "-".join(
+            (self.stem, "tf32" if self.tensor_cores else "fp32", str(self.tile_columns))
+        )
+
+
+ALL = [
+    Specialisation(stem, tensor_cores, columns)
+    for stem in STEMS
+    for tensor_cores in ((False, True) if stem in WITH_TILES else (False,))
+    for columns in WITH_TILES.get(stem, (64,))
+]
+"""Every specialisation that a backend asks for."""
+
+
+class Compiled(NamedTuple):
+    """PTX, machine code and the assembler's report."""
+
+    ptx: str
+    cubin: bytes
+    log: str
+
+
+@cache
+def compiled(specialisation: Specialisation, target: str) -> Compiled:
+    """The kernels of a specialisation for compute capability `target`, "90" for 9.0; RuntimeError
+    with the compiler's log where it fails, InputError without NVRTC."""
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError:
+        raise InputError("no NVRTC: expected the extra `cuda12` or `cuda13`") from None
+    stem, tensor_cores, columns = specialisation
+    text = source(stem, tensor_cores=tensor_cores, tile_columns=columns)
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{stem}.cu".encode(), 0, [], [])
+    flags = (f"--gpu-architecture=sm_{target}", *CUPY_FLAGS, "--ptxas-options=-v")
+    encoded = [flag.encode() for flag in flags]
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+
+    def content(kind: str) -> bytes:
+        _, size = getattr(nvrtc, f"nvrtcGet{kind}Size")(program)
+        buffer = b" " * size
+        getattr(nvrtc, f"nvrtcGet{kind}")(program, buffer)
+        return buffer
+
+    log = content("ProgramLog").decode()
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(log)
+    return Compiled(content("PTX").decode(), content("CUBIN"), log)
+
+
+def disassembled(cubin: bytes) -> dict[str, list[str]]:
+    """The instructions of each kernel and the labels between them; InputError without nvdisasm."""
+    try:
+        files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            "no disassembler: expected the package nvidia-cuda-nvdisasm (extra `machine-code`)"
+        ) from None
+    program = next(file.locate() for file in files if file.stem == "nvdisasm")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.cubin"
+        path.write_bytes(cubin)
+        text = subprocess.run(
+            [str(program), "-c", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    sections = re.split(r"\.section\s+\.text\.(\w+)", text)[1:]
+    line = re.compile(r"^(\.L_x_\d+):|^\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", re.MULTILINE)
+    return {
+        name: [label or instruction for label, instruction in line.findall(body)]
+        for name, body in zip(sections[::2], sections[1::2], strict=True)
+    }
+
+
+class Slice(NamedTuple):
+    """Instructions of a warp for one slice: all, and those that multiply and add."""
+
+    instructions: int
+    products: int
+
+
+def slice_of(code: list[str]) -> Slice | None:
+    """What a slice takes in the kernel's main loop, on the way of aligned operands, whose vectors
+    are copied by LDGSTS.128; None for a kernel that is no matrix product."""
+    labels = {line: index for index, line in enumerate(code) if line.startswith(".L")}
+    jumps = {
+        index: labels[match[1]]
+        for index, line in enumerate(code)
+        if (match := re.search(r"\bBRA.*`\((\.L_x_\d+)\)", line)) and match[1] in labels
+    }
+    loops = [(target, index) for index, target in jumps.items() if target < index]
+
+    def has(loop: tuple[int, int], *names: str) -> bool:
+        return all(re.search(name, "\n".join(code[loop[0] : loop[1] + 1])) for name in names)
+
+    product = r"\b(HMMA|FFMA)"
+    main = [loop for loop in loops if has(loop, product, "LDGSTS", "LDGDEPBAR", "BAR.SYNC")]
+    if not main:
+        return None
+    first, last = min(main, key=lambda loop: loop[1] - loop[0])
+    inner = [loop for loop in loops if first < loop[0] and loop[1] < last and has(loop, product)]
+
+    def times(index: int) -> int:
+        return INNER_TRIPS if any(low <= index <= high for low, high in inner) else 1
+
+    # Of all ways forward through the loop, those that copy most vectors; of these the shortest.
+    best: dict[int, tuple[int, int, int]] = {first: (0, 0, 0)}
+    for index in range(first, last + 1):
+        if index not in best:
+            continue
+        line, (vectors, length, products) = code[index], best[index]
+        vectors -= bool(re.search(r"LDGSTS\S*128", line))
+        length += times(index) * (not line.startswith("."))
+        products += times(index) * bool(re.search(product, line))
+        always = re.match(r"(BRA|EXIT|BRX|RET)\b", line)
+        following = {jumps.get(index, index)} | (set() if always else {index + 1})
+        for other in following:
+            if other > index:
+                best[other] = min(best.get(other, (1, 0, 0)), (vectors, length, products))
+    _, length, products = best[last + 1]
+    return Slice(length, products)
+
+
+def slices(target: str = "90") -> dict[tuple[Specialisation, str], Slice]:
+    """What a slice takes in every matrix product."""
+    return {
+        (specialisation, name): found
+        for specialisation in ALL
+        if specialisation.stem in WITH_TILES
+        for name, code in disassembled(compiled(specialisation, target).cubin).items()
+        if (found := slice_of(code))
+    }
+
+
+def main() -> None:
+    rows: dict[tuple[str, int], dict[bool, Any]] = {}
+    try:
+        found_slices = slices()
+    except InputError as error:
+        sys.exit(str(error))
+    for (specialisation, name), found in found_slices.items():
+        row = rows.setdefault((name, specialisation.tile_columns), {})
+        row[specialisation.tensor_cores] = found
+    print("instructions of a warp for a slice, and those of them that multiply; sm_90")
+    print(f"{'kernel':34} {'columns':>7} {'float32':>11} {'TF32':>11}")
+    for (name, columns), row in sorted(rows.items()):
+        counts = (f"{row[cores].instructions} {row[cores].products:>5}" for cores in (False, True))
+        print(f"{name:34} {columns:>7} {' '.join(f'{count:>11}' for count in counts)}")
+
+
+if __name__ == "__main__":
+    main()
