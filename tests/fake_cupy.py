@@ -35,7 +35,8 @@ class OutOfMemoryError(MemoryError):
 
 def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memory: int = 2**30):
     """A module `cupy` for a machine with such a driver and GPU."""
-    recording: list[list[Any]] = []
+    current: list[Stream] = []
+    recording: list[Stream] = []
     launches: list[str] = []
 
     def device_count() -> int:
@@ -55,19 +56,22 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         ptr = 0
 
         def __init__(self, non_blocking: bool = False) -> None:
-            pass
+            self.calls: list[Any] = []
 
         def use(self) -> Stream:
+            current[:] = [self]
             return self
 
         def synchronize(self) -> None:
             pass
 
         def begin_capture(self) -> None:
-            recording.append([])
+            self.calls = []
+            recording.append(self)
 
         def end_capture(self) -> Graph:
-            return Graph(recording.pop())
+            recording.remove(self)
+            return Graph(self.calls)
 
     class RawModule:
         def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
@@ -81,8 +85,9 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
                     launches.append(name)
                     emulated.call(self.module, name, grid, block[0], passed)
 
-                if recording:
-                    recording[-1].append(call)
+                # Launches go to the current stream, whichever one is recording.
+                if current[-1] in recording:
+                    current[-1].calls.append(call)
                 else:
                     call()
 

@@ -98,6 +98,23 @@ def trained(
     return backend.to_numpy(built.parameters.flat["values"]).tobytes(), losses
 
 
+def taking_turns(device: str) -> list[bytes]:
+    """The parameters of two models after four steps of each, the second begun after a step of the
+    first, each on a backend of its own."""
+    trainers: list[Trainer] = []
+    for turn in range(5):
+        if turn < 2:
+            built = preset("glyphs").model(**SMALL).to(device)
+            trainers.append(Trainer(built, load("glyphs"), Training(seed=turn)))
+        for trainer in trainers:
+            if trainer.finished_steps < 4:
+                trainer.step()
+    return [
+        trainer.model.backend.to_numpy(trainer.model.parameters.flat["values"]).tobytes()
+        for trainer in trainers
+    ]
+
+
 # Over the end of an epoch of five batches, the last of them partial: schedule, permutation, state
 # and batch size change under the graphs.
 EPOCHS: dict[str, Any] = {"steps": 12, "batch_size": 900, "images": 4000, "keep_last": True}
@@ -107,6 +124,11 @@ def test_a_replayed_graph_has_the_bits_of_eager_steps(without_a_card: Any) -> No
     without_a_card()
     graphed, eager = (trained(backends.get("cuda"), graph=g, **EPOCHS) for g in (True, False))
     assert graphed == eager
+
+
+def test_two_models_that_take_turns_train_as_each_would_alone(without_a_card: Any) -> None:
+    without_a_card()
+    assert taking_turns("cuda") == [trained(backends.get("cuda"), 4, seed=s)[0] for s in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,12 @@ def test_on_a_card_a_replayed_graph_has_the_bits_of_eager_steps(model: str, prec
         for graph in (True, False)
     )
     assert graphed == eager
+
+
+@pytest.mark.gpu
+def test_on_a_card_two_models_that_take_turns_train_as_each_would_alone() -> None:
+    alone = [trained(backends.get("cuda"), 4, seed=seed)[0] for seed in (0, 1)]
+    assert taking_turns("cuda") == alone
 
 
 @pytest.mark.gpu

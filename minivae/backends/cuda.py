@@ -1,10 +1,12 @@
 """The CUDA kernels on a GPU, compiled and launched by CuPy.
 
-Memory, kernels and graphs belong to one stream. A step is recorded as a CUDA graph the second time
-it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
+Memory, kernels and graphs belong to one stream, the same for all backends of a process, since CuPy
+runs everything on the stream that was made current last. A step is recorded as a CUDA graph the
+second time it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cupy
@@ -56,6 +58,11 @@ def _check_device(precision: str) -> None:
         )
 
 
+@cache
+def _stream() -> Any:
+    return cupy.cuda.Stream(non_blocking=True)
+
+
 class CudaBackend(KernelBackend):
     """The kernels on CuPy's arrays. Raises InputError without a GPU that can run them."""
 
@@ -63,7 +70,7 @@ class CudaBackend(KernelBackend):
 
     def __init__(self, precision: str = "fp32") -> None:
         _check_device(precision)
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._stream = _stream()
         self._stream.use()
         self._functions: dict[tuple[str, int], Any] = {}
         super().__init__(precision)
@@ -79,6 +86,7 @@ class CudaBackend(KernelBackend):
         function = self._functions.get((kernel, tile_columns))
         if function is None:
             function = self._load(kernel, tile_columns)
+        self._stream.use()  # each thread has a current stream of its own
         function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
 
     def _load(self, kernel: str, tile_columns: int) -> Any:
