@@ -1,6 +1,5 @@
-"""Each primitive against its floor: the bytes it must move over the machine's copy bandwidth, or
-the operations it must do over its matrix product rate, whichever takes longer. Both rates are
-measured in the same run. Small arrays stay in cache, where a primitive can beat that floor."""
+"""Each primitive against its floor, with the machine's rates as measured in the same run. Small
+arrays stay in cache, where a primitive can beat that floor."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,10 +12,12 @@ from minivae.ops.conv import ConvGeometry
 from minivae.ops.philox import Noise
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
+from .floor import FLOAT, machine_rates
 from .measure import ROUNDS, SECONDS_A_TURN, Candidate, interleaved
 
 RELU = Activation("relu")
-FLOAT = 4
+CALLS_A_GRAPH = 20
+"""Calls that are one launch on a GPU, so that launching is not what is timed."""
 
 
 class Work(NamedTuple):
@@ -35,32 +36,6 @@ class _Arrays:
 
     def __call__(self, *shape: int) -> Any:
         return self.backend.asarray(self.rng.standard_normal(shape, np.float32))
-
-
-def machine_rates(device: str, quick: bool) -> dict[str, float]:
-    """Copy bandwidth in GB/s, counting bytes read and written, and GFLOP/s of the library's
-    float32 matrix product."""
-    size, edge = (1 << 22, 512) if quick else (1 << 26, 2048)
-    if device == "cuda":
-        import cupy as xp
-    else:
-        xp = np
-    source, target = xp.ones(size, np.float32), xp.zeros(size, np.float32)
-    a, b, c = (xp.full((edge, edge), 0.5, np.float32) for _ in range(3))
-    wait = backends.get(device).synchronize
-    rounds = 3 if quick else ROUNDS
-    times = interleaved(
-        {
-            "copy": Candidate(lambda: xp.copyto(target, source), wait),
-            "product": Candidate(lambda: xp.matmul(a, b, out=c), wait),
-        },
-        rounds,
-    )
-    # The fastest fifth: a floor is what the machine can do when nobody disturbs it.
-    return {
-        "copy_gigabytes_per_second": 2 * FLOAT * size / times["copy"]["p20"] / 1e6,
-        "product_gigaflops": 2 * edge**3 / times["product"]["p20"] / 1e6,
-    }
 
 
 def _dense(backend: Any, n: int, i: int, o: int) -> dict[str, Work]:
@@ -169,16 +144,21 @@ def measure_primitives(device: str, quick: bool) -> dict[str, Any]:
         **_conv(backend, n, 14, 64, 64, 2),
         **_elementwise(backend, n, 784, 20, 652_824),
     }
-    rates = machine_rates("cpu" if device == "emulated" else device, quick)
+    rates = machine_rates(device, quick)
     rounds, seconds = (3, 0.01) if quick else (ROUNDS, SECONDS_A_TURN)
-    candidates = {name: Candidate(work.run, backend.synchronize) for name, work in works.items()}
-    times = interleaved(candidates, rounds, seconds)
+    calls = CALLS_A_GRAPH if device == "cuda" else 1
+
+    def candidate(work: Work) -> Candidate:
+        def run() -> None:
+            for _ in range(calls):
+                work.run()
+
+        return Candidate(backend.capture(run), backend.synchronize, calls)
+
+    times = interleaved({name: candidate(work) for name, work in works.items()}, rounds, seconds)
     results = []
     for name, work in works.items():
-        floor = max(
-            work.bytes / rates["copy_gigabytes_per_second"] / 1e6,
-            work.operations / rates["product_gigaflops"] / 1e6,
-        )
+        floor = rates.milliseconds(work.bytes, work.operations)
         results.append(
             {
                 "primitive": name,
@@ -187,4 +167,5 @@ def measure_primitives(device: str, quick: bool) -> dict[str, Any]:
                 "times_the_floor": float(f"{times[name]['median'] / floor:.3g}"),
             }
         )
-    return {"rates": {k: float(f"{v:.4g}") for k, v in rates.items()}, "primitives": results}
+    rounded = {name: float(f"{rate:.4g}") for name, rate in rates._asdict().items()}
+    return {"rates": rounded, "primitives": results}

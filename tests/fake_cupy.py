@@ -15,12 +15,32 @@ import numpy as np
 from minivae.backends import emulated
 
 
-class Array(np.ndarray):
-    """NumPy's array, with CuPy's address."""
+class Array:
+    """An array on the GPU: no more than CuPy's can does it know of NumPy's, which neither turn into
+    each other nor are assigned to each other unasked."""
 
-    @property
-    def data(self) -> Any:
-        return types.SimpleNamespace(ptr=self.ctypes.data)
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape, self.dtype, self.size = array.shape, array.dtype, array.size
+        self.ndim, self.nbytes, self.flags = array.ndim, array.nbytes, array.flags
+        self.data = types.SimpleNamespace(ptr=array.ctypes.data)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, key: Any) -> Array:
+        return Array(self.array[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            raise TypeError("a NumPy array is assigned to one on the GPU")
+        self.array[key] = value.array if isinstance(value, Array) else value
+
+    def reshape(self, *shape: Any) -> Array:
+        return Array(self.array.reshape(*shape))
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        raise TypeError("an array on the GPU is turned into one of NumPy's unasked")
 
 
 class CUDARuntimeError(RuntimeError):
@@ -97,7 +117,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         assert not recording, "memory was asked for while a graph was recorded"
         if array.nbytes > memory:
             raise OutOfMemoryError("out of memory")
-        return array.view(Array)
+        return Array(array)
 
     cupy = types.ModuleType("cupy")
     runtime = types.SimpleNamespace(
@@ -118,7 +138,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         ndarray=Array,
         zeros=lambda shape, dtype: checked(np.zeros(shape, dtype)),
         array=lambda array, order: checked(np.array(array, order=order)),
-        asnumpy=lambda array: np.array(array),
+        asnumpy=lambda array: np.array(array.array),
         launches=launches,
     )
     return cupy
@@ -128,4 +148,4 @@ def _plain(argument: Any) -> Any:
     """An argument as `emulated.call` takes it; the null pointer is None."""
     if isinstance(argument, np.uint64) and argument == 0:
         return None
-    return np.asarray(argument) if isinstance(argument, np.ndarray) else argument
+    return argument.array if isinstance(argument, Array) else argument

@@ -1,0 +1,107 @@
+"""The least that a machine can need: bytes over its copy bandwidth, or operations over the rate of
+its library's matrix product, whichever takes longer."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minivae import backends
+from minivae.backends.reference import PRIMITIVES, ReferenceBackend
+from minivae.train import Trainer
+
+from .cases import Case
+from .measure import ROUNDS, Candidate, interleaved
+
+FLOAT = 4
+ADAM_ARRAYS = 6
+"""Parameters and both moments, read and written."""
+
+
+class Rates(NamedTuple):
+    """Copy bandwidth, counting bytes read and written, and float32 products."""
+
+    copy_gigabytes_per_second: float
+    product_gigaflops: float
+
+    def milliseconds(self, moved: float, operations: float) -> float:
+        """The floor of something that must move and do so much."""
+        billionths = moved / self.copy_gigabytes_per_second, operations / self.product_gigaflops
+        return max(billionths) / 1e6
+
+
+def machine_rates(device: str, quick: bool) -> Rates:
+    """The rates of a device; those of the CPU where it is emulated."""
+    size, edge = (1 << 22, 512) if quick else (1 << 26, 2048)
+    device = "cpu" if device == "emulated" else device
+    if device == "cuda":
+        import cupy as xp
+    else:
+        xp = np
+    wait = backends.get(device).synchronize
+    source, target = xp.ones(size, np.float32), xp.zeros(size, np.float32)
+    a, b, c = (xp.full((edge, edge), 0.5, np.float32) for _ in range(3))
+    times = interleaved(
+        {
+            "copy": Candidate(lambda: xp.copyto(target, source), wait),
+            "product": Candidate(lambda: xp.matmul(a, b, out=c), wait),
+        },
+        3 if quick else ROUNDS,
+    )
+    # The fastest fifth: a floor is what the machine can do when nobody disturbs it.
+    return Rates(
+        2 * FLOAT * size / times["copy"]["p20"] / 1e6,
+        2 * edge**3 / times["product"]["p20"] / 1e6,
+    )
+
+
+class _Counter(ReferenceBackend):
+    """Counts what a step's primitives would have to move and do, and does nothing. What a primitive
+    reads or writes is moved once; a weight's gradient goes to Adam without being moved."""
+
+    def __init__(self) -> None:
+        self.moved = self.operations = 0.0
+
+    def count(self, name: str, arguments: Sequence[Any]) -> None:
+        arrays = {a.ctypes.data: a for a in arguments if isinstance(a, np.ndarray)}
+        if name == "gather_batch":
+            data, _, _, x = arguments[:4]
+            self.moved += x.size * data.itemsize + x.nbytes
+            return
+        if name == "adam_update":
+            self.moved += ADAM_ARRAYS * arguments[0].nbytes
+            return
+        if name.endswith("weight_gradient"):
+            x, dz, dw = arguments[:3]
+            self.moved += x.nbytes + dz.nbytes
+            self.operations += 2.0 * dw.size * len_of_small(name, x, dz)
+            return
+        self.moved += sum(array.nbytes for array in arrays.values())
+        if name.endswith("forward") and name.startswith(("dense", "conv")):
+            x, w, _, y = arguments[:4]
+            self.operations += 2.0 * w.size * len_of_small(name, x, y)
+        elif name.endswith("input_gradient") and name.startswith(("dense", "conv")):
+            dz, w, x = arguments[:3]
+            self.operations += 2.0 * w.size * len_of_small(name, x, dz)
+
+
+def len_of_small(name: str, x: Any, y: Any) -> int:
+    """How often a layer's weight is multiplied with the layer's input x or output y: rows, or
+    positions of the smaller image."""
+    return math.prod((x if name.startswith("conv_transpose2d") else y).shape[:-1])
+
+
+def _counting(name: str) -> Any:
+    return lambda self, *arguments: self.count(name, arguments)
+
+
+for _name in PRIMITIVES:
+    setattr(_Counter, _name, _counting(_name))
+
+
+def step_floor(case: Case, rates: Rates) -> float:
+    """Milliseconds that a step needs at least, if each primitive moves its own operands."""
+    counter = _Counter()
+    Trainer(case.model.to(counter), case.splits, case.training).step()
+    return rates.milliseconds(counter.moved, counter.operations)

@@ -1,0 +1,34 @@
+"""What the benchmarks count by themselves."""
+
+from minivae.benchmarks.cases import preset_case
+from minivae.benchmarks.floor import FLOAT, Rates, step_floor
+
+# A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
+# which the first layer does not need.
+DENSE = 784 * 400 * 2 + (400 * 40 + 20 * 400 + 400 * 784) * 3
+CONVOLUTIONAL = (
+    *(14 * 14 * 9 * 32 * 2, 7 * 7 * 9 * 32 * 64 * 3, 3136 * 32 * 3, 16 * 3136 * 3),
+    *(7 * 7 * 9 * 64 * 64 * 3, 14 * 14 * 9 * 64 * 32 * 3, 28 * 28 * 9 * 32 * 3),
+)
+
+
+def operations(name: str, batch: int) -> float:
+    return 1e6 * step_floor(preset_case(name, batch=batch, images=batch), Rates(1e300, 1))
+
+
+def megabytes(name: str, batch: int) -> float:
+    return step_floor(preset_case(name, batch=batch, images=batch), Rates(1, 1e300))
+
+
+def test_the_floor_of_a_step_has_the_operations_of_its_products() -> None:
+    assert abs(operations("glyphs", 5) / (2 * 5 * DENSE) - 1) < 1e-12
+    assert abs(operations("mnist-conv", 3) / (2 * 3 * sum(CONVOLUTIONAL)) - 1) < 1e-12
+
+
+def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
+    parameters = preset_case("glyphs", batch=1).model.parameters.count
+    least = 6 * FLOAT * parameters / 1e6  # values and both moments, read and written
+    assert least < megabytes("glyphs", 1) < 1.6 * least  # and weights twice, for two products
+    image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
+    assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
+    assert image / 64 > 10 * 784 * FLOAT / 1e6  # the pixels pass from layer to layer
