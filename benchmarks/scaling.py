@@ -9,7 +9,7 @@ from typing import Any
 from minivae.train import Trainer
 
 from .cases import Case, preset_case
-from .floor import machine_rates, step_floor
+from .floor import Rates, machine_rates, step_floor
 from .measure import Candidate, in_own_process, interleaved
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
@@ -76,16 +76,21 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
     }
 
 
+def _floor(options: dict[str, Any], rates: Rates) -> float:
+    return step_floor(preset_case(**options, images=FEW_IMAGES), rates)
+
+
 def measure_scaling(device: str, quick: bool) -> list[dict[str, Any]]:
     """Every size of `_cases` in minivae and, if it is there, PyTorch, each in a fresh process."""
-    rates = machine_rates(device, quick)
+    # Not in this process: a child's peak memory begins at its parent's.
+    rates = in_own_process(machine_rates, device, quick)
     frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
     results = []
     for options in _cases(quick):
         result: dict[str, Any] = {"case": options["label"]}
         for framework in frameworks:
             result[framework] = in_own_process(_measure, framework, options, device, quick)
-        floor = step_floor(preset_case(**options, images=FEW_IMAGES), rates)
+        floor = in_own_process(_floor, options, rates)
         own = result["minivae"]["milliseconds"]["median"]
         result["floor_milliseconds"] = float(f"{floor:.4g}")
         result["times_the_floor"] = float(f"{own / floor:.3g}")
