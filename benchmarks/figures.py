@@ -53,7 +53,8 @@ def primitives_figure(path: Path, result: dict[str, Any]) -> None:
     axes = figure.subplots()
     ratios = [primitive["times_the_floor"] for primitive in primitives]
     bars = axes.barh([primitive["primitive"] for primitive in primitives], ratios)
-    axes.bar_label(bars, fmt="%.2g", padding=3, fontsize=8)
+    label = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    axes.bar_label(bars, fmt="%.2g", padding=3, fontsize=8, bbox=label)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
