@@ -75,6 +75,29 @@ def test_binarization_at_the_largest_and_smallest_words() -> None:
     assert x[:, 1].tolist() == [1, 0, 1, 0, 1, 0]
 
 
+DIVISIONS = """
+extern "C" __global__ void divisions(
+    const unsigned int* __restrict__ numbers, int* __restrict__ results, int divisor, int size) {
+  for (int i = 0; i < size; ++i) {
+    Divided divided(numbers[i], Divisor(divisor));
+    results[2 * i] = divided.quotient;
+    results[2 * i + 1] = divided.remainder;
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 28, 784, 2**16 + 1, 2**31 - 1])
+def test_a_multiplication_with_the_inverse_divides(divisor: int) -> None:
+    probe = build(source("conv") + DIVISIONS)
+    ends = [0, 1, divisor - 1, divisor, divisor + 1, 2**31 - 1, 2**31 - divisor, 2**31 - 2]
+    rng = np.random.default_rng(divisor)
+    numbers = np.array([*ends, *rng.integers(0, 2**31, 1000)], np.uint32)
+    results = np.zeros((numbers.size, 2), np.int32)
+    run(probe, "divisions", 1, 1, numbers, results, divisor, numbers.size)
+    np.testing.assert_array_equal(results, np.stack(np.divmod(numbers, divisor), axis=1))
+
+
 def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
     size = 131
     rng = np.random.default_rng(7)
