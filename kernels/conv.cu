@@ -207,7 +207,7 @@ __device__ __forceinline__ void correlate(
   multiply(
       memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, positions - place.row)) return;
   for_each_run(memory, place.row, place.column, positions, s.filters, finish);
 }
 
@@ -228,7 +228,7 @@ __device__ __forceinline__ void scatter(
   multiply(
       memory, A{small, s, phase}, B{w, s, phase}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, pixels - place.row)) return;
   for_each_run(
       memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
 }
@@ -248,7 +248,7 @@ __device__ __forceinline__ void correlate_weight(
   multiply(
       memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
       share.first(depth), share.end(depth), with_bias);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, taps - place.row)) return;
   for_each_run(memory, place.row, place.column, taps, s.filters, weight);
   if (with_bias) for_sums(memory, place.column, s.filters, bias);
 }

@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
   Share share = this_share(partials, arrivals);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, n - place.row)) return;
   for_each_run(
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
   multiply(
       memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, n - place.row)) return;
   for_each_run(
       memory, place.row, place.column, n, i, ActivationDerivative{x, dx, kind, slope, i});
 }
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
   multiply(
       memory, A{dz, n, o}, B{w, d, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, n - place.row)) return;
   for_each_run(
       memory, place.row, place.column, n, d,
       LatentBackward{head, kl_weight, dhead, seed, stream, state[STEP], d});
@@ -194,7 +194,7 @@ __device__ __forceinline__ bool dense_loss(
   Share share = this_share(partials, arrivals);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (!share.gather(memory)) return false;
+  if (!share.gather(memory, n - place.row)) return false;
   for_each_run(memory, place.row, place.column, n, o, finish);
   return sums.gather(place, n, o);
 }

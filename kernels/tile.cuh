@@ -352,8 +352,8 @@ struct Product {
 };
 #endif
 
-// A tile's result: ROWS of the product, and below them, where it was asked for, one row with the
-// sums over depth of B's columns.
+// A tile's result: a row with the sums over depth of B's columns, where they were asked for, and
+// below it ROWS of the product.
 const int RESULT = (ROWS + 1) * COLUMNS;
 
 const int SLICES = (ROWS + COLUMNS) * DEPTH;
@@ -398,8 +398,8 @@ __device__ __forceinline__ void multiply(
   }
   wait_copies<0>();
   __syncthreads();
-  product.store(memory);
-  if (sums) memory[ROWS * COLUMNS + threadIdx.x] = column_sum;
+  if (sums) memory[threadIdx.x] = column_sum;
+  product.store(memory + COLUMNS);
   __syncthreads();
 }
 
@@ -449,14 +449,16 @@ struct Share {
     return min(depth, (split + 1) * ceil_div(ceil_div(depth, DEPTH), splits) * DEPTH);
   }
 
-  // Adds up the splits' results in `memory`. False for all blocks of a tile but the last to arrive.
-  __device__ __forceinline__ bool gather(float* memory) const {
+  // Adds up the splits' results in `memory`, as far as their first `rows` rows. False for all blocks
+  // of a tile but the last to arrive.
+  __device__ __forceinline__ bool gather(float* memory, int rows) const {
     int index = split, left = splits, step = 1, *counters = arrivals;
+    int runs = (1 + min(rows, ROWS)) * COLUMNS / RUN;
     while (left > 1) {
       int first = index / FAN * FAN, count = min(FAN, left - first);
-      leave(memory, index * step);
+      leave(memory, index * step, runs);
       if (!last_to_arrive(counters + first * step * tiles + tile, count)) return false;
-      add_up(memory, first * step, count, step);
+      add_up(memory, first * step, count, step, runs);
       index /= FAN, left = ceil_div(left, FAN), step *= FAN, counters += splits * tiles;
     }
     return true;
@@ -466,29 +468,34 @@ struct Share {
     return (float4*)(partials + ((size_t)split * tiles + tile) * RESULT);
   }
 
-  __device__ __forceinline__ void leave(const float* memory, int split) const {
+  __device__ __forceinline__ void leave(const float* memory, int split, int runs) const {
     float4* mine = result_of(split);
-    for (int i = threadIdx.x; i < RESULT / RUN; i += THREADS) mine[i] = ((const float4*)memory)[i];
+    for (int i = threadIdx.x; i < runs; i += THREADS) mine[i] = ((const float4*)memory)[i];
   }
 
-  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of one
+  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of two
   // are asked for before the first is added.
-  __device__ __forceinline__ void add_up(float* memory, int first, int count, int step) const {
-    const int runs = RESULT / RUN, mine = (runs + THREADS - 1) / THREADS;
-    float4 sums[mine] = {};
+  __device__ __forceinline__ void add_up(
+      float* memory, int first, int count, int step, int runs) const {
+    const int most = (RESULT / RUN + THREADS - 1) / THREADS;
+    float4 sums[most] = {};
 #pragma unroll 1
-    for (int other = 0; other < count; ++other) {
-      const float4* theirs = result_of(first + other * step);
-      float4 terms[mine];
+    for (int other = 0; other < count; other += 2) {
+      float4 terms[2][most] = {};
 #pragma unroll
-      for (int r = 0; r < mine; ++r) {
-        terms[r] = __ldcg(theirs + min((int)threadIdx.x + r * THREADS, runs - 1));
+      for (int t = 0; t < 2; ++t) {
+        const float4* theirs = result_of(first + (other + t) * step);
+#pragma unroll
+        for (int r = 0; r < most; ++r) {
+          int i = threadIdx.x + r * THREADS;
+          if (i < runs && other + t < count) terms[t][r] = __ldcg(theirs + i);
+        }
       }
 #pragma unroll
-      for (int r = 0; r < mine; ++r) add(sums[r], terms[r]);
+      for (int r = 0; r < most; ++r) add(sums[r], terms[0][r]), add(sums[r], terms[1][r]);
     }
 #pragma unroll
-    for (int r = 0; r < mine; ++r) {
+    for (int r = 0; r < most; ++r) {
       int i = threadIdx.x + r * THREADS;
       if (i < runs) ((float4*)memory)[i] = sums[r];
     }
@@ -540,9 +547,11 @@ template <class Finish>
 __device__ __forceinline__ void for_each_run(
     const float* result, int first_row, int first_column, int rows, int columns,
     const Finish& finish) {
-  const int runs = ROWS * COLUMNS / RUN, together = Finish::TOGETHER;
+  const int together = Finish::TOGETHER;
+  int runs = min(rows - first_row, ROWS) * COLUMNS / RUN;
+  int end = ceil_div(runs, THREADS) * THREADS;  // the same for all, who may shuffle
 #pragma unroll 1
-  for (int first = threadIdx.x; first < runs; first += together * THREADS) {
+  for (int first = threadIdx.x; first < end; first += together * THREADS) {
     typename Finish::Fetched fetched[together];
     int row[together], column[together], count[together];
 #pragma unroll
@@ -554,19 +563,19 @@ __device__ __forceinline__ void for_each_run(
     }
 #pragma unroll
     for (int t = 0; t < together; ++t) {
-      Run run = *(const Run*)(result + (first + t * THREADS) * RUN);
+      Run run = *(const Run*)(result + COLUMNS + (first + t * THREADS) * RUN);
       finish(row[t], column[t], count[t], run, fetched[t]);
     }
   }
 }
 
-// The row of sums below a result.
+// The row of sums above a result.
 template <class Finish>
 __device__ __forceinline__ void for_sums(
     const float* result, int first_column, int columns, const Finish& finish) {
   if (threadIdx.x >= COLUMNS / RUN) return;
   int column = first_column + RUN * threadIdx.x, count = columns - column;
-  Run run = *(const Run*)(result + ROWS * COLUMNS + RUN * threadIdx.x);
+  Run run = *(const Run*)(result + RUN * threadIdx.x);
   finish(0, column, count, run, finish.fetch(0, column, count));
 }
 

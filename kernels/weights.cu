@@ -15,7 +15,7 @@ __device__ __forceinline__ void weight_gradient_tile(
   multiply(
       memory, A{x, i, n}, B{dz, o, n}, place.row, place.column, share.first(n), share.end(n),
       with_bias);
-  if (!share.gather(memory)) return;
+  if (!share.gather(memory, i - place.row)) return;
   for_each_run(memory, place.row, place.column, i, o, weight);
   if (with_bias) for_sums(memory, place.column, o, bias);
 }
