@@ -1,22 +1,25 @@
 """The kernels as NVRTC compiles them, without a GPU, and what a slice of a matrix product costs in
 machine instructions:
 
-    python -m minivae.benchmarks.machine_code
+    python -m minivae.benchmarks.machine_code [--output FILE]
 
-A multiprocessor issues four instructions a cycle, one for each quarter of its warps, whatever they
-do: next to bytes and operations this is the third count that bounds a kernel.
+A multiprocessor issues at most four instructions a cycle, whatever they do: next to bytes and
+operations this is the third count that bounds a kernel.
 """
 
+import argparse
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from minivae.errors import InputError
+from minivae.files import replacing
 from minivae.kernels import OPTIONS, STEMS, WITH_TILES, source
 
 CUPY_FLAGS = (*OPTIONS, "-ftz=true")
@@ -165,19 +168,31 @@ def slices(target: str = "90") -> dict[tuple[Specialisation, str], Slice]:
 
 
 def main() -> None:
-    rows: dict[tuple[str, int], dict[bool, Any]] = {}
+    parser = argparse.ArgumentParser(description="Count what a slice of a matrix product takes.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts")
+    arguments = parser.parse_args()
     try:
-        found_slices = slices()
+        found = slices()
     except InputError as error:
         sys.exit(str(error))
-    for (specialisation, name), found in found_slices.items():
-        row = rows.setdefault((name, specialisation.tile_columns), {})
-        row[specialisation.tensor_cores] = found
-    print("instructions of a warp for a slice, and those of them that multiply; sm_90")
-    print(f"{'kernel':34} {'columns':>7} {'float32':>11} {'TF32':>11}")
-    for (name, columns), row in sorted(rows.items()):
-        counts = (f"{row[cores].instructions} {row[cores].products:>5}" for cores in (False, True))
-        print(f"{name:34} {columns:>7} {' '.join(f'{count:>11}' for count in counts)}")
+    rows = [
+        {
+            "kernel": name,
+            "columns": specialisation.tile_columns,
+            "precision": "tf32" if specialisation.tensor_cores else "fp32",
+            **found[specialisation, name]._asdict(),
+        }
+        for specialisation, name in sorted(found, key=lambda key: (key[1], key[0]))
+    ]
+    for row in rows:
+        print("{kernel:34} {columns:3} {precision} {instructions:5} {products:4}".format(**row))
+    if arguments.output:
+        from cuda.bindings import nvrtc
+
+        _, major, minor = nvrtc.nvrtcVersion()
+        result = {"compiler": f"NVRTC {major}.{minor}", "target": "sm_90", "slices": rows}
+        with replacing(arguments.output) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

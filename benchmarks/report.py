@@ -1,4 +1,4 @@
-"""Draws the README's tables and the benchmark plots from the result files.
+"""Draws the READMEs' tables and the benchmark plots from the result files.
 
     python -m minivae.benchmarks.report [--check]
 
@@ -16,8 +16,15 @@ from typing import Any
 from .figures import primitives_figure, scaling_figure
 from .runs import OWN_WEIGHTS, RESULTS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-DOCS = README.parent / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+READMES = (ROOT / "README.md", ROOT / "kernels" / "README.md")
+DOCS = ROOT / "docs"
+
+COUNTED = (
+    *("dense_forward", "dense_input_gradient", "dense_weight_update"),
+    *("conv2d_forward", "conv2d_input_gradient", "conv2d_weight_update"),
+)
+"""The kernels whose instructions kernels/README.md shows, for tiles of 64 columns."""
 
 EPOCHS = {
     "mnist-dense": (3, 20),
@@ -131,11 +138,25 @@ def end_to_end_table() -> str:
     return _table(["seconds to a test loss of", *targets], rows)
 
 
+def instructions_table() -> str:
+    """What a slice of a matrix product takes, in float32 and in TF32."""
+    result = _load("machine-code.json")
+    counts = {
+        (row["kernel"], row["precision"]): str(row["instructions"])
+        for row in result["slices"]
+        if row["columns"] == 64
+    }
+    rows = [[f"`{name}`", counts[name, "fp32"], counts[name, "tf32"]] for name in COUNTED]
+    where = f"{result['compiler']}, {result['target']}"
+    return _table([f"instructions a slice, {where}", "float32", "TF32"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "runs": runs_table,
     "paper": paper_table,
     "steps": steps_table,
     "end-to-end": end_to_end_table,
+    "instructions": instructions_table,
 }
 
 
@@ -152,16 +173,19 @@ def redrawn(readme: str) -> str:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draw the README's tables from result files.")
+    parser = argparse.ArgumentParser(description="Draw the READMEs' tables from result files.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     arguments = parser.parse_args()
-    present = README.read_text()
-    wanted = redrawn(present)
-    if arguments.check and wanted != present:
-        print("README.md: a table differs from its result file; run minivae.benchmarks.report")
-        return 1
+    for path in READMES:
+        present = path.read_text()
+        wanted = redrawn(present)
+        if arguments.check and wanted != present:
+            name = path.relative_to(ROOT)
+            print(f"{name}: a table differs from its result file; run minivae.benchmarks.report")
+            return 1
+        if not arguments.check:
+            path.write_text(wanted)
     if not arguments.check:
-        README.write_text(wanted)
         scaling_figure(DOCS / "scaling.png", _load("scaling-cpu.json"))
         primitives_figure(DOCS / "primitives.png", _load("primitives-cpu.json"))
     return 0
