@@ -1,7 +1,7 @@
 """The suite behind `minivae bench`, and the comparison of two of its result files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,56 @@ SECTIONS = ("steps", "primitives", "scaling", "end-to-end")
 
 
 def run_suite(
-    device: str, sections: list[str], output: Path, *, quick: bool = False, data: str = "mnist"
+    device: str,
+    sections: list[str],
+    output: Path,
+    *,
+    quick: bool = False,
+    data: str = "mnist",
+    resume: bool = False,
 ) -> None:
-    """Measures the sections one after the other and writes one result file.
+    """Measures the sections one after the other into one result file, which is written after every
+    step case. With `resume` it goes on with that file, where a run was cut short: InputError if the
+    file is of another machine, commit or version.
 
     With `quick` everything runs at tiny sizes and for moments: a rehearsal, not a measurement.
     """
-    measures: dict[str, Callable[[], Any]] = {
-        "steps": lambda: measure_steps(device, quick),
-        "primitives": lambda: measure_primitives(device, quick),
-        "scaling": lambda: measure_scaling(device, quick),
-        "end-to-end": lambda: measure_end_to_end(device, data, quick),
-    }
-    result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
     for section in sections:
-        if section not in measures:
+        if section not in SECTIONS:
             raise InputError(f"unknown section {section!r}, expected {', '.join(SECTIONS)}")
+    result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
+    if resume:
+        result = _unfinished(output, result)
+    measures: dict[str, Callable[[], Iterator[Any]]] = {
+        "steps": lambda: measure_steps(device, quick, result.get("steps", [])),
+        "primitives": lambda: iter([measure_primitives(device, quick)]),
+        "scaling": lambda: iter([measure_scaling(device, quick)]),
+        "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
+    }
     for section in sections:
+        if section in result and section != "steps":
+            continue
         print(f"measuring {section}", flush=True)
-        result[section] = measures[section]()
-        with replacing(output) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        for found in measures[section]():
+            result[section] = found
+            with replacing(output) as path:
+                path.write_text(json.dumps(result, indent=1) + "\n")
     print(output)
+
+
+def _unfinished(output: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """What a result file has, if it was measured under the same conditions."""
+    try:
+        found: dict[str, Any] = json.loads(output.read_text())
+        conditions = {**found["environment"], "rehearsal": found["rehearsal"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{output}: not a result file to go on with: {error}") from None
+    for name, value in {**expected["environment"], "rehearsal": expected["rehearsal"]}.items():
+        if name != "date" and conditions.get(name) != value:
+            raise InputError(
+                f"{output}: measured with {name} {conditions.get(name)}, expected {value}"
+            )
+    return found
 
 
 def compare(old: Path, new: Path, tolerance: float = 1.15) -> list[str]:

@@ -58,6 +58,17 @@ def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _device_megabytes(framework: str) -> float:
+    """What a framework has taken of a GPU's memory."""
+    if framework == "minivae":
+        import cupy
+
+        return float(cupy.get_default_memory_pool().total_bytes() / 2**20)
+    import torch
+
+    return float(torch.cuda.max_memory_reserved() / 2**20)
+
+
 def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
     """One size, in a process of its own, so that its peak memory is its own too: what it takes
     beyond the process once it has taken a step of the same kind at a tiny size."""
@@ -68,12 +79,15 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
     step = build(case, device)
     rounds, seconds = (2, 0.01) if quick else (5, 0.3)
     times = interleaved({case.name: step}, rounds, seconds)[case.name]
-    return {
+    result = {
         "milliseconds": times,
         "steps_per_second": float(f"{1e3 / times['median']:.4g}"),
         "images_per_second": float(f"{1e3 * case.training.batch_size / times['median']:.4g}"),
         "host_megabytes": round(_peak_megabytes() - before, 1),
     }
+    if device == "cuda":
+        result["device_megabytes"] = round(_device_megabytes(framework), 1)
+    return result
 
 
 def _floor(options: dict[str, Any], rates: Rates) -> float:

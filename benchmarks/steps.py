@@ -1,7 +1,7 @@
 """Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
 compared before the clock starts, taking turns in one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +129,10 @@ def several_steps(case: Case, count: int) -> Callable[[], None]:
     return step
 
 
+def _label(case: Case, precision: str) -> str:
+    return case.name if precision == "fp32" else f"{case.name} {precision}"
+
+
 def measure_case(
     case: Case,
     device: str,
@@ -173,7 +177,7 @@ def measure_case(
     peer_times = [times[name] for name in times if not name.startswith(OWN)]
     leads = [times_as_fast(times[OWN], other) for other in peer_times]
     return {
-        "case": case.name if precision == "fp32" else f"{case.name} {precision}",
+        "case": _label(case, precision),
         "loss": float(f"{own:.6g}"),
         "milliseconds": {name: summary(values) for name, values in times.items()},
         "failures": failures,
@@ -187,14 +191,17 @@ def _measure_numbered(
     return measure_case(step_cases(batch)[number], device, precision=precision, **options)
 
 
-def measure_steps(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Every case of `step_cases` in a process of its own, so that the threads of one case's peers
-    do not disturb the next; on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few
-    short turns each."""
+def measure_steps(
+    device: str, quick: bool, measured: list[dict[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What is measured so far, after every case of `step_cases` that is not yet among `measured`:
+    each in a process of its own, so that the threads of one case's peers do not disturb the next;
+    on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each."""
     options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
     batch = QUICK_BATCH if quick else None
-    return [
-        in_own_process(_measure_numbered, number, batch, device, precision, options)
-        for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
-        for number in range(len(step_cases(batch)))
-    ]
+    for number, case in enumerate(step_cases(batch)):
+        for precision in ("fp32",) if device == "cpu" else backends.PRECISIONS:
+            if _label(case, precision) not in {known["case"] for known in measured}:
+                work = (number, batch, device, precision, options)
+                measured = [*measured, in_own_process(_measure_numbered, *work)]
+            yield measured

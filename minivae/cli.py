@@ -217,6 +217,9 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--data", default="mnist", metavar="NAME|PATH", help="for end-to-end")
     bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
     bench.add_argument(
+        "--resume", action="store_true", help="go on with FILE, where a run was cut short"
+    )
+    bench.add_argument(
         "--compare",
         type=Path,
         nargs=2,
@@ -683,7 +686,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         return
     sections = arguments.sections or ["steps", "primitives"]
     run_suite(
-        arguments.device, sections, arguments.output, quick=arguments.quick, data=arguments.data
+        *(arguments.device, sections, arguments.output),
+        **{name: getattr(arguments, name) for name in ("quick", "data", "resume")},
     )
 
 

@@ -1,7 +1,16 @@
-"""What the benchmarks count by themselves."""
+"""What the benchmarks count by themselves, and that a run cut short can go on."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minivae.benchmarks import run
 from minivae.benchmarks.cases import preset_case
 from minivae.benchmarks.floor import FLOAT, Rates, step_floor
+from minivae.errors import InputError
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
 # which the first layer does not need.
@@ -32,3 +41,30 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
     image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
     assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
     assert image / 64 > 10 * 784 * FLOAT / 1e6  # the pixels pass from layer to layer
+
+
+def interrupted(device: str, quick: bool, measured: list[Any]) -> Iterator[list[Any]]:
+    yield [*measured, {"case": len(measured)}]
+    raise KeyboardInterrupt
+
+
+def test_a_suite_that_was_cut_short_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "measure_steps", interrupted)
+    output = tmp_path / "bench.json"
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            run.run_suite("cpu", ["steps"], output, resume=resume)
+    assert json.loads(output.read_text())["steps"] == [{"case": 0}, {"case": 1}]
+
+
+def test_a_suite_does_not_go_on_with_what_was_measured_otherwise(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    environment = {**run.environment("cpu"), "commit": "another"}
+    output.write_text(json.dumps({"environment": environment, "rehearsal": False}))
+    with pytest.raises(InputError, match="measured with commit another, expected"):
+        run.run_suite("cpu", ["steps"], output, resume=True)
+    output.write_text("{}")
+    with pytest.raises(InputError, match="not a result file to go on with"):
+        run.run_suite("cpu", ["steps"], output, resume=True)

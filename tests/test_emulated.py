@@ -524,7 +524,7 @@ def test_no_kernel_touches_memory_that_is_not_its_own(stem: str) -> None:
 
 @pytest.mark.toolchain
 def test_a_planted_read_past_the_end_is_caught() -> None:
-    bounds = "if (outer >= outers || depth >= depths) return nullptr;"
-    done = sanitized("gemm", bounds, "if (depth >= depths) return nullptr;", "dense_forward")
+    bounds = "product(o, depths) : o), o < outers};"
+    done = sanitized("gemm", bounds, "product(o, depths) : o), true};", "dense_forward")
     assert done.returncode != 0
     assert "ERROR: AddressSanitizer: " in done.stderr
