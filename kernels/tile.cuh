@@ -581,7 +581,7 @@ __device__ __forceinline__ void for_sums(
 
 // y = f(z + b): dense.E1, conv.E1 and E5. y (rows, columns), b (columns,).
 struct BiasAndActivation {
-  static const int TOGETHER = 4;
+  static const int TOGETHER = 2;
   using Fetched = Run;
   const float* b;
   float* y;

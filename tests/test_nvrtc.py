@@ -10,7 +10,12 @@ from minivae.benchmarks.machine_code import ALL, Specialisation, compiled, slice
 from minivae.kernels import WITH_TILES
 
 pytestmark = pytest.mark.toolchain
-pytest.importorskip("cuda.bindings.nvrtc", reason="the extra `cuda13` is not installed")
+
+
+@pytest.fixture(autouse=True)
+def nvrtc() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="the extra `cuda13` is not installed")
+
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100")
 
