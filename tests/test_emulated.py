@@ -28,6 +28,10 @@ from minivae.presets import Training, preset
 from minivae.train import Trainer, fit
 
 
+class NotPlantedError(Exception):
+    """A bug that is not in the kernels, and so could not be caught."""
+
+
 class Planted(EmulatedBackend):
     """The kernels with one place of one source changed."""
 
@@ -39,7 +43,8 @@ class Planted(EmulatedBackend):
         if stem != self.stem:
             return super().module(stem, tile_columns)
         text = source(stem, tensor_cores=self.precision == "tf32", tile_columns=tile_columns)
-        assert text.count(self.right) == 1, self.right
+        if text.count(self.right) != 1:
+            raise NotPlantedError(f"{self.right!r} is {text.count(self.right)} times in {stem}")
         return emulated.build(text.replace(self.right, self.wrong), *self.flags)
 
 
@@ -409,21 +414,33 @@ PLANTED = {
     ),
     "a wrong epilogue": (
         "gemm",
-        "activate(kind, slope, z + b[column])",
-        "activate(kind, slope, z) + b[column]",
+        "activate(known.value, slope, z.lane[i] + bias.lane[i])",
+        "activate(known.value, slope, z.lane[i]) + bias.lane[i]",
         case_of("dense_forward", "129x67x257"),
     ),
     "a tail without a guard": (
         "gemm",
-        "if (row < rows && column < columns) finish",
-        "if (row < rows) finish",
+        "count[t] = row[t] < rows ? columns - column[t] : 0;",
+        "count[t] = row[t] < rows ? RUN : 0;",
         case_of("dense_forward", "7x13x17"),
     ),
     "a split left out": (
         "gemm",
-        "other < splits; ++other",
-        "other < splits - 1; ++other",
+        "other < count; other += 2",
+        "other < count - 2; other += 2",
         DENSE,
+    ),
+    "a level of the tree left out": (
+        "conv",
+        "while (left > 1) {",
+        "while (left == splits) {",
+        case_of("conv2d_weight_gradient", "6x28x28"),
+    ),
+    "runs that lie elsewhere than they are read": (
+        "gemm",
+        "float* target = slice + Layout::at(run_outer(r), run_depth(r));\n      copy_async_16",
+        "float* target = slice + Layout::at(run_outer(r) ^ 8, run_depth(r));\n      copy_async_16",
+        case_of("dense_input_gradient", "128x784x400"),
     ),
     "a wrong phase": (
         "conv",
@@ -453,12 +470,44 @@ def test_a_planted_bug_is_caught(bug: str) -> None:
     assert caught(Planted(stem, right, wrong), case)
 
 
-def test_a_planted_fragment_in_the_wrong_place_is_caught() -> None:
-    backend = Planted(
-        *("gemm", "to_tf32(a[A::at(row + 8, k + member)])", "to_tf32(a[A::at(row, k + member)])"),
-        precision="tf32",
-    )
-    assert caught(backend, DENSE, 1e-3)
+FRAGMENTS = {
+    "rows by ldmatrix": (
+        "gemm",
+        "first + lane() % 16, k + lane() / 16 * 4",
+        "first + lane() % 8, k + lane() / 16 * 4",
+        case_of("dense_input_gradient", "128x784x400"),
+    ),
+    "columns by ldmatrix": (
+        "gemm",
+        "int column = lane() / 16 * 8 + lane() % 8;",
+        "int column = lane() % 16;",
+        DENSE,
+    ),
+    "rows by pairs": (
+        "weights",
+        "values[0] = low.x, values[1] = low.y,",
+        "values[0] = low.y, values[1] = low.x,",
+        case_of("dense_weight_gradient", "128x784x400"),
+    ),
+    "columns one by one": (
+        "weights",
+        "values[2 * j + 1] = source[4 * Layout::PITCH]",
+        "values[2 * j + 1] = source[2 * Layout::PITCH]",
+        case_of("dense_weight_gradient", "128x784x400"),
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", FRAGMENTS)
+def test_a_planted_fragment_in_the_wrong_place_is_caught(bug: str) -> None:
+    stem, right, wrong, case = FRAGMENTS[bug]
+    assert not caught(EmulatedBackend("tf32"), case, 1e-3)
+    assert caught(Planted(stem, right, wrong, precision="tf32"), case, 1e-3)
+
+
+def test_a_bug_that_is_not_planted_is_no_bug_caught() -> None:
+    with pytest.raises(NotPlantedError, match="is 0 times in gemm"):
+        caught(Planted("gemm", "not in the kernels", ""), DENSE)
 
 
 def test_threads_that_reach_different_barriers_are_reported() -> None:
