@@ -124,6 +124,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         driverGetVersion=lambda: driver,
         runtimeGetVersion=lambda: 13000,
         getDeviceCount=device_count,
+        getDeviceProperties=lambda number: {"name": b"a stand-in"},
         memGetInfo=lambda: (memory, memory),
         CUDARuntimeError=CUDARuntimeError,
     )

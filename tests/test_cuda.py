@@ -3,6 +3,7 @@ real: graphs, determinism, agreement with the CPU over many steps, resume across
 
 import dataclasses
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from minivae import backends
 from minivae.backends.reference import ReferenceBackend
+from minivae.cli import main
 from minivae.data import load
 from minivae.errors import InputError
 from minivae.presets import Training, preset
@@ -129,6 +131,26 @@ def test_a_replayed_graph_has_the_bits_of_eager_steps(without_a_card: Any) -> No
 def test_two_models_that_take_turns_train_as_each_would_alone(without_a_card: Any) -> None:
     without_a_card()
     assert taking_turns("cuda") == [trained(backends.get("cuda"), 4, seed=s)[0] for s in (0, 1)]
+
+
+def test_the_command_trains_goes_on_and_evaluates_on_the_gpu_as_on_the_cpu(
+    without_a_card: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    without_a_card()
+    size = ("--hidden", "40", "--latent", "5", "--binarization", "threshold", "--quiet")
+    evaluations = []
+    for device in ("cuda", "cpu"):
+        run = str(tmp_path / device)
+        where = ("--device", device)
+        assert main(["train", "--steps", "3", *size, *where, "--out", run]) == 0
+        assert main(["train", "--resume", run, "--steps", "5", "--quiet", *where]) == 0
+        options = ("--samples", "10", "--images", "50", "--quiet")
+        assert main(["evaluate", run, *options, *where]) == 0
+        evaluations.append(json.loads((tmp_path / device / "evaluation.json").read_text()))
+    on_gpu, on_cpu = evaluations
+    assert on_gpu["environment"]["machine"] == "a stand-in"
+    for figure in ("loss", "reconstruction", "kl", "negative_log_likelihood"):
+        assert on_gpu[figure]["mean"] == pytest.approx(on_cpu[figure]["mean"], rel=1e-4), figure
 
 
 @pytest.mark.parametrize(
