@@ -64,26 +64,22 @@ class _Counter(ReferenceBackend):
         self.moved = self.operations = 0.0
 
     def count(self, name: str, arguments: Sequence[Any]) -> None:
-        arrays = {a.ctypes.data: a for a in arguments if isinstance(a, np.ndarray)}
         if name == "gather_batch":
             data, _, _, x = arguments[:4]
             self.moved += x.size * data.itemsize + x.nbytes
-            return
-        if name == "adam_update":
+        elif name == "adam_update":
             self.moved += ADAM_ARRAYS * arguments[0].nbytes
-            return
-        if name.endswith("weight_gradient"):
+        elif name.endswith("weight_gradient"):
             x, dz, dw = arguments[:3]
             self.moved += x.nbytes + dz.nbytes
             self.operations += 2.0 * dw.size * len_of_small(name, x, dz)
-            return
-        self.moved += sum(array.nbytes for array in arrays.values())
-        if name.endswith("forward") and name.startswith(("dense", "conv")):
-            x, w, _, y = arguments[:4]
-            self.operations += 2.0 * w.size * len_of_small(name, x, y)
-        elif name.endswith("input_gradient") and name.startswith(("dense", "conv")):
-            dz, w, x = arguments[:3]
-            self.operations += 2.0 * w.size * len_of_small(name, x, dz)
+        else:
+            arrays = {a.ctypes.data: a for a in arguments if isinstance(a, np.ndarray)}
+            self.moved += sum(array.nbytes for array in arrays.values())
+            if name.startswith(("dense", "conv")):
+                first, w, third, fourth = arguments[:4]
+                x, y = (third, first) if name.endswith("input_gradient") else (first, fourth)
+                self.operations += 2.0 * w.size * len_of_small(name, x, y)
 
 
 def len_of_small(name: str, x: Any, y: Any) -> int:

@@ -150,9 +150,10 @@ class KernelBackend(ReferenceBackend):
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
         # A product is split only where it has fewer than FILLING_BLOCKS tiles, and then into fewer
-        # than twice as many parts.
-        self._partials = self.zeros((2 * FILLING_BLOCKS * LARGEST_RESULT,))
-        self._arrivals = self.zeros((2 * 2 * FILLING_BLOCKS,), np.int32)
+        # than twice as many parts, whose results a tree of two levels adds up.
+        parts, levels = 2 * FILLING_BLOCKS, 2
+        self._partials = self.zeros((parts * LARGEST_RESULT,))
+        self._arrivals = self.zeros((levels * parts,), np.int32)
         # What the kernels that end in sums over the whole launch need.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
         self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
