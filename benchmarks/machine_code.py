@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from minivae.errors import InputError
 from minivae.files import replacing
-from minivae.kernels import OPTIONS, STEMS, WITH_TILES, source
+from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
 
 CUPY_FLAGS = (*OPTIONS, "-ftz=true")
 INNER_TRIPS = 4
@@ -32,19 +32,18 @@ class Specialisation(NamedTuple):
 
     stem: str
     tensor_cores: bool
-    tile_columns: int
+    tile: Tile
 
     def __str__(self) -> str:
-        return "-".join(
-            (self.stem, "tf32" if self.tensor_cores else "fp32", str(self.tile_columns))
-        )
+        precision = "tf32" if self.tensor_cores else "fp32"
+        return f"{self.stem}-{precision}-{self.tile.rows}x{self.tile.columns}"
 
 
 ALL = [
-    Specialisation(stem, tensor_cores, columns)
+    Specialisation(stem, tensor_cores, tile)
     for stem in STEMS
     for tensor_cores in ((False, True) if stem in WITH_TILES else (False,))
-    for columns in WITH_TILES.get(stem, (64,))
+    for tile in WITH_TILES.get(stem, (MEDIUM,))
 ]
 """Every specialisation that a backend asks for."""
 
@@ -65,8 +64,8 @@ def compiled(specialisation: Specialisation, target: str) -> Compiled:
         from cuda.bindings import nvrtc
     except ImportError:
         raise InputError("no NVRTC: expected the extra `cuda12` or `cuda13`") from None
-    stem, tensor_cores, columns = specialisation
-    text = source(stem, tensor_cores=tensor_cores, tile_columns=columns)
+    stem, tensor_cores, tile = specialisation
+    text = source(stem, tensor_cores=tensor_cores, tile=tile)
     _, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{stem}.cu".encode(), 0, [], [])
     flags = (f"--gpu-architecture=sm_{target}", *CUPY_FLAGS, "--ptxas-options=-v")
     encoded = [flag.encode() for flag in flags]
@@ -178,14 +177,14 @@ def main() -> None:
     rows = [
         {
             "kernel": name,
-            "columns": specialisation.tile_columns,
+            "tile": "{} x {}".format(*specialisation.tile),
             "precision": "tf32" if specialisation.tensor_cores else "fp32",
             **found[specialisation, name]._asdict(),
         }
         for specialisation, name in sorted(found, key=lambda key: (key[1], key[0]))
     ]
     for row in rows:
-        print("{kernel:34} {columns:3} {precision} {instructions:5} {products:4}".format(**row))
+        print("{kernel:34} {tile:>8} {precision} {instructions:5} {products:4}".format(**row))
     if arguments.output:
         from cuda.bindings import nvrtc
 

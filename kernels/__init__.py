@@ -1,13 +1,26 @@
 """The engine's CUDA kernels: CUDA C++ sources and their Numba CUDA twins."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 STEMS = (
     *("adam", "batch", "conv", "elbo", "elementwise", "gemm", "importance", "labels", "latent"),
     *("objectives", "weights"),
 )
-WITH_TILES = {"conv": (16, 32, 64), "gemm": (16, 32, 64), "weights": (64,)}
-"""The sources of matrix products, with the columns that their tiles may have."""
+
+
+class Tile(NamedTuple):
+    """The rows and columns of a matrix product's result that a block has."""
+
+    rows: int
+    columns: int
+
+
+NARROW_TILES = (Tile(128, 16), Tile(128, 32))
+MEDIUM, LARGE = Tile(64, 64), Tile(128, 64)
+TILES = (*NARROW_TILES, MEDIUM, LARGE)
+WITH_TILES = {"conv": TILES, "gemm": TILES, "weights": (MEDIUM, LARGE)}
+"""The sources of matrix products, with the tiles that they may have."""
 
 OPTIONS = ("--std=c++17",)
 """What NVRTC is asked for, beside the architecture; CuPy adds -ftz=true."""
@@ -15,17 +28,18 @@ OPTIONS = ("--std=c++17",)
 FOLDER = Path(__file__).parent
 
 
-def source(stem: str, *, tensor_cores: bool = False, tile_columns: int = 64) -> str:
+def source(stem: str, *, tensor_cores: bool = False, tile: Tile = MEDIUM) -> str:
     """The shared headers and `stem.cu` as one string: CuPy's kernel cache knows the source that it
     is given, and no header beside it.
 
-    The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of
-    `tile_columns`; the others are the same for all.
+    The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of their
+    tiles; the others are the same for all.
     """
     headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh", "importance.cuh"], ""
     if stem in WITH_TILES:
         headers += ["async.cuh", "mma.cuh", "tile.cuh"]
         settings = (
-            f"#define TENSOR_CORES {int(tensor_cores)}\n#define TILE_COLUMNS {tile_columns}\n"
+            f"#define TENSOR_CORES {int(tensor_cores)}\n"
+            f"#define TILE_ROWS {tile.rows}\n#define TILE_COLUMNS {tile.columns}\n"
         )
     return settings + "\n".join((FOLDER / name).read_text() for name in (*headers, f"{stem}.cu"))

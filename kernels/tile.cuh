@@ -8,18 +8,20 @@
 // bits each time, whichever block that was. The only atomics are the integers that count arrivals.
 //
 // Compiled with TENSOR_CORES 1 (products of TF32 numbers, sums in float32; sm_80 and later) or 0
-// (float32 throughout), and with TILE_COLUMNS 64, or 32 or 16 for products with few columns.
+// (float32 throughout), and for each of the tiles in kernels/__init__.py.
 
+const int ROWS = TILE_ROWS;
 const int COLUMNS = TILE_COLUMNS;
-const int ROWS = COLUMNS == 64 ? 64 : 128;
 const int DEPTH = 16;
-const int STAGES = COLUMNS == 64 ? 4 : 3;
+const int STAGES = ROWS + COLUMNS > 128 ? 3 : 4;
 const int THREADS = 128;
-const int BLOCKS = 3;  // that a multiprocessor must have room for: at most 168 registers a thread
+const bool MAY_SPLIT = ROWS * COLUMNS <= 64 * 64;  // larger tiles are for launches of many of them
+const int BLOCKS = MAY_SPLIT ? 3 : 2;  // that a multiprocessor must have room for
 
-// A warp has 32 rows of the tile's product, and all or half of its columns.
-const int WARP_ROWS = 32;
+// A warp has a quarter of the tile's product: all of its columns or 32, and as many rows as that
+// leaves.
 const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
+const int WARP_ROWS = ROWS * COLUMNS / (THREADS / WARP * WARP_COLUMNS);
 
 // A run is four neighbours in memory. Everything moves by runs, as one vector where it is aligned.
 const int RUN = 4;
@@ -306,10 +308,11 @@ struct Part {
   }
 };
 
-// A thread's part of the product: four columns, and as many rows as the warp's threads leave it.
+// A thread's part of the product: as near to a square as runs allow, so that it reads least for its
+// multiplications.
 template <class A, class B>
 struct Product {
-  static const int ACROSS = RUN, MEMBERS = WARP_COLUMNS / ACROSS;
+  static const int ACROSS = WARP_ROWS < 64 ? RUN : 2 * RUN, MEMBERS = WARP_COLUMNS / ACROSS;
   static const int GROUPS = WARP / MEMBERS, DOWN = WARP_ROWS / GROUPS;
   using PartA = Part<A, GROUPS, DOWN>;
   using PartB = Part<B, MEMBERS, ACROSS>;
@@ -454,7 +457,7 @@ struct Share {
   __device__ __forceinline__ bool gather(float* memory, int rows) const {
     int index = split, left = splits, step = 1, *counters = arrivals;
     int runs = (1 + min(rows, ROWS)) * COLUMNS / RUN;
-    while (left > 1) {
+    while (MAY_SPLIT && left > 1) {
       int first = index / FAN * FAN, count = min(FAN, left - first);
       leave(memory, index * step, runs);
       if (!last_to_arrive(counters + first * step * tiles + tile, count)) return false;

@@ -10,6 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from minivae.backends import kernel_backend
+from minivae.kernels import LARGE
+
+
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives wide products of any size the tiles that are meant for much larger ones."""
+    monkeypatch.setattr(kernel_backend, "wide_tile", lambda products: LARGE)
+    monkeypatch.setattr(kernel_backend, "FILLING_BLOCKS", 1)  # they are never split
+
+
+@pytest.fixture(params=["chosen tiles", "large tiles"])
+def tiles(request: pytest.FixtureRequest) -> None:
+    """Both with the tiles that products of a size get and with large ones."""
+    if request.param == "large tiles":
+        request.getfixturevalue("large_tiles")
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from minivae import backends
 from minivae.backends.reference import PRIMITIVES, ReferenceBackend
 from minivae.errors import InputError
+from minivae.kernels import NARROW_TILES
 from minivae.ops import philox
 from minivae.ops.activations import (
     DERIVATIVE_FROM_INPUT,
@@ -462,6 +463,29 @@ def test_products_of_tf32_numbers_are_as_close_as_their_rounding(
     tf32_backend: ReferenceBackend, case: Case
 ) -> None:
     check(Runner(tf32_backend, np.float32)(case), case, TF32_TOLERANCE)
+
+
+def _columns(case: Case) -> int:
+    """The columns of the matrix that a product makes."""
+    result = next(a for a in case.arguments if isinstance(a, Out | InOut))
+    return result.shape[-1] if isinstance(result, Out) else result.array.shape[-1]
+
+
+NARROW = max(tile.columns for tile in NARROW_TILES)
+WIDE_PRODUCTS = [
+    case
+    for case in PRODUCTS
+    if _columns(case) > NARROW or case.primitive == "dense_weight_gradient"
+]
+
+
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize("case", WIDE_PRODUCTS, ids=lambda case: case.id)
+@pytest.mark.parametrize("precision", backends.PRECISIONS)
+@pytest.mark.parametrize("name", ["emulated", ON_A_CARD[0]])
+def test_equivalence_with_large_tiles(name: str, precision: str, case: Case) -> None:
+    tolerance = TOLERANCE[np.float32] if precision == "fp32" else TF32_TOLERANCE
+    check(Runner(backends.get(name, precision), np.float32)(case), case, tolerance)
 
 
 def test_tf32_rounds_the_operands(tf32_backend: ReferenceBackend) -> None:

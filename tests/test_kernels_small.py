@@ -12,7 +12,8 @@ import pytest
 from test_backends import KNOWN_ANSWERS, _words
 
 from minivae.backends.emulated import EmulatedBackend, build, call
-from minivae.kernels import source
+from minivae.backends.kernel_backend import FILLING_BLOCKS, tiles_of, wide_tile
+from minivae.kernels import LARGE, MEDIUM, NARROW_TILES, source
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
 KERNELS = Path(__file__).parent.parent / "kernels"
@@ -25,7 +26,7 @@ def run(module: Any, kernel: str, grid: int, block: int, *arguments: Any) -> Non
 
 
 def module(stem: str) -> Any:
-    return EmulatedBackend().module(stem, 64)
+    return EmulatedBackend().module(stem, MEDIUM)
 
 
 WORDS_OF_A_COUNTER = """
@@ -119,6 +120,23 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
     assert results[0] == results[1]
 
 
+def test_a_product_gets_large_tiles_where_there_are_very_many() -> None:
+    assert tiles_of(128, 400, 784) == (MEDIUM, 14, 10)
+    assert tiles_of(4096, 400, 784) == (LARGE, 224, 1)
+    assert tiles_of(4096, 16, 784).tile == NARROW_TILES[0]
+    assert wide_tile([(784, 400), (400, 784)]) == MEDIUM
+    assert wide_tile([(784, 2048), (2048, 784)]) == LARGE
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_results_of_splits_fit_in_their_workspace(copies: int) -> None:
+    rng = np.random.default_rng(copies)
+    for rows, columns, depth in np.exp(rng.uniform(0, 11, (2000, 3))).astype(int).tolist():
+        tile, number, splits = tiles_of(rows, columns, depth, copies=copies)
+        assert splits == 1 or tile != LARGE
+        assert splits == 1 or number * copies * splits < 2 * FILLING_BLOCKS
+
+
 def test_the_norm_has_the_same_bits_on_every_grid() -> None:
     start = np.random.default_rng(8).standard_normal(3001, np.float32)
     results = []
@@ -164,7 +182,8 @@ def test_the_readmes_figures_add_up() -> None:
         return [int(cell.replace(",", "")) for cell in cells]
 
     row = r"^\| (`\w+`|\*\*a step\*\*)( \d+-\d+)? \| (\d+) \| ([\d,]+) \| ([\d,]+) \|"
-    rows = re.findall(row, _readme(), re.MULTILINE)
+    section = _readme().split("## What a step moves and computes")[1].split("\n## ")[0]
+    rows = re.findall(row, section, re.MULTILINE)
     *primitives, total = [numbers(*cells) for _, _, *cells in rows]
     assert [sum(column) for column in zip(*primitives, strict=True)] == total
     n, counted = 128, 0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
-from ..kernels import OPTIONS, source
+from ..kernels import OPTIONS, Tile, source
 from .kernel_backend import KernelBackend, kernels
 
 OLDEST = 75
@@ -72,32 +72,32 @@ class CudaBackend(KernelBackend):
         _check_device(precision)
         self._stream = _stream()
         self._stream.use()
-        self._functions: dict[tuple[str, int], Any] = {}
+        self._functions: dict[tuple[str, Tile], Any] = {}
         super().__init__(precision)
 
     def run(
         self,
         kernel: str,
-        tile_columns: int,
+        tile: Tile,
         grid: tuple[int, int, int],
         block: int,
         arguments: list[Any],
     ) -> None:
-        function = self._functions.get((kernel, tile_columns))
+        function = self._functions.get((kernel, tile))
         if function is None:
-            function = self._load(kernel, tile_columns)
+            function = self._load(kernel, tile)
         self._stream.use()  # each thread has a current stream of its own
         function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
 
-    def _load(self, kernel: str, tile_columns: int) -> Any:
+    def _load(self, kernel: str, tile: Tile) -> Any:
         """The compiled kernel, together with the others of its source."""
         stem, tensor_cores = kernels()[kernel].stem, self.precision == "tf32"
-        code = source(stem, tensor_cores=tensor_cores, tile_columns=tile_columns)
+        code = source(stem, tensor_cores=tensor_cores, tile=tile)
         module = cupy.RawModule(code=code, options=OPTIONS)
         for name, (other, _) in kernels().items():
             if other == stem:
-                self._functions[name, tile_columns] = module.get_function(name)
-        return self._functions[kernel, tile_columns]
+                self._functions[name, tile] = module.get_function(name)
+        return self._functions[kernel, tile]
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import replacing
-from ..kernels import FOLDER, source
+from ..kernels import FOLDER, Tile, source
 from .kernel_backend import KernelBackend, declarations, kernels
 
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-w")
@@ -64,8 +64,8 @@ def build(text: str, *flags: str) -> ctypes.CDLL:
 
 
 @cache
-def _module(stem: str, tensor_cores: bool, tile_columns: int) -> ctypes.CDLL:
-    return build(source(stem, tensor_cores=tensor_cores, tile_columns=tile_columns))
+def _module(stem: str, tensor_cores: bool, tile: Tile) -> ctypes.CDLL:
+    return build(source(stem, tensor_cores=tensor_cores, tile=tile))
 
 
 def call(
@@ -104,16 +104,16 @@ class EmulatedBackend(KernelBackend):
     def run(
         self,
         kernel: str,
-        tile_columns: int,
+        tile: Tile,
         grid: tuple[int, int, int],
         block: int,
         arguments: list[Any],
     ) -> None:
-        call(self.module(kernels()[kernel].stem, tile_columns), kernel, grid, block, arguments)
+        call(self.module(kernels()[kernel].stem, tile), kernel, grid, block, arguments)
 
-    def module(self, stem: str, tile_columns: int) -> ctypes.CDLL:
-        """The compiled kernels of a source, in the specialisation for `tile_columns`."""
-        return _module(stem, self.precision == "tf32", tile_columns)
+    def module(self, stem: str, tile: Tile) -> ctypes.CDLL:
+        """The compiled kernels of a source, in the specialisation for `tile`."""
+        return _module(stem, self.precision == "tf32", tile)
 
     def address(self, array: NDArray) -> int:
         return array.ctypes.data

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..kernels import STEMS, source
+from ..kernels import LARGE, MEDIUM, NARROW_TILES, STEMS, Tile, source
 from ..ops.activations import IDENTITY, KINDS, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
@@ -46,11 +46,14 @@ LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
 
 DEPTH = 16
-WIDE = 64
-ROWS = {16: 128, 32: 128, WIDE: 64}
-"""DEPTH, and ROWS by COLUMNS, of kernels/tile.cuh."""
+"""DEPTH of kernels/tile.cuh."""
 
-LARGEST_RESULT = max((rows + 1) * columns for columns, rows in ROWS.items())
+LARGEST_RESULT = max((tile.rows + 1) * tile.columns for tile in (*NARROW_TILES, MEDIUM))
+"""Numbers that a split of a tile leaves for the others: LARGE is never split."""
+
+LARGE_TIME = 5 / 3
+"""How long a LARGE tile takes, if a MEDIUM one takes 1: by the instructions of a slice 1.4 to 1.8
+(kernels/README.md), by its bytes 1.5."""
 
 LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
@@ -125,19 +128,32 @@ def splits_of(depth: int, tiles: int) -> int:
     return -(-slices // -(-slices // splits))  # as many as have any slice
 
 
-class Tiles(NamedTuple):
-    """How a matrix product is divided: columns of a tile, tiles, splits of the contraction."""
+def _count(tile: Tile, rows: int, columns: int) -> int:
+    return -(-rows // tile.rows) * -(-columns // tile.columns)
 
-    columns: int
-    tiles: int
+
+def wide_tile(products: Sequence[tuple[int, int]]) -> Tile:
+    """The tile for a launch that makes matrices of these rows and columns: LARGE if there are more
+    of them than multiprocessors, and these, a tile each at a time, end no later with it."""
+    large, medium = (sum(_count(tile, *size) for size in products) for tile in (LARGE, MEDIUM))
+    rounds, medium_rounds = (-(-tiles // FILLING_BLOCKS) for tiles in (large, medium))
+    return LARGE if rounds > 1 and LARGE_TIME * rounds <= medium_rounds else MEDIUM
+
+
+class Tiles(NamedTuple):
+    """How a matrix product is divided: tile, number of tiles, splits of the contraction."""
+
+    tile: Tile
+    number: int
     splits: int
 
 
 def tiles_of(rows: int, columns: int, depth: int, *, copies: int = 1) -> Tiles:
     """The division of a product (rows, columns), of which there are `copies` in the launch."""
-    width = next((width for width in ROWS if columns <= width), WIDE)
-    count = -(-rows // ROWS[width]) * -(-columns // width)
-    return Tiles(width, count, splits_of(depth, count * copies))
+    narrow = (tile for tile in NARROW_TILES if columns <= tile.columns)
+    tile = next(narrow, None) or wide_tile([(rows, columns)] * copies)
+    number = _count(tile, rows, columns)
+    return Tiles(tile, number, splits_of(depth, number * copies))
 
 
 class KernelBackend(ReferenceBackend):
@@ -166,13 +182,13 @@ class KernelBackend(ReferenceBackend):
     def run(
         self,
         kernel: str,
-        tile_columns: int,
+        tile: Tile,
         grid: tuple[int, int, int],
         block: int,
         arguments: list[Any],
     ) -> None:
-        """Runs a kernel with arguments of the right types. `tile_columns` picks the specialisation
-        of a matrix product."""
+        """Runs a kernel with arguments of the right types. `tile` picks the specialisation of a
+        matrix product."""
         raise NotImplementedError
 
     def address(self, array: Any) -> int:
@@ -185,7 +201,7 @@ class KernelBackend(ReferenceBackend):
         grid: int | tuple[int, int] | tuple[int, int, int],
         *arguments: Any,
         block: int = BLOCK,
-        tile_columns: int = WIDE,
+        tile: Tile = MEDIUM,
     ) -> None:
         """Checks the arguments against the kernel's declaration and runs it.
 
@@ -202,7 +218,7 @@ class KernelBackend(ReferenceBackend):
             else SCALARS[kind](argument)
             for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
         ]
-        self.run(kernel, tile_columns, (x, y, z), block, passed)
+        self.run(kernel, tile, (x, y, z), block, passed)
 
     # Sequences
 
@@ -258,7 +274,8 @@ class KernelBackend(ReferenceBackend):
 
     def _follow(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
         """Whether calls work on the same arrays, and x w has no more rows than fused losses may."""
-        columns_of_tiles = -(-w.shape[1] // tiles_of(len(x), w.shape[1], x.shape[1]).columns)
+        tile = tiles_of(len(x), w.shape[1], x.shape[1]).tile
+        columns_of_tiles = -(-w.shape[1] // tile.columns)
         same = all(self.address(first) == self.address(second) for first, second in pairs)
         return same and len(x) * columns_of_tiles <= LARGEST_FUSED_ROWS
 
@@ -279,12 +296,12 @@ class KernelBackend(ReferenceBackend):
         (n, i), o = x.shape, w.shape[1]
         tiles = tiles_of(n, o, i)
         self.launch(
-            *(kernel, (tiles.tiles, tiles.splits)),
+            *(kernel, (tiles.number, tiles.splits)),
             *(x, w, b, y, *_code(activation), *arguments),
             *(kl, schedule, state, free_bits, kl_weight, totals),
             *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
             *(*sizes, i, o, kl.shape[1]),
-            tile_columns=tiles.columns,
+            tile=tiles.tile,
         )
 
     def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
@@ -322,9 +339,9 @@ class KernelBackend(ReferenceBackend):
         """Launches a kernel whose arguments go on with partials, arrivals and sizes."""
         *operands, sizes = arguments
         self.launch(
-            *(kernel, (tiles.tiles, tiles.splits, phases), *operands),
+            *(kernel, (tiles.number, tiles.splits, phases), *operands),
             *(self._partials, self._arrivals, *sizes),
-            tile_columns=tiles.columns,
+            tile=tiles.tile,
         )
 
     def dense_forward(self, x: Any, w: Any, b: Any, y: Any, activation: Activation) -> None:
@@ -360,7 +377,9 @@ class KernelBackend(ReferenceBackend):
         if not dense:
             return
         n = dense[0][0].shape[0]
-        tiles = [-(-x.shape[1] // WIDE) * -(-dz.shape[1] // WIDE) for x, dz, _, _ in dense]
+        shapes = [dw.shape for _, _, dw, _ in dense]
+        tile = wide_tile(shapes)
+        tiles = [_count(tile, *shape) for shape in shapes]
         table: list[int] = []
         for index, (x, dz, dw, db) in enumerate(dense):
             for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
@@ -373,6 +392,7 @@ class KernelBackend(ReferenceBackend):
         self.launch(
             *(kernel, (sum(tiles), splits_of(n, sum(tiles))), self._jobs[key], *operands),
             *(self._partials, self._arrivals, *sizes, len(dense), n),
+            tile=tile,
         )
 
     def _correlate(
