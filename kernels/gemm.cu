@@ -104,7 +104,7 @@ struct RowSums {
 
   // Adds up the losses of the rows over the columns of tiles. True in the block that is the last of
   // the launch.
-  __device__ __forceinline__ bool gather(const Place& place, int n, int o) {
+  __device__ __forceinline__ bool gather(const Place& place, int n, int o) const {
     int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x;
     if (!last_to_arrive(arrivals + 1 + place.row / ROWS, tiles)) return false;
     if (threadIdx.x < ROWS && row < n) {
@@ -117,8 +117,8 @@ struct RowSums {
   }
 };
 
-// y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and d, the gradient
-// before the activation. y and dz (n, o), target (n / draws, o), and parts as RowSums has it.
+// y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and the gradient d that
+// goes to dz. y and dz (n, o), target (n / draws, o).
 template <class Loss>
 struct LossOfOutput {
   static const int TOGETHER = 2;
@@ -132,7 +132,7 @@ struct LossOfOutput {
   int kind;
   float slope;
   Loss loss;
-  float* parts;
+  RowSums sums;
   int draws, n, o;
   __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
     return {
@@ -160,7 +160,7 @@ struct LossOfOutput {
     for (int offset = COLUMNS / RUN / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
     }
-    if (column % COLUMNS == 0 && row < n) parts[(size_t)(column / COLUMNS) * n + row] = sum;
+    if (column % COLUMNS == 0 && row < n) sums.parts[(size_t)(column / COLUMNS) * n + row] = sum;
   }
 };
 
@@ -184,7 +184,7 @@ struct SquaredErrorLoss {
 // of the launch.
 template <class Loss>
 __device__ __forceinline__ bool dense_loss(
-    const float* x, const float* w, float* partials, int* arrivals, RowSums sums,
+    const float* x, const float* w, float* partials, int* arrivals,
     const LossOfOutput<Loss>& finish, int i) {
   using A = Matrix<true>;
   using B = Matrix<false>;
@@ -196,7 +196,7 @@ __device__ __forceinline__ bool dense_loss(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
   if (!share.gather(memory, n - place.row)) return false;
   for_each_run(memory, place.row, place.column, n, o, finish);
-  return sums.gather(place, n, o);
+  return finish.sums.gather(place, n, o);
 }
 
 // x (n, i), w (i, o), b (o,), y, target and dz (n, o), loss (n,), and as in elbo_totals kl (n, d),
@@ -211,9 +211,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_el
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int i, int o, int d) {
   LossOfOutput<BernoulliLoss> finish = {
-      b, y, target, dz, kind, slope, {scale}, row_sums, 1, n, o};
-  bool last =
-      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, finish, i);
+      b, y, target, dz, kind, slope, {scale}, {row_sums, row_arrivals, loss}, 1, n, o};
+  bool last = dense_loss(x, w, partials, arrivals, finish, i);
   if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
@@ -227,9 +226,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float* __restrict__ row_sums, int* __restrict__ row_arrivals, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o, int d) {
   LossOfOutput<SquaredErrorLoss> finish = {
-      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, 1, n, o};
-  bool last =
-      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, loss}, finish, i);
+      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, {row_sums, row_arrivals, loss},
+      1, n, o};
+  bool last = dense_loss(x, w, partials, arrivals, finish, i);
   if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
@@ -246,10 +245,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_e
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int k, int i, int o, int d) {
   LossOfOutput<BernoulliLoss> finish = {
-      b, y, target, dz, kind, slope, {1.0f}, row_sums, k, n * k, o};
-  bool last =
-      dense_loss(x, w, partials, arrivals, RowSums{row_sums, row_arrivals, weights}, finish, i);
-  if (!last) return;
+      b, y, target, dz, kind, slope, {1.0f}, {row_sums, row_arrivals, weights}, k, n * k, o};
+  if (!dense_loss(x, w, partials, arrivals, finish, i)) return;
   for (int image = threadIdx.x / WARP; image < n; image += THREADS / WARP) {
     size_t first = (size_t)image * k;
     float bound = bound_of_draws(weights + first, log_ratio + first, importance, k);

@@ -452,8 +452,8 @@ struct Share {
     return min(depth, (split + 1) * ceil_div(ceil_div(depth, DEPTH), splits) * DEPTH);
   }
 
-  // Adds up the splits' results in `memory`, as far as their first `rows` rows. False for all blocks
-  // of a tile but the last to arrive.
+  // Adds up the splits' results in `memory`, as far as their first `rows` rows. False for all
+  // blocks of a tile but the last to arrive.
   __device__ __forceinline__ bool gather(float* memory, int rows) const {
     int index = split, left = splits, step = 1, *counters = arrivals;
     int runs = (1 + min(rows, ROWS)) * COLUMNS / RUN;

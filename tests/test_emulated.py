@@ -203,9 +203,11 @@ def dense_elbo(
 
     def calls(a: list[Any], state: Any, totals: Any) -> list[Call]:
         x, w, b, y, target, loss, dz, kl, schedule, kl_weight = a
-        activation = Activation("sigmoid") if likelihood == "squared_error" else IDENTITY
+        # The squared error's gradient goes through the activation, that of the logits does not.
+        squared = likelihood == "squared_error"
+        activation = Activation("sigmoid") if squared else Activation("leaky_relu", 0.2)
         scored = (y, target, loss, dz, 1 / n)
-        extra = (0.5, activation) if likelihood == "squared_error" else ()
+        extra = (0.5, activation) if squared else ()
         return [
             Call("dense_forward", (x, w, b, y, activation)),
             Call(f"{likelihood}_loss", (*scored, *extra)),
