@@ -433,6 +433,16 @@ def backend(request: pytest.FixtureRequest) -> ReferenceBackend:
     return backends.get(request.param)
 
 
+@pytest.fixture(scope="module", params=backends.PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["emulated", ON_A_CARD[0]])
+def kernel_backend(request: pytest.FixtureRequest, precision: str) -> ReferenceBackend:
+    return backends.get(request.param, precision)
+
+
 @pytest.fixture(scope="module", params=["emulated", ON_A_CARD[0]])
 def tf32_backend(request: pytest.FixtureRequest) -> ReferenceBackend:
     return backends.get(request.param, "tf32")
@@ -481,11 +491,9 @@ WIDE_PRODUCTS = [
 
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("case", WIDE_PRODUCTS, ids=lambda case: case.id)
-@pytest.mark.parametrize("precision", backends.PRECISIONS)
-@pytest.mark.parametrize("name", ["emulated", ON_A_CARD[0]])
-def test_equivalence_with_large_tiles(name: str, precision: str, case: Case) -> None:
-    tolerance = TOLERANCE[np.float32] if precision == "fp32" else TF32_TOLERANCE
-    check(Runner(backends.get(name, precision), np.float32)(case), case, tolerance)
+def test_equivalence_with_large_tiles(kernel_backend: Any, case: Case) -> None:
+    tolerance = TOLERANCE[np.float32] if kernel_backend.precision == "fp32" else TF32_TOLERANCE
+    check(Runner(kernel_backend, np.float32)(case), case, tolerance)
 
 
 def test_tf32_rounds_the_operands(tf32_backend: ReferenceBackend) -> None:
