@@ -6,6 +6,8 @@ since the simulator must be chosen before Numba is imported:
 The cases and most of the tests are those of every backend, with a `backend` fixture of this file.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numba import cuda
@@ -27,10 +29,11 @@ from test_backends import (
     test_totals_of_a_good_step,
 )
 
-from minivae.backends.numba_cuda import _Twins, numba_cuda_backend
+from minivae.backends.emulated import EmulatedBackend
+from minivae.backends.numba_cuda import THREADS, _Twins, numba_cuda_backend
 from minivae.backends.reference import PRIMITIVES, ReferenceBackend
 from minivae.data.dataset import Dataset, Splits
-from minivae.kernels import philox_numba
+from minivae.kernels import adam_numba, philox_numba
 from minivae.layers import Dense, Flatten, ReLU
 from minivae.models import VAE, Objective
 from minivae.ops.elbo import LOSS
@@ -107,7 +110,20 @@ def test_other_types_and_layouts_are_refused(backend: ReferenceBackend) -> None:
         backend.bernoulli_loss(backend.zeros((6, 4)).T, x, backend.zeros((4,)), x.copy(), 1.0)
 
 
-def _trained(backend: ReferenceBackend, steps: int) -> Trainer:
+class TwinsOverKernels(_Twins, EmulatedBackend):
+    """The twins in the place of CUDA C++ kernels, as on a GPU."""
+
+    def __init__(self) -> None:
+        EmulatedBackend.__init__(self)
+        self._norm_squares = self.zeros((adam_numba.PARTIALS,))
+        self.launched: set[str] = set()
+
+    def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
+        self.launched.add(kernel.fn.__name__)
+        kernel[blocks, THREADS](*arguments)
+
+
+def _trained(backend: ReferenceBackend, steps: int, clip_norm: float = 1.0) -> Trainer:
     pixels = np.random.default_rng(5).integers(0, 256, (24, 5, 5, 1), np.uint8)
     split = Dataset(pixels, None)
     model = VAE(
@@ -116,12 +132,25 @@ def _trained(backend: ReferenceBackend, steps: int) -> Trainer:
         Objective(free_bits=0.05),
         (5, 5, 1),
     ).to(backend)
-    optimizer = Adam(lr=1e-2, weight_decay=0.1, clip_norm=1.0)
+    optimizer = Adam(lr=1e-2, weight_decay=0.1, clip_norm=clip_norm)
     training = Training(batch_size=8, steps=steps, optimizer=optimizer, binarization="stochastic")
     trainer = Trainer(model, Splits("noise", split, split), training)
     for _ in range(steps):
         trainer.step()
     return trainer
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_over_the_cuda_kernels_a_step_runs_every_twin_that_it_has_a_use_for(
+    clip_norm: float,
+) -> None:
+    backend = TwinsOverKernels()
+    actual, expected = (_trained(b, 1, clip_norm) for b in (backend, ReferenceBackend()))
+    clipping = {"clip_gradient", "clip_gradient_partials"} if clip_norm else set()
+    assert backend.launched == clipping | {
+        *("latent_forward", "latent_backward", "bernoulli_loss", "elbo_totals", "adam_update")
+    }
+    np.testing.assert_allclose(actual.progress.totals, expected.progress.totals, rtol=1e-6)
 
 
 def test_a_model_trains_to_the_references_parameters(backend: ReferenceBackend) -> None:

@@ -79,10 +79,14 @@ def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
 
 
 class _Twins(ReferenceBackend):
-    """The primitives that have a twin."""
+    """The primitives that have a twin, each a launch of its own."""
 
     name: str = "numba_cuda"
     _norm_squares: Any
+
+    # Else `cuda` would run its own kernels, fused with its matrix products, in the twins' place.
+    sequence: Any = ReferenceBackend.sequence
+    optimizer_step: Any = ReferenceBackend.optimizer_step
 
     def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
         """Runs a kernel on `blocks` blocks of THREADS."""
