@@ -33,15 +33,19 @@ class Rates(NamedTuple):
 
 def machine_rates(device: str, quick: bool) -> Rates:
     """The rates of a device; those of the CPU where it is emulated."""
-    size, edge = (1 << 22, 512) if quick else (1 << 26, 2048)
-    device = "cpu" if device == "emulated" else device
-    if device == "cuda":
+    on_gpu = device in ("cuda", "numba_cuda")
+    size, edge = (1 << 22, 512) if quick else (1 << 26, 8192 if on_gpu else 2048)
+    if on_gpu:
         import cupy as xp
     else:
         xp = np
-    wait = backends.get(device).synchronize
-    source, target = xp.ones(size, np.float32), xp.zeros(size, np.float32)
-    a, b, c = (xp.full((edge, edge), 0.5, np.float32) for _ in range(3))
+    wait = backends.get(device if on_gpu else "cpu").synchronize
+    # Of random numbers: a GPU multiplies equal ones faster, for they take less power.
+    rng = np.random.default_rng(0)
+    source, a, b = (
+        xp.asarray(rng.random(shape, np.float32)) for shape in (size, (edge, edge), (edge, edge))
+    )
+    target, c = xp.empty_like(source), xp.empty_like(a)
     times = interleaved(
         {
             "copy": Candidate(lambda: xp.copyto(target, source), wait),
