@@ -6,6 +6,7 @@ its name to BACKENDS.
 """
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from minivae import backends
+from minivae.backends.cpu import SPINS, CpuBackend
 from minivae.backends.reference import PRIMITIVES, ReferenceBackend
 from minivae.errors import InputError
 from minivae.kernels import NARROW_TILES
@@ -825,6 +827,18 @@ def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> No
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("chosen", ["7", None])
+def test_how_long_threads_spin_is_the_users_choice(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    if chosen:
+        monkeypatch.setenv(SPINS, chosen)
+    else:
+        monkeypatch.delenv(SPINS, raising=False)
+    CpuBackend()
+    assert os.environ.get(SPINS) == chosen
 
 
 # The registry

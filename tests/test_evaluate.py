@@ -195,7 +195,27 @@ def test_a_plain_autoencoder_has_a_reconstruction_only() -> None:
     found = evaluate(model, Dataset(images, np.array([0, 1, 1])))
     assert found.bounds == {}
     assert found.kl_per_dimension == []
-    assert set(found.error_per_class) == {"0", "1"}
+
+
+def test_the_likelihood_is_by_the_bound_of_all_draws() -> None:
+    truth = LinearGaussian(5)
+    found = evaluate(truth.model, truth.data, samples=257)
+    likelihood = found.negative_log_likelihood
+    assert likelihood is not None
+    assert max(found.bounds) == 257
+    assert likelihood == Estimate(-found.bounds[257].mean, found.bounds[257].error)
+    assert found.bits_per_dimension == pytest.approx(likelihood.mean / PIXELS / math.log(2))
+
+
+def test_the_error_of_a_class_is_the_mean_square_over_its_pixels() -> None:
+    model = Autoencoder([Flatten(), Dense(4)], [Dense(PIXELS)], Objective("squared-error"), IMAGE)
+    images = np.random.default_rng(0).random((3, *IMAGE), np.float32)
+    found = evaluate(model, Dataset(images, np.array([7, 1, 7])))
+    squares = np.square(model.reconstruct(images) - images)
+    assert found.error_per_class == {
+        "1": pytest.approx(squares[1].mean()),
+        "7": pytest.approx(squares[[0, 2]].mean()),
+    }
 
 
 # Bad input

@@ -128,6 +128,11 @@ def test_a_product_gets_large_tiles_where_there_are_very_many() -> None:
     assert wide_tile([(784, 2048), (2048, 784)]) == LARGE
 
 
+@pytest.mark.parametrize(("depth", "splits"), [(1, 1), (112, 1), (128, 2), (200, 3), (10**6, 10)])
+def test_no_split_is_less_than_64_deep(depth: int, splits: int) -> None:
+    assert tiles_of(128, 400, depth).splits == splits
+
+
 @pytest.mark.parametrize("copies", [1, 4])
 def test_results_of_splits_fit_in_their_workspace(copies: int) -> None:
     rng = np.random.default_rng(copies)
