@@ -40,7 +40,7 @@ def machine_rates(device: str, quick: bool) -> Rates:
     else:
         xp = np
     wait = backends.get(device if on_gpu else "cpu").synchronize
-    # Of random numbers: a GPU multiplies equal ones faster, for they take less power.
+    # Of random numbers, as a model's are: equal ones take a GPU less power.
     rng = np.random.default_rng(0)
     source, a, b = (
         xp.asarray(rng.random(shape, np.float32)) for shape in (size, (edge, edge), (edge, edge))

@@ -445,11 +445,6 @@ def kernel_backend(request: pytest.FixtureRequest, precision: str) -> ReferenceB
     return backends.get(request.param, precision)
 
 
-@pytest.fixture(scope="module", params=["emulated", ON_A_CARD[0]])
-def tf32_backend(request: pytest.FixtureRequest) -> ReferenceBackend:
-    return backends.get(request.param, "tf32")
-
-
 def check(actual: list[NDArray], case: Case, tolerance: float) -> None:
     for index, (a, e) in enumerate(zip(actual, reference(case), strict=True)):
         error = relative_error(a, e)
@@ -470,11 +465,15 @@ def test_equivalence_in_float64(name: str, case: Case) -> None:
 PRODUCTS = [case for case in CASES if case.primitive.startswith(("dense", "conv"))]
 
 
+IN_TF32 = pytest.mark.parametrize("precision", ["tf32"], scope="module")
+
+
+@IN_TF32
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.id)
 def test_products_of_tf32_numbers_are_as_close_as_their_rounding(
-    tf32_backend: ReferenceBackend, case: Case
+    kernel_backend: ReferenceBackend, case: Case
 ) -> None:
-    check(Runner(tf32_backend, np.float32)(case), case, TF32_TOLERANCE)
+    check(Runner(kernel_backend, np.float32)(case), case, TF32_TOLERANCE)
 
 
 def _columns(case: Case) -> int:
@@ -498,10 +497,11 @@ def test_equivalence_with_large_tiles(kernel_backend: Any, case: Case) -> None:
     check(Runner(kernel_backend, np.float32)(case), case, tolerance)
 
 
-def test_tf32_rounds_the_operands(tf32_backend: ReferenceBackend) -> None:
+@IN_TF32
+def test_tf32_rounds_the_operands(kernel_backend: ReferenceBackend) -> None:
     x, w = (np.full((1, 1), 1 + 2.0**-12) for _ in range(2))
     case = Case("dense_forward", "", [In(x), In(w), In(np.zeros(1)), Out((1, 1)), IDENTITY])
-    (y,) = Runner(tf32_backend, np.float32)(case)
+    (y,) = Runner(kernel_backend, np.float32)(case)
     assert y == 1
 
 

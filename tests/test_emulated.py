@@ -38,17 +38,10 @@ class Shuffled(EmulatedBackend):
 
     seed = 0
 
-    def run(
-        self,
-        kernel: str,
-        tile: Tile,
-        grid: tuple[int, int, int],
-        block: int,
-        arguments: list[Any],
-    ) -> None:
+    def run(self, kernel: str, tile: Tile, *launch: Any) -> None:
         module = self.module(kernels()[kernel].stem, tile)
         module.shuffle(self.seed)
-        super().run(kernel, tile, grid, block, arguments)
+        super().run(kernel, tile, *launch)
         module.shuffle(0)
 
 
