@@ -421,11 +421,15 @@ def _loop(
 
     trainer, training = run.trainer, run.trainer.training
     total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
-    bar = tqdm(total=total, initial=trainer.finished_steps, unit="step", disable=not show_progress)
+    started = trainer.finished_steps
+    bar = tqdm(total=total, initial=started, unit="step", disable=not show_progress)
     with bar:
+        bar.set_postfix_str("preparing kernels, compiled at the first use")
         while trainer.finished_steps < total and not run.out_of_patience():
             trainer.step()
             step = trainer.finished_steps
+            if step == started + 1:
+                bar.set_postfix_str("", refresh=False)
             bar.update()
             if _every(training.log_every, step):
                 trainer.check()

@@ -57,6 +57,17 @@ def test_train_leaves_a_run_folder(run: Path) -> None:
     assert [record["epoch"] for record in read_metrics(run / METRICS)] == [1, 2, 3]
 
 
+def test_the_progress_bar_says_why_the_first_step_takes_long(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(data), "--batch-size", "10", "--epochs", "1", "--out", str(tmp_path)]
+    assert main(["train", "--device", "cpu", *arguments]) == 0
+    bars = capsys.readouterr().err.splitlines()
+    waiting = ["preparing kernels" in bar for bar in bars]
+    assert any(waiting)
+    assert not waiting[-1]
+
+
 def test_the_configuration_is_readable(run: Path) -> None:
     config = json.loads((run / CONFIG).read_text())
     assert config["preset"] == "glyphs"
