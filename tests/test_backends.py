@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from minivae import backends
 from minivae.backends.cpu import SPINS, CpuBackend
-from minivae.backends.reference import PRIMITIVES, ReferenceBackend
+from minivae.backends.reference import PRIMITIVES, Call, ReferenceBackend
 from minivae.errors import InputError
 from minivae.kernels import NARROW_TILES
 from minivae.ops import philox
@@ -36,7 +36,7 @@ from minivae.ops.batch import BINARIZATIONS
 from minivae.ops.conv import ConvGeometry
 from minivae.ops.elbo import KL, LOSS, RECONSTRUCTION
 from minivae.ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
-from minivae.ops.state import BETA, EPOCH, FAILED, FIRST, INDEX, STEP, new_state
+from minivae.ops.state import BETA, EPOCH, FAILED, FIRST, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 
 WITH_FLOAT64 = ["reference", "cpu"]
 ON_A_CARD = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "numba_cuda")]
@@ -207,6 +207,9 @@ def dense_cases() -> Iterator[Case]:
         yield Case("dense_weight_gradient", label, [In(x), In(dz), Out((i, o)), Out((o,))])
         added = [InOut(w), InOut(b), 0.25, True]
         yield Case("dense_weight_gradient", f"{label}-accumulated", [In(x), In(dz), *added])
+        # So dark that a tile of 8 rows has columns without a lit number, and with one.
+        arguments = [In(x * (rng.random((n, i)) < 0.1)), In(w), In(b), Out((n, o)), activation]
+        yield Case("dense_forward", f"{label}-dark", arguments)
 
 
 # (n, h, w, c), (kh, kw, k), (stride h, stride w, top, left), (p, q)
@@ -818,6 +821,38 @@ def test_exp_at_the_ends() -> None:
     x = np.array([np.inf, 1e30, 88.8, 0, -104, -1e30, -np.inf], np.float32)
     np.testing.assert_array_equal(_mapped("exp", x), [np.inf, np.inf, np.inf, 1, 0, 0, 0])
     assert np.isnan(_mapped("exp", np.array([np.nan], np.float32))).all()
+
+
+def test_columns_that_are_dark_in_every_image_are_not_multiplied() -> None:
+    rng, backend = _rng("dark"), backends.get("cpu")
+    x, w, b = (rng.standard_normal(size).astype(np.float32) for size in ((13, 40), (40, 33), 33))
+    lit = np.arange(3, 40, 5)
+    alone, among = np.empty((13, 33), np.float32), np.empty((13, 33), np.float32)
+    backend.dense_forward(np.ascontiguousarray(x[:, lit]), w[lit], b, alone, IDENTITY)
+    dark = np.delete(np.arange(40), lit)
+    x[:, dark], w[dark] = 0, np.nan
+    backend.dense_forward(x, w, b, among, IDENTITY)
+    assert among.tobytes() == alone.tobytes()
+
+
+def test_images_that_are_dark_in_a_tile_are_not_multiplied() -> None:
+    rng, backend = _rng("dark"), backends.get("cpu")
+    x, dz = rng.random((13, 40), np.float32), rng.random((13, 33), np.float32)
+    lit = np.arange(0, 13, 3)
+
+    def updated(x: NDArray, dz: NDArray) -> NDArray:
+        sizes = x.shape[1] * dz.shape[1], dz.shape[1]
+        p, g, m, v = (np.ones(sum(sizes), np.float32) for _ in range(4))
+        dw, db = g[: sizes[0]].reshape(x.shape[1], -1), g[sizes[0] :]
+        schedule, state = np.full((1, SCHEDULE_COLUMNS), 0.5, np.float32), new_state()
+        calls = [Call("dense_weight_gradient", (x, dz, dw, db))]
+        backend.optimizer_step(calls, p, g, m, v, schedule, state, 0.9, 0.999, 1e-8, len(x))
+        return p[: sizes[0]]
+
+    alone = updated(x[lit], dz[lit])
+    dark = np.delete(np.arange(13), lit)
+    x[dark], dz[dark] = 0, np.nan
+    assert updated(x, dz).tobytes() == alone.tobytes()
 
 
 def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> None:

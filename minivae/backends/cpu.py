@@ -271,8 +271,10 @@ class CpuBackend(ReferenceBackend):
         if not self._by_shares(y, activation):
             oriented = self._oriented(w[None, None], 3)
             return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
-        arguments = (x, w, b, y, self._swept(y, activation), get_num_threads())
-        self._run(products.dense_forward, *arguments, *_code(activation))
+        lists = self._workspace("lists", (-(-len(x) // products.ROWS), x.shape[1] + 1))
+        scratch = (self._swept(y, activation), lists.view(np.int32))
+        arguments = (x, w, b, y, *scratch, get_num_threads(), *_code(activation))
+        self._run(products.dense_forward, *arguments)
 
     def dense_input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation

@@ -32,6 +32,7 @@ from .cpu_tiles import (
     add_tile,
     bend_back_tile,
     bend_tile,
+    lit_lanes,
     load_tile,
     multiply_add,
     multiply_add_dots,
@@ -48,6 +49,12 @@ FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
 
 HALF_ROWS = ROWS // 2
+
+END = -1
+"""After the last step of a list."""
+
+MOST_LIT = 3 / 4
+"""Lists of more than so much of all steps are not worth making."""
 
 
 @shared_kernel
@@ -70,6 +77,18 @@ def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
     """The tile plus `count` outer products, whose places in a and b are so many steps apart."""
     for t in range(count):
         tile = multiply_add(tile, a, rows, a_at + t * a_step, b, b_at + t * b_step, width)
+    return tile
+
+
+@inlined
+def _accumulate_listed(tile, steps, a, rows, a_step, b, b_at, b_step, width):
+    """`_accumulate`, but only the outer products whose numbers are in `steps`, up to END."""
+    place, step = 0, steps[0]
+    # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
+    while step != END:
+        tile = multiply_add(tile, a, rows, step * a_step, b, b_at + step * b_step, width)
+        place += 1
+        step = steps[place]
     return tile
 
 
@@ -256,8 +275,26 @@ def _matrix_rows(row, n, x_rows, x_columns, y_rows, y_columns):
         x_rows[r], y_rows[r] = place * x_columns, place * y_columns
 
 
+@kernel
+def _list_columns(x, row, steps):
+    """Lists the columns in which ROWS rows of x, from `row` on, are not all zero: those that add
+    nothing to a product need not be multiplied. Returns how many there are."""
+    n, columns = x.shape
+    x_flat, rows, places = x.reshape(-1), np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    _matrix_rows(row, n, rows, columns, places, columns)
+    count = 0
+    for first in range(0, columns, LANES):
+        width = min(LANES, columns - first)
+        lit = lit_lanes(x_flat, rows, first, width, ROWS)
+        for lane in range(width):
+            steps[count] = first + lane
+            count += lit >> lane & 1
+    steps[count] = END
+    return count
+
+
 @inlined
-def _dense_tiles(x, w, b, y, slope, first, last, vectors, part, parts):
+def _dense_tiles(x, w, b, y, slope, lists, first, last, vectors, part, parts):
     """`_dense_product` for the columns from `first` to `last`."""
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
@@ -267,25 +304,27 @@ def _dense_tiles(x, w, b, y, slope, first, last, vectors, part, parts):
     for number in range(begin, end):
         block, row = first + number // tiles * WIDTH, number % tiles * ROWS
         width = min(WIDTH, last - block)
+        steps = lists[number % tiles % lists.shape[0]]
         _matrix_rows(row, n, x_rows, inputs, y_rows, columns)
         # A tile's size is its type, so that a smaller one needs a name of its own.
         if n - row > HALF_ROWS:
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
-            tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
+            tile = _accumulate_listed(tile, steps, x_flat, x_rows, 1, w_flat, block, columns, width)
             store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
         else:
             low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
-            low = _accumulate(low, inputs, x_flat, x_rows, 0, 1, w_flat, block, columns, width)
+            low = _accumulate_listed(low, steps, x_flat, x_rows, 1, w_flat, block, columns, width)
             store_tile(bend_tile(low, slope), y_flat, y_rows, block, width)
 
 
 @kernel
-def _dense_product(x, w, b, y, slope, part, parts):
-    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles."""
+def _dense_product(x, w, b, y, slope, lists, part, parts):
+    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles; `lists`
+    (tiles, i + 1) has each tile's columns of x, or (1, i + 1) those of all."""
     columns = w.shape[1]
     wide = _wide(columns)
-    _dense_tiles(x, w, b, y, slope, 0, wide, VECTORS, part, parts)
-    _dense_tiles(x, w, b, y, slope, wide, columns, 1, part, parts)
+    _dense_tiles(x, w, b, y, slope, lists, 0, wide, VECTORS, part, parts)
+    _dense_tiles(x, w, b, y, slope, lists, wide, columns, 1, part, parts)
 
 
 @inlined
@@ -346,15 +385,26 @@ def _negative_slope(kind, slope):
 
 
 @shared_kernel
-def dense_forward(x, w, b, y, z, parts, kind, slope):
-    """y = f(x w + b) (dense.E).
+def dense_forward(x, w, b, y, z, lists, parts, kind, slope):
+    """y = f(x w + b) (dense.E). Columns of x that are zero in all rows of a tile are skipped, if
+    the first tile has enough of them.
 
-    Shapes: x (n, i), w (i, o), b (o,), y and z (n, o): scratch, or y itself if f is BENT.
+    Shapes: x (n, i), w (i, o), b (o,), y and z (n, o): scratch, or y itself if f is BENT; scratch
+    lists (tiles, i + 1) of int32.
     """
-    n = x.shape[0]
+    n, inputs = x.shape
+    tiles = lists.shape[0]
     bent, below = _negative_slope(kind, slope)
+    if _list_columns(x, 0, lists[0]) > MOST_LIT * inputs:
+        lists = lists[:1]
+        for column in range(inputs):
+            lists[0, column] = column
+        lists[0, inputs] = END
+    else:
+        for tile in prange(1, tiles):
+            _list_columns(x, tile * ROWS, lists[tile])
     for part in prange(parts):
-        _dense_product(x, w, b, z, below, part, parts)
+        _dense_product(x, w, b, z, below, lists, part, parts)
     if bent:
         return
     for part in prange(parts):
@@ -476,13 +526,25 @@ def bias_gradient(dz, sums, db, weight, accumulate):
 
 
 @inlined
-def _dense_gradient_tiles(x, x_rows, dz, g, g_rows, sizes, first, last, vectors):
+def _list_rows(x, first, steps):
+    """Lists the rows of x in which ROWS columns, from `first` on, are not all zero."""
+    n, columns = x.shape
+    x_flat, beginning = x.reshape(-1), np.full(1, first)
+    width, count = min(ROWS, columns - first), 0
+    for row in range(n):
+        steps[count] = row
+        count += lit_lanes(x_flat, beginning, row * columns, width, 1) != 0
+    steps[count] = END
+
+
+@inlined
+def _dense_gradient_tiles(x, x_rows, steps, dz, g, g_rows, sizes, first, last, vectors):
     """The columns from `first` to `last` of some rows of x^T dz into g."""
-    n, channels, columns = sizes
+    channels, columns = sizes
     for block in range(first, last, WIDTH):
         width = min(WIDTH, last - block)
         tile = zero_tile(ROWS, vectors)
-        tile = _accumulate(tile, n, x, x_rows, 0, channels, dz, block, columns, width)
+        tile = _accumulate_listed(tile, steps, x, x_rows, channels, dz, block, columns, width)
         store_tile(tile, g, g_rows, block, width)
 
 
@@ -493,16 +555,18 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
     columns = dz.shape[1]
     x_flat, dz_flat, g = x.reshape(-1), dz.reshape(-1), np.empty(ROWS * columns, np.float32)
     x_rows, g_rows = np.empty(ROWS, np.intp), columns * np.arange(ROWS)
+    steps = np.empty(n + 1, np.int32)
     p, m, v = weight
-    sizes, wide = (n, channels, columns), _wide(columns)
+    sizes, wide = (channels, columns), _wide(columns)
     bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
     for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
         for r in range(ROWS):
             x_rows[r] = min(first + r, channels - 1)
-        _dense_gradient_tiles(x_flat, x_rows, dz_flat, g, g_rows, sizes, 0, wide, VECTORS)
-        _dense_gradient_tiles(x_flat, x_rows, dz_flat, g, g_rows, sizes, wide, columns, 1)
+        _list_rows(x, first, steps)
+        _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, 0, wide, VECTORS)
+        _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, wide, columns, 1)
         begin, end = first * columns, min(first + ROWS, channels) * columns
         some = slice(begin, end)
         adam(p[some], g[: end - begin], m[some], v[some], row, beta1, beta2, epsilon)
@@ -515,7 +579,7 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
 @shared_kernel
 def dense_weight_update(x, dz, weight, bias, schedule, state, beta1, beta2, epsilon, parts):
     """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is ever in memory
-    than some rows in the nearest cache.
+    than some rows in the nearest cache. Images whose numbers are zero in all of these are skipped.
 
     Shapes: x (n, i), dz (n, o); weight and bias each values, first and second moments, (i o,) and
     (o,).
