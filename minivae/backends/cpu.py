@@ -32,6 +32,9 @@ POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 CACHE_LINE = 64
 """Bytes."""
 
+MOST_IMAGES = 1024
+"""Over more images than this, a weight's gradient is better summed in parts."""
+
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
@@ -580,8 +583,10 @@ class CpuBackend(ReferenceBackend):
 
     @staticmethod
     def _fits(x: NDArray, dz: NDArray, dw: NDArray, p: NDArray) -> bool:
-        """Whether x and dz stay in the cache while all of a dense layer's weight goes by."""
-        return _is_float32(x, dz, dw, p) and x.nbytes + dz.nbytes <= 2 * CACHE_BYTES
+        """Whether dz stays in the cache while x, which is read once, and all of a dense layer's
+        weight go by."""
+        stays = dz.nbytes <= 2 * CACHE_BYTES and len(x) <= MOST_IMAGES
+        return stays and _is_float32(x, dz, dw, p)
 
     def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:
         if not _is_float32(g, norm):
