@@ -280,9 +280,9 @@ def _list_columns(x, row, steps):
     """Lists the columns in which ROWS rows of x, from `row` on, are not all zero: those that add
     nothing to a product need not be multiplied. Returns how many there are."""
     n, columns = x.shape
-    x_flat, rows, places = x.reshape(-1), np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    _matrix_rows(row, n, rows, columns, places, columns)
-    count = 0
+    x_flat, rows, count = x.reshape(-1), np.empty(ROWS, np.intp), 0
+    for r in range(ROWS):
+        rows[r] = min(row + r, n - 1) * columns
     for first in range(0, columns, LANES):
         width = min(LANES, columns - first)
         lit = lit_lanes(x_flat, rows, first, width, ROWS)
