@@ -526,14 +526,14 @@ def bias_gradient(dz, sums, db, weight, accumulate):
 
 
 @inlined
-def _list_rows(x, first, steps):
-    """Lists the rows of x in which ROWS columns, from `first` on, are not all zero."""
+def _list_rows(x, x_columns, steps):
+    """Lists the rows of x in which the columns of a tile are not all zero."""
     n, columns = x.shape
-    x_flat, beginning = x.reshape(-1), np.full(1, first)
-    width, count = min(ROWS, columns - first), 0
+    x_flat, count = x.reshape(-1), 0
+    width = min(ROWS, columns - x_columns[0])
     for row in range(n):
         steps[count] = row
-        count += lit_lanes(x_flat, beginning, row * columns, width, 1) != 0
+        count += lit_lanes(x_flat, x_columns, row * columns, width, 1) != 0
     steps[count] = END
 
 
@@ -564,7 +564,7 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
     for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
         for r in range(ROWS):
             x_rows[r] = min(first + r, channels - 1)
-        _list_rows(x, first, steps)
+        _list_rows(x, x_rows, steps)
         _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, 0, wide, VECTORS)
         _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, wide, columns, 1)
         begin, end = first * columns, min(first + ROWS, channels) * columns
