@@ -8,7 +8,6 @@ non-zero if a part failed. `--device emulated` rehearses the tests where there i
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -17,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..files import replacing
-from .measure import environment
+from minivae.errors import InputError
+
+from .measure import environment, write_result
 
 CHECKOUT = Path(__file__).parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-x")
@@ -95,8 +94,7 @@ def main() -> None:
         print(f"{name:<10} status {result['status']}  {result['seconds']} s")
         print(result["output"][-600:], flush=True)
         # Written after each part, so that what is known survives an end of the lease.
-        with replacing(arguments.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+        write_result(arguments.output, report)
     if any(part["status"] for part in report["parts"].values()):
         raise SystemExit(1)
 

@@ -9,7 +9,6 @@ operations this is the third count that bounds a kernel.
 
 import argparse
 import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivae.errors import InputError
-from minivae.files import replacing
 from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
+
+from .measure import write_result
 
 CUPY_FLAGS = (*OPTIONS, "-ftz=true")
 INNER_TRIPS = 4
@@ -190,8 +190,7 @@ def main() -> None:
 
         _, major, minor = nvrtc.nvrtcVersion()
         result = {"compiler": f"NVRTC {major}.{minor}", "target": "sm_90", "slices": rows}
-        with replacing(arguments.output) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_result(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ and each figure is a median with its 20th and 80th percentile."""
 
 import datetime
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import platform
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minivae.files import replacing
+
 ROUNDS = 15
 SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
+LINE = 240
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -101,6 +105,24 @@ def environment(device: str) -> dict[str, Any]:
         "versions": _versions(),
         "commit": _commit(),
     }
+
+
+def write_result(path: Path, result: Any) -> None:
+    """`result` as JSON, every list and object that fits on a line of LINE characters on one."""
+    with replacing(path) as temporary:
+        temporary.write_text(_json(result) + "\n")
+
+
+def _json(value: Any, depth: int = 0) -> str:
+    flat = json.dumps(value)
+    if depth + len(flat) <= LINE or not isinstance(value, dict | list):
+        return flat
+    if isinstance(value, dict):
+        items = [f"{json.dumps(name)}: {_json(item, depth + 1)}" for name, item in value.items()]
+    else:
+        items = [_json(item, depth + 1) for item in value]
+    begin, end = flat[0], flat[-1]
+    return begin + ",".join("\n" + " " * (depth + 1) + i for i in items) + "\n" + " " * depth + end
 
 
 def _machine(device: str) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from minivae.errors import InputError
-from minivae.files import replacing
 
 from .end_to_end import measure_end_to_end
-from .measure import environment
+from .measure import environment, write_result
 from .primitives import measure_primitives
 from .scaling import measure_scaling
 from .steps import measure_steps
@@ -50,8 +49,7 @@ def run_suite(
         print(f"measuring {section}", flush=True)
         for found in measures[section]():
             result[section] = found
-            with replacing(output) as path:
-                path.write_text(json.dumps(result, indent=1) + "\n")
+            write_result(output, result)
     print(output)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from minivae.checkpoint import METRICS, read_config
 from minivae.train import read_metrics
 
-from .measure import environment
+from .measure import environment, write_result
 
 EVALUATION = "evaluation.json"
 EVALUATED = (
@@ -67,7 +67,7 @@ def main() -> None:
     if arguments.append:
         result = json.loads(arguments.output.read_text())
     result["runs"] += [collect(run) for run in arguments.runs]
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ of these are saved, for `minivae evaluate`.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from minivae.presets import preset
 from minivae.train import Trainer
 
 from .cases import Case
-from .measure import environment
+from .measure import environment, write_result
 from .paper_peer import PaperPeer
 from .runs import OWN_WEIGHTS, PEER
 from .torch_peer import TorchPeer
@@ -87,7 +86,7 @@ def main() -> None:
         "seed": arguments.seed,
         "epochs": epochs,
     }
-    (arguments.out / PEER).write_text(json.dumps(result, indent=1) + "\n")
+    write_result(arguments.out / PEER, result)
 
 
 if __name__ == "__main__":

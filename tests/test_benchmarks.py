@@ -10,6 +10,7 @@ import pytest
 from minivae.benchmarks import run
 from minivae.benchmarks.cases import preset_case
 from minivae.benchmarks.floor import FLOAT, Rates, step_floor
+from minivae.benchmarks.measure import write_result
 from minivae.errors import InputError
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
@@ -42,6 +43,15 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
     image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
     assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
     assert 16 < image / 64 * 1e6 / (784 * FLOAT) < 17  # the pixels pass from layer to layer
+
+
+def test_a_result_file_reads_back_and_has_short_records_on_a_line_each(tmp_path: Path) -> None:
+    epochs = [{"epoch": epoch, "test": {"loss": epoch / 3}} for epoch in range(20)]
+    result = {"run": {"seed": 0, "epochs": epochs, "parts": []}, "name": "\u00e4\n" * 200}
+    write_result(tmp_path / "result.json", result)
+    written = (tmp_path / "result.json").read_text()
+    assert json.loads(written) == result
+    assert [json.loads(line.strip(" ,")) for line in written.splitlines()[4:24]] == epochs
 
 
 def interrupted(device: str, quick: bool, measured: list[Any]) -> Iterator[list[Any]]:
