@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ ROUNDS = 15
 SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
 LINE = 240
+CPU_INFO = Path("/proc/cpuinfo")
+CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -100,7 +103,7 @@ def environment(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "device": device,
         "machine": _machine(device),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "python": platform.python_version(),
         "versions": _versions(),
         "commit": _commit(),
@@ -125,12 +128,17 @@ def _json(value: Any, depth: int = 0) -> str:
     return begin + ",".join("\n" + " " * (depth + 1) + i for i in items) + "\n" + " " * depth + end
 
 
+def _cores() -> int | None:
+    # Those that this process may use, which only Linux tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _machine(device: str) -> str:
     if device in ("cuda", "numba_cuda"):
         import cupy
 
         return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
@@ -146,7 +154,9 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
+    # An installed copy may lie within a repository that is not minivae's.
+    if not (CHECKOUT / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    folder = Path(__file__).resolve().parent
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

@@ -45,6 +45,7 @@ def _own(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     epochs = [record for record in read_metrics(folder / METRICS) if "epoch" in record]
     return {
+        "environment": config.get("environment"),
         "preset": config["preset"],
         "data": config["data"],
         "training": config["training"],

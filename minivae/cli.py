@@ -392,11 +392,15 @@ def _run_training(
     extra_config: dict[str, Any] | None,
     arguments: argparse.Namespace,
 ) -> None:
+    from minivae.benchmarks.measure import environment
+
     from .pictures import draw_progress, draw_run
     from .train import fit
 
     board = _tensorboard(folder) if arguments.tensorboard else None
     model.to(_device(arguments))
+    if extra_config is not None:
+        extra_config = {**extra_config, "environment": environment(model.backend.name)}
     print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"

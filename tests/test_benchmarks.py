@@ -1,16 +1,18 @@
 """What the benchmarks count by themselves, and that a run cut short can go on."""
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minivae.benchmarks import run
+from minivae.benchmarks import measure, run
 from minivae.benchmarks.cases import preset_case
 from minivae.benchmarks.floor import FLOAT, Rates, step_floor
-from minivae.benchmarks.measure import write_result
 from minivae.errors import InputError
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
@@ -48,10 +50,32 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
 def test_a_result_file_reads_back_and_has_short_records_on_a_line_each(tmp_path: Path) -> None:
     epochs = [{"epoch": epoch, "test": {"loss": epoch / 3}} for epoch in range(20)]
     result = {"run": {"seed": 0, "epochs": epochs, "parts": []}, "name": "\u00e4\n" * 200}
-    write_result(tmp_path / "result.json", result)
+    measure.write_result(tmp_path / "result.json", result)
     written = (tmp_path / "result.json").read_text()
     assert json.loads(written) == result
     assert [json.loads(line.strip(" ,")) for line in written.splitlines()[4:24]] == epochs
+
+
+def test_an_environment_is_told_where_there_is_no_linux_and_no_git(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(measure, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = measure.environment("cpu")
+    assert told["cores"] == os.cpu_count()
+    assert told["commit"] == "unknown"
+    assert told["machine"] == platform.processor()
+
+
+def test_an_installed_copy_within_another_repository_has_no_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    monkeypatch.setattr(measure, "CHECKOUT", installed)
+    assert measure.environment("cpu")["commit"] == "unknown"
 
 
 def interrupted(device: str, quick: bool, measured: list[Any]) -> Iterator[list[Any]]:

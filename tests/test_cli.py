@@ -73,6 +73,8 @@ def test_the_configuration_is_readable(run: Path) -> None:
     assert config["preset"] == "glyphs"
     assert config["training"]["batch_size"] == 10
     assert config["model"]["encoder"][1] == {"layer": "dense", "units": 32}
+    assert config["environment"]["device"] == "cpu"
+    assert config["environment"]["versions"]["numpy"] == np.__version__
 
 
 def test_train_leaves_the_pictures_of_a_labelled_vae(run: Path) -> None:
