@@ -250,7 +250,8 @@ def activate(z, y, kind, slope):
 
 @kernel
 def multiply_derivative(z, y, dy, dz, kind, slope):
-    """dz = dy f'(z) (activations.E1) on flat arrays; dz may be dy, z is read where y is not."""
+    """dz = dy f'(z) (activations.E1) on flat arrays; z is read where y is not. dz may be dy, but is
+    then not vectorised."""
     if kind == RELU:
         for i in range(y.size):
             dz[i] = dy[i] * (ONE if y[i] > ZERO else ZERO)
@@ -285,12 +286,12 @@ def multiply_derivative(z, y, dy, dz, kind, slope):
 
 
 @kernel
-def sum_rows(dz, db):
-    """db = sum of the rows of dz (dense.E3, conv.E4)."""
+def sum_rows(dz, first, db):
+    """db = sum of the rows of dz (dense.E3, conv.E4), from column `first` on."""
     db[:] = ZERO
     for row in range(dz.shape[0]):
         for o in range(db.size):
-            db[o] += dz[row, o]
+            db[o] += dz[row, first + o]
 
 
 # Noise
@@ -505,8 +506,9 @@ def _squared_error_row(y, x, dy, scale):
 def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
     """elbo.E3; the derivative takes each row while it is in the nearest cache."""
     for row in prange(x.shape[0]):
-        loss[row] = weight * _squared_error_row(y[row], x[row], dz[row], weight * scale)
-        multiply_derivative(y[row], y[row], dz[row], dz[row], kind, slope)
+        dy = np.empty(x.shape[1], np.float32)
+        loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
+        multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
 
 
 @kernel

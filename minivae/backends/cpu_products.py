@@ -343,9 +343,12 @@ def _dense_back_tiles(dz, w, x, dx, slope, panel, first, last, vectors, part, pa
             for c in range(0, width, LANES):
                 for k in range(0, outputs, LANES):
                     at, to = (block + c) * outputs + k, k * WIDTH + c
-                    transpose_square(
-                        w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
-                    )
+                    if width - c >= LANES and outputs - k >= LANES:
+                        transpose_square(w_flat, at, outputs, panel_flat, to, WIDTH, LANES, LANES)
+                    else:
+                        transpose_square(
+                            w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
+                        )
             turned = block
         row = number % tiles * ROWS
         _matrix_rows(row, n, dz_rows, outputs, dx_rows, columns)
@@ -518,9 +521,9 @@ def bias_gradient(dz, sums, db, weight, accumulate):
     """
     n, parts = dz.shape[0], sums.shape[0]
     for part in prange(parts):
-        sum_rows(dz[n * part // parts : n * (part + 1) // parts], sums[part])
+        sum_rows(dz[n * part // parts : n * (part + 1) // parts], 0, sums[part])
     total = np.empty_like(db)
-    sum_rows(sums.reshape(-1, db.size), total)
+    sum_rows(sums.reshape(-1, db.size), 0, total)
     for o in range(db.size):
         db[o] = weight * total[o] + (db[o] if accumulate else ZERO)
 
@@ -571,8 +574,9 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
         some = slice(begin, end)
         adam(p[some], g[: end - begin], m[some], v[some], row, beta1, beta2, epsilon)
     p, m, v = bias
-    some = slice(columns * part // parts, columns * (part + 1) // parts)
-    sum_rows(dz[:, some], g[some])
+    first = columns * part // parts
+    some = slice(first, columns * (part + 1) // parts)
+    sum_rows(dz, first, g[some])
     adam(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
 
 
