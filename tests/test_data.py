@@ -231,6 +231,26 @@ def test_an_unreadable_image_is_refused_by_name(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["deep.png", "deep.pgm", "float.tif"])
+def test_grey_of_more_than_8_bits_keeps_its_shades(tmp_path: Path, name: str) -> None:
+    shades = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    pixels = shades if name == "float.tif" else np.rint(65535 * shades).astype(np.uint16)
+    for copy in ("a", "b"):
+        Image.fromarray(pixels).save(tmp_path / f"{copy}_{name}")
+    images = load(str(tmp_path)).train.images
+    assert images.dtype == np.float32
+    assert np.allclose(images[0, :, :, 0], shades, atol=1e-5)  # half of 1 / 65535
+
+
+def test_images_of_8_and_of_16_bits_are_not_mixed(tmp_path: Path) -> None:
+    Image.new("L", (4, 5)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((5, 4), np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(
+        InputError, match=r"b\.png: an image of .* in float32, expected .* in uint8"
+    ):
+        load(str(tmp_path))
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     refused(tmp_path, "found none")

@@ -9,6 +9,12 @@ from ..errors import InputError
 from .dataset import Dataset, Splits, dataset, hold_out, same_image_shape
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+GREY = ("1", "L", "LA")
+"""Pillow's modes of grey images of 8 bits at most."""
+
+MOST_GREY = 2**16 - 1
+"""White in Pillow's modes I and I;16, which files of more than 8 bits have."""
+
 SHUFFLE_STREAM = 6
 
 
@@ -43,21 +49,25 @@ def _read(folder: Path) -> Dataset:
         )
     images = [_read_image(path) for path, _ in files]
     for (path, _), image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            raise InputError(
-                f"{path}: an image of {image.shape}, expected {images[0].shape} like {files[0][0]}"
-            )
+        found, expected = (f"{i.shape} in {i.dtype}" for i in (image, images[0]))
+        if found != expected:
+            raise InputError(f"{path}: an image of {found}, expected {expected} like {files[0][0]}")
     return dataset(np.stack(images), labels, folder)
 
 
-def _read_image(path: Path) -> NDArray[np.uint8]:
-    """One image (h, w, c): grey stays one channel, everything else becomes three."""
+def _read_image(path: Path) -> NDArray:
+    """One image (h, w, c): grey stays one channel, everything else becomes three. Grey of more than
+    8 bits is float32: 16 bits scaled to [0, 1], floating point as it is."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            if image.mode.startswith("I"):
+                pixels = np.asarray(image, np.float32) / MOST_GREY
+            elif image.mode == "F":
+                pixels = np.asarray(image)
+            else:
+                pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from None
     return pixels.reshape(*pixels.shape[:2], -1)
