@@ -16,7 +16,6 @@ only a loss is given.
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,8 +219,10 @@ def _check(model: Autoencoder, images: NDArray, samples: int, chunk: int) -> Non
 
 
 def _free_memory() -> int:
-    """Bytes of the host's memory that are free."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    """Bytes of the host's memory that can be had, those of its file cache among them."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def evaluate(
