@@ -8,7 +8,10 @@ Each table stands between two comments that name it, so that no figure is typed 
 
 import argparse
 import json
+import math
+import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,11 +48,8 @@ PAPER_LIKELIHOODS = {
 }
 """Burda et al. 2016, Table 1, MNIST, one stochastic layer: NLL in nats by preset and k."""
 
-FRAMEWORKS = {
-    "minivae": "minivae, seeds 0, 1, ...",
-    "PyTorch": "PyTorch, the same weights",
-    OWN_WEIGHTS: OWN_WEIGHTS,
-}
+OWN, SAME_WEIGHTS = "minivae", "PyTorch"
+FRAMEWORKS = {OWN: OWN, SAME_WEIGHTS: "PyTorch, the same weights", OWN_WEIGHTS: OWN_WEIGHTS}
 """Whose runs the table has, and the heads of their columns."""
 
 PAPER_PASSES = 3280
@@ -65,26 +65,31 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _estimate(values: list[float], form: str) -> str:
+    """The mean, with its standard error and how many values there are if there are several."""
+    if len(values) < 2:
+        return form.format(values[0]) if values else "not run"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{form.format(statistics.fmean(values))} ± {error:.2f} ({len(values)})"
+
+
 def runs_table() -> str:
-    """Test losses of each preset after so many epochs, a run of each seed, beside PyTorch's."""
-    found: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
+    """Test losses of each preset after so many epochs, the mean over seeds, beside PyTorch's."""
+    found: dict[tuple[str, int, str], dict[int, float]] = defaultdict(dict)
     for run in _load("runs.json")["runs"]:
-        framework, name = run.get("framework", "minivae"), run["preset"]
+        framework, name = run.get("framework", OWN), run["preset"]
         seed = run["seed"] if "seed" in run else run["training"]["seed"]
         for record in run["epochs"]:
-            losses = found.setdefault((name, record["epoch"], framework), [])
-            losses.append((seed, record["test"]["loss"]))
-    rows = [
-        [name, str(epoch)]
-        + [
-            ", ".join(f"{loss:.2f}" for _, loss in sorted(found.get((name, epoch, framework), [])))
-            or "not run"
-            for framework in FRAMEWORKS
-        ]
-        for name, epochs in EPOCHS.items()
-        for epoch in epochs
-    ]
-    return _table(["preset", "epochs", *FRAMEWORKS.values()], rows)
+            found[name, record["epoch"], framework][seed] = record["test"]["loss"]
+    rows = []
+    for name, epochs in EPOCHS.items():
+        for epoch in epochs:
+            losses = {framework: found[name, epoch, framework] for framework in FRAMEWORKS}
+            own, peer = losses[OWN], losses[SAME_WEIGHTS]
+            apart = [100 * (own[seed] / peer[seed] - 1) for seed in own.keys() & peer.keys()]
+            cells = [_estimate([*by_seed.values()], "{:.2f}") for by_seed in losses.values()]
+            rows.append([name, str(epoch), *cells, _estimate(apart, "{:+.2f}")])
+    return _table(["preset", "epochs", *FRAMEWORKS.values(), "% apart, seed by seed"], rows)
 
 
 def paper_table() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minivae.benchmarks import measure, run
+from minivae.benchmarks import measure, report, run
 from minivae.benchmarks.cases import preset_case
 from minivae.benchmarks.floor import FLOAT, Rates, step_floor
 from minivae.errors import InputError
@@ -54,6 +54,21 @@ def test_a_result_file_reads_back_and_has_short_records_on_a_line_each(tmp_path:
     written = (tmp_path / "result.json").read_text()
     assert json.loads(written) == result
     assert [json.loads(line.strip(" ,")) for line in written.splitlines()[4:24]] == epochs
+
+
+def test_the_table_of_runs_compares_the_seeds_that_both_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of(seed: int, loss: float, **framework: str) -> dict[str, Any]:
+        epochs = [{"epoch": 2, "test": {"loss": loss}}]
+        return {"preset": "mnist-conv-ae", "seed": seed, "epochs": epochs, **framework}
+
+    own = [of(0, 2.2), of(1, 1.98), of(2, 9.0)]
+    peer = [of(1, 2.0, framework="PyTorch"), of(0, 2.0, framework="PyTorch")]
+    monkeypatch.setattr(report, "_load", lambda name: {"runs": own + peer})
+    (row,) = (line for line in report.runs_table().splitlines() if "mnist-conv-ae" in line)
+    # +10% and -1%, half of whose distance is their mean's standard error.
+    assert row.endswith("| 2.00 ± 0.00 (2) | not run | +4.50 ± 5.50 (2) |")
 
 
 def test_an_environment_is_told_where_there_is_no_linux_and_no_git(
