@@ -22,7 +22,9 @@ from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
 
 from .measure import write_result
 
-CUPY_FLAGS = (*OPTIONS, "-ftz=true")
+CUPY_FLAGS = (*OPTIONS, "-ftz=true", "--device-as-default-execution-space")
+"""What CuPy gives to NVRTC. Without the last NVRTC before 13.2 refuses generic lambdas."""
+
 INNER_TRIPS = 4
 """How often a loop within a slice is run, where there is one: DEPTH / RUN of kernels/tile.cuh."""
 

@@ -23,7 +23,7 @@ WITH_TILES = {"conv": TILES, "gemm": TILES, "weights": (MEDIUM, LARGE)}
 """The sources of matrix products, with the tiles that they may have."""
 
 OPTIONS = ("--std=c++17",)
-"""What NVRTC is asked for, beside the architecture; CuPy adds -ftz=true."""
+"""What NVRTC is asked for, beside the architecture and what CuPy adds."""
 
 FOLDER = Path(__file__).parent
 
