@@ -467,15 +467,15 @@ def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
     return model, _load_data(source, config.get("training", {}).get("seed", 0))
 
 
-def _check_count(count: int) -> None:
+def _check_positive(option: str, count: int) -> None:
     if count < 1:
-        raise InputError(f"--count is {count}, expected 1 or above")
+        raise InputError(f"{option} is {count}, expected 1 or above")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from .pictures import draw_reconstructions
 
-    _check_count(arguments.count)
+    _check_positive("--count", arguments.count)
     model, splits = _open_run(arguments)
     draw_reconstructions(model, splits.test, arguments.output, arguments.count)
     print(arguments.output)
@@ -486,7 +486,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .checkpoint import load
     from .models import VAE
 
-    _check_count(arguments.count)
+    _check_positive("--count", arguments.count)
     model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
@@ -540,7 +540,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, splits = _open_run(arguments)
     test = splits.test
     if arguments.images is not None:
-        _check_count(arguments.images)
+        _check_positive("--images", arguments.images)
         test = test.take(slice(0, arguments.images))
     training = read_config(arguments.run).get("training", {})
     found = evaluate(

@@ -189,6 +189,16 @@ def test_resume_with_the_same_command_is_accepted(run: Path) -> None:
     assert main(["train", "--resume", str(run), "--quiet", *arguments]) == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("reconstruct", "--count"), ("sample", "--count"), ("evaluate", "--images")],
+)
+def test_a_number_below_one_is_refused_by_its_options_name(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    complains(capsys, [command, str(run), option, "0"], f"{option} is 0, expected 1 or above")
+
+
 def test_resume_with_another_model_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
