@@ -160,6 +160,7 @@ def _add_train(commands: Any) -> None:
     )
     option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
     loop = train.add_argument_group("training")
+    option(loop, "--images", int, "N", "only the first N training images; 0: all")
     option(loop, "--epochs", int, "N", "passes over the training data")
     option(loop, "--steps", int, "N", "end after this many steps instead")
     option(loop, "--batch-size", int, "N", "images in a step")
@@ -251,6 +252,7 @@ OPTIMIZER_OPTIONS = {
 }
 TRAINING_OPTIONS = (
     *(
+        "images",
         "epochs",
         "steps",
         "batch_size",

@@ -101,6 +101,17 @@ def test_a_plain_autoencoder_draws_its_progress_and_codes(data: Path, tmp_path: 
     assert {"step_000002", "step_000004", "codes", "reconstructions"} <= pictures
 
 
+def test_the_papers_presets_train_on_all_of_fewer_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    paper = ["train", "--preset", "iwae-paper-iwae", "--k", "2", "--data", str(data)]
+    arguments = [*paper, "--epochs", "1", "--batch-size", "9", "--out", str(folder), "--quiet"]
+    complains(capsys, arguments, "images is 59600")
+    assert main([*arguments, "--images", "0"]) == 0
+    assert read_metrics(folder / METRICS)[-1]["step"] == 54 // 9
+
+
 def test_reconstruct_writes_a_picture(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "pairs.png"
     assert main(["reconstruct", str(run), "-o", str(output), "--count", "3"]) == 0
