@@ -117,6 +117,13 @@ def test_npy_takes_grey_and_colour_images(tmp_path: Path) -> None:
     assert colour.dtype == np.float32
 
 
+def test_true_is_white(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", IMAGES > 127)
+    images = load(str(tmp_path / "data.npy")).train.images
+    assert images.dtype == np.uint8
+    assert np.array_equal(images[..., 0], np.where(IMAGES[: len(images)] > 127, 255, 0))
+
+
 @pytest.mark.parametrize(
     "keys",
     [

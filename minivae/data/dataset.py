@@ -48,7 +48,7 @@ class Splits(NamedTuple):
 
 
 def dataset(images: NDArray, labels: NDArray | None, source: Path | str) -> Dataset:
-    """A checked data set of images n x h x w or n x h x w x c.
+    """A checked data set of images n x h x w or n x h x w x c; True is white.
 
     Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
     finite, or labels that do not fit.
@@ -59,6 +59,8 @@ def dataset(images: NDArray, labels: NDArray | None, source: Path | str) -> Data
         raise InputError(
             f"{source}: images have shape {images.shape}, expected n x h x w or n x h x w x c"
         )
+    if images.dtype == np.bool_:
+        images = 255 * images.astype(np.uint8)
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
@@ -70,7 +72,7 @@ def dataset(images: NDArray, labels: NDArray | None, source: Path | str) -> Data
             )
     elif images.dtype != np.uint8:
         raise InputError(
-            f"{source}: images are {images.dtype}, expected uint8 or floating point in [0, 1]"
+            f"{source}: images are {images.dtype}, expected uint8, bool or floating point in [0, 1]"
         )
     return Dataset(np.ascontiguousarray(images), _checked_labels(labels, len(images), source))
 
