@@ -57,6 +57,15 @@ MOST_LIT = 3 / 4
 """Lists of more than so much of all steps are not worth making."""
 
 
+@inlined
+def _turn(source, at, step, target, to, to_step, rows, columns):
+    """`transpose_square`, without masks where the square is whole."""
+    if rows >= LANES and columns >= LANES:
+        transpose_square(source, at, step, target, to, to_step, LANES, LANES)
+    else:
+        transpose_square(source, at, step, target, to, to_step, rows, columns)
+
+
 @shared_kernel
 def transpose_taps(w, transposed, parts):
     """w (t, c, k) to (t, k, c)."""
@@ -69,7 +78,7 @@ def transpose_taps(w, transposed, parts):
         for k in range(0, columns, LANES):
             for c in range(first, end, LANES):
                 at, to = origin + c * columns + k, origin + k * rows + c
-                transpose_square(source, at, columns, target, to, rows, end - c, columns - k)
+                _turn(source, at, columns, target, to, rows, end - c, columns - k)
 
 
 @inlined
@@ -343,12 +352,7 @@ def _dense_back_tiles(dz, w, x, dx, slope, panel, first, last, vectors, part, pa
             for c in range(0, width, LANES):
                 for k in range(0, outputs, LANES):
                     at, to = (block + c) * outputs + k, k * WIDTH + c
-                    if width - c >= LANES and outputs - k >= LANES:
-                        transpose_square(w_flat, at, outputs, panel_flat, to, WIDTH, LANES, LANES)
-                    else:
-                        transpose_square(
-                            w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k
-                        )
+                    _turn(w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k)
             turned = block
         row = number % tiles * ROWS
         _matrix_rows(row, n, dz_rows, outputs, dx_rows, columns)
