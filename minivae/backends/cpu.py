@@ -496,7 +496,7 @@ class CpuBackend(ReferenceBackend):
         self._run(
             kernels.squared_error_loss,
             *(y, x, loss, dz, np.float32(scale), np.float32(weight)),
-            *_code(activation),
+            *(*_code(activation), get_num_threads()),
         )
 
     def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:

@@ -503,12 +503,14 @@ def _squared_error_row(y, x, dy, scale):
 
 
 @shared_kernel
-def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope):
+def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope, parts):
     """elbo.E3; the derivative takes each row while it is in the nearest cache."""
-    for row in prange(x.shape[0]):
-        dy = np.empty(x.shape[1], np.float32)
-        loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
-        multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
+    n, m = x.shape
+    for part in prange(parts):
+        dy = np.empty(m, np.float32)
+        for row in range(n * part // parts, n * (part + 1) // parts):
+            loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
+            multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
 
 
 @kernel
