@@ -5,7 +5,7 @@
 // lanes have four columns at a time.
 extern "C" __global__ void importance_latent_forward(
     const float* __restrict__ head, float* __restrict__ z, float* __restrict__ log_ratio,
-    float log_scale, unsigned long long seed, unsigned int stream,
+    float logvar_factor, unsigned long long seed, unsigned int stream,
     const long long* __restrict__ state, int n, int rows, int d) {
   int row = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
   if (row >= rows) return;
@@ -18,7 +18,7 @@ extern "C" __global__ void importance_latent_forward(
     for (int i = 0; i < 4; ++i) {
       int j = 4 * block + i;
       if (j < d) {
-        float logvar = log_scale * mu[d + j];
+        float logvar = logvar_factor * mu[d + j];
         float drawn = mu[j] + expf(0.5f * logvar) * eps[i];
         z[(size_t)row * d + j] = drawn;
         sum += eps[i] * eps[i] - drawn * drawn + logvar;
@@ -73,7 +73,7 @@ extern "C" __global__ void importance_weigh(
 // n ceil(d / 4), which adds up the draws in order.
 extern "C" __global__ void importance_latent_backward(
     const float* __restrict__ head, const float* __restrict__ dz,
-    const float* __restrict__ weights, float* __restrict__ dhead, float scale, float log_scale,
+    const float* __restrict__ weights, float* __restrict__ dhead, float scale, float logvar_factor,
     unsigned long long seed, unsigned int stream, const long long* __restrict__ state, int n, int k,
     int d) {
   int blocks = ceil_div(d, 4);
@@ -90,7 +90,7 @@ extern "C" __global__ void importance_latent_backward(
     for (int i = 0; i < 4; ++i) {
       int j = 4 * block + i;
       if (j < d) {
-        float deviation = expf(0.5f * log_scale * mu[d + j]) * eps[i];
+        float deviation = expf(0.5f * logvar_factor * mu[d + j]) * eps[i];
         float g = dz[(size_t)row * d + j] + scale * weights[row] * (mu[j] + deviation);  // E5
         dmu[i] += g;                  // E6
         dlogvar[i] += g * deviation;  // E7
@@ -102,7 +102,7 @@ extern "C" __global__ void importance_latent_backward(
     int j = 4 * block + i;
     if (j < d) {
       dhead[(size_t)image * 2 * d + j] = dmu[i];
-      dhead[(size_t)image * 2 * d + d + j] = 0.5f * log_scale * (dlogvar[i] - scale);
+      dhead[(size_t)image * 2 * d + d + j] = 0.5f * logvar_factor * (dlogvar[i] - scale);
     }
   }
 }

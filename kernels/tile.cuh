@@ -582,7 +582,7 @@ __device__ __forceinline__ void for_sums(
   finish(0, column, count, run, finish.fetch(0, column, count));
 }
 
-// y = f(z + b): dense.E1, conv.E1 and E5. y (rows, columns), b (columns,).
+// y = f(z + b): dense.E0, conv.E1 and E5. y (rows, columns), b (columns,).
 struct BiasAndActivation {
   static const int TOGETHER = 2;
   using Fetched = Run;

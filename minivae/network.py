@@ -151,8 +151,8 @@ class Pass:
     nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel; with as many rows
     of `x` for each of its own, they share them. `output` holds the result of `forward`; the caller
     writes the gradient before `output_activation`, the activation that made the output, into
-    `output_gradient` and then calls `backward`. A caller who has more to do in between takes the
-    lists of calls instead.
+    `output_gradient` and then runs `input_gradient_calls` and, after those of all networks, since
+    the optimizer may change the weights with them, `weight_gradient_calls`.
     """
 
     def __init__(
@@ -217,10 +217,6 @@ class Pass:
     def forward(self) -> None:
         """`output` from the input."""
         self.backend.sequence(*self.forward_calls)
-
-    def backward(self) -> None:
-        """The input's gradient and all weight gradients from `output_gradient`."""
-        self.backend.sequence(*self.input_gradient_calls, *self.weight_gradient_calls)
 
 
 def _tensors(views: dict[str, Any], prefix: str) -> Tensors:

@@ -22,17 +22,17 @@ class Adam:
     """Adam (Kingma & Ba 2015); with `weight_decay` AdamW (Loshchilov & Hutter 2019).
 
     The learning rate is `lr` times a factor: linear from 1 / warmup_steps to 1 over the first
-    `warmup_steps`, and then, by `schedule`,
+    `warmup_steps`, and then, by `schedule`, t steps after that,
 
         constant   1
         step       gamma^(t // step_every)
-        cosine     (1 + cos(pi t / total)) / 2,  t counted from the end of the warm-up
-                   (Loshchilov & Hutter 2017), total the rest of the run
+        cosine     (1 + cos(pi t / total)) / 2,  total the rest of the run
+                   (Loshchilov & Hutter 2017)
         pieces     `pieces` are (steps, factor), one after another; the last goes on
 
     `clip_norm` bounds the global norm of the gradient; 0 means no clipping. `epsilon_hat` takes
-    epsilon for the one outside of the bias correction, with the step size lr sqrt(1 - beta2^t) /
-    (1 - beta1^t) (Kingma & Ba 2015, end of section 2). `second_moment` is where that moment starts.
+    epsilon for the one outside of the bias correction (adam.E3'). `second_moment` is where that
+    moment starts.
     """
 
     lr: float = 1e-3
@@ -93,19 +93,17 @@ class Adam:
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
         return self.lr
 
-    def _root(self, step: int) -> float:
-        """The square root of the second moment's bias correction."""
-        return math.sqrt(1 - self.beta2 ** (step + 1))
-
     def schedule_rows(
         self, first_step: int, betas: list[float], total_steps: int
     ) -> NDArray[np.float64]:
-        """The rows of the steps from `first_step`, one for each KL weight in `betas`."""
+        """The rows of the steps from `first_step`, one for each KL weight in `betas`: (len(betas),
+        SCHEDULE_COLUMNS), the columns of ops/state.py."""
         rows = np.empty((len(betas), SCHEDULE_COLUMNS))
         for row, beta in enumerate(betas):
             step = first_step + row
             lr = self.learning_rate(step, total_steps)
-            step_size, root = lr / (1 - self.beta1 ** (step + 1)), self._root(step)
+            step_size = lr / (1 - self.beta1 ** (step + 1))
+            root = math.sqrt(1 - self.beta2 ** (step + 1))
             rows[row, STEP_SIZE] = step_size * root if self.epsilon_hat else step_size
             rows[row, ROOT] = 1 if self.epsilon_hat else root
             rows[row, DECAY] = 1 - lr * self.weight_decay

@@ -8,6 +8,7 @@ import numpy as np
 from . import plots
 from .data import Dataset, Splits
 from .models import VAE, Autoencoder
+from .ops.latent import kl_to_prior
 
 GRID = 25
 PAIRS = 10
@@ -63,7 +64,7 @@ def draw_run(
         plots.latent_scatter(
             path("latent_logvars"), logvar, labels, quantity="posterior log-variance"
         )
-        kl = 0.5 * np.mean(mu**2 + np.expm1(logvar) - logvar, axis=0)
+        kl = np.mean(kl_to_prior(mu, logvar), axis=0)
         plots.kl_per_dimension(path("kl_per_dimension"), kl)
         plots.sample_grid(path("samples"), model.sample(GRID), title="Samples from the prior")
         _draw_traversals(model, mu[0], label, kl, path("traversals"))

@@ -92,7 +92,8 @@ class BoundNetwork:
             self.bound.output_gradient,
             self.bound.output_activation,
         )
-        self.bound.backward()
+        calls = (*self.bound.input_gradient_calls, *self.bound.weight_gradient_calls)
+        self.bound.backend.sequence(*calls)
         return {"x": self.dx, **self.parameters.gradients}
 
 

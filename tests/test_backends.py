@@ -357,11 +357,11 @@ def importance_cases() -> Iterator[Case]:
         head, dz = rng.standard_normal((n, 2 * d)), rng.standard_normal((rows, d))
         logits, x = rng.standard_normal((rows, m)), rng.random((n, m))
         ratio, weights = rng.standard_normal(rows), rng.random(rows)
-        for log_scale in (1.0, 2.0):
-            label = f"{n}x{draws}x{d}x{m}-scale{log_scale:g}"
-            arguments: list[Any] = [In(head), Out((rows, d)), Out((rows,)), log_scale, noise, state]
-            yield Case("importance_latent_forward", label, arguments)
-            arguments = [In(head), In(dz), In(weights), Out((n, 2 * d)), 1 / n, log_scale]
+        for logvar_factor in (1.0, 2.0):
+            label = f"{n}x{draws}x{d}x{m}-factor{logvar_factor:g}"
+            arguments: list[Any] = [In(head), Out((rows, d)), Out((rows,)), logvar_factor]
+            yield Case("importance_latent_forward", label, [*arguments, noise, state])
+            arguments = [In(head), In(dz), In(weights), Out((n, 2 * d)), 1 / n, logvar_factor]
             yield Case("importance_latent_backward", label, [*arguments, noise, state])
         for importance in (True, False):
             label = f"{n}x{draws}x{d}x{m}-{'importance' if importance else 'mean'}"

@@ -426,16 +426,17 @@ class CpuBackend(ReferenceBackend):
         head: NDArray,
         z: NDArray,
         log_ratio: NDArray,
-        log_scale: float,
+        logvar_factor: float,
         noise: Noise,
         state: NDArray,
     ) -> None:
         if not _is_float32(head, z, log_ratio):
             return self._run(
-                super().importance_latent_forward, head, z, log_ratio, log_scale, noise, state
+                super().importance_latent_forward, head, z, log_ratio, logvar_factor, noise, state
             )
-        arguments: Any = (head, z, log_ratio, np.float32(log_scale), *_noise_words(noise), state)
-        self._run(kernels.importance_latent_forward, *arguments, get_num_threads())
+        arguments: Any = (head, z, log_ratio, np.float32(logvar_factor))
+        parts = (*_noise_words(noise), state, get_num_threads())
+        self._run(kernels.importance_latent_forward, *arguments, *parts)
 
     def importance_latent_backward(
         self,
@@ -444,17 +445,17 @@ class CpuBackend(ReferenceBackend):
         weights: NDArray,
         dhead: NDArray,
         scale: float,
-        log_scale: float,
+        logvar_factor: float,
         noise: Noise,
         state: NDArray,
     ) -> None:
         if not _is_float32(head, dz, weights, dhead):
-            arguments = (head, dz, weights, dhead, scale, log_scale, noise, state)
+            arguments = (head, dz, weights, dhead, scale, logvar_factor, noise, state)
             return self._run(super().importance_latent_backward, *arguments)
         eps = self._workspace("noise", dz.shape)
         self._run(
             kernels.importance_latent_backward,
-            *(head, dz, weights, dhead, np.float32(scale), np.float32(log_scale)),
+            *(head, dz, weights, dhead, np.float32(scale), np.float32(logvar_factor)),
             *(eps, *_noise_words(noise), state, get_num_threads()),
         )
 

@@ -392,7 +392,7 @@ def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state
 
 @shared_kernel
 def importance_latent_forward(
-    head, z, log_ratio, log_scale, stream, key_low, key_high, state, parts
+    head, z, log_ratio, logvar_factor, stream, key_low, key_high, state, parts
 ):
     """importance.E1."""
     (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
@@ -403,7 +403,7 @@ def importance_latent_forward(
             mu, logvar = head[row // draws, :d], head[row // draws, d:]
             total = ZERO
             for j in range(d):
-                noise, scaled = z[row, j], log_scale * logvar[j]
+                noise, scaled = z[row, j], logvar_factor * logvar[j]
                 drawn = mu[j] + exp(HALF * scaled) * noise
                 total += noise * noise - drawn * drawn + scaled
                 z[row, j] = drawn
@@ -412,7 +412,7 @@ def importance_latent_forward(
 
 @shared_kernel
 def importance_latent_backward(
-    head, dz, weights, dhead, scale, log_scale, noise, stream, key_low, key_high, state, parts
+    head, dz, weights, dhead, scale, logvar_factor, noise, stream, key_low, key_high, state, parts
 ):
     """importance.E5 to E7; noise (n k, d) is scratch."""
     n, d = head.shape[0], dz.shape[1]
@@ -429,12 +429,12 @@ def importance_latent_backward(
             for row in range(image * draws, (image + 1) * draws):
                 weight = scale * weights[row]
                 for j in range(d):
-                    deviation = exp(HALF * log_scale * logvar[j]) * noise[row, j]
+                    deviation = exp(HALF * logvar_factor * logvar[j]) * noise[row, j]
                     g = dz[row, j] + weight * (mu[j] + deviation)
                     dmu[j] += g
                     dlogvar[j] += g * deviation
             for j in range(d):
-                dlogvar[j] *= HALF * log_scale
+                dlogvar[j] *= HALF * logvar_factor
 
 
 # Objective

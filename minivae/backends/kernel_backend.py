@@ -497,11 +497,11 @@ class KernelBackend(ReferenceBackend):
         )
 
     def importance_latent_forward(
-        self, head: Any, z: Any, log_ratio: Any, log_scale: float, noise: Noise, state: Any
+        self, head: Any, z: Any, log_ratio: Any, logvar_factor: float, noise: Noise, state: Any
     ) -> None:
         rows, d = z.shape
         self.launch(
-            *("importance_latent_forward", _blocks(WARP * rows), head, z, log_ratio, log_scale),
+            *("importance_latent_forward", _blocks(WARP * rows), head, z, log_ratio, logvar_factor),
             *(*_noise(noise), state, len(head), rows, d),
         )
 
@@ -512,14 +512,14 @@ class KernelBackend(ReferenceBackend):
         weights: Any,
         dhead: Any,
         scale: float,
-        log_scale: float,
+        logvar_factor: float,
         noise: Noise,
         state: Any,
     ) -> None:
         n, d = len(head), dz.shape[1]
         self.launch(
             *("importance_latent_backward", _blocks(n * -(-d // 4)), head, dz, weights, dhead),
-            *(scale, log_scale, *_noise(noise), state, n, len(dz) // n, d),
+            *(scale, logvar_factor, *_noise(noise), state, n, len(dz) // n, d),
         )
 
     def importance_loss(

@@ -3,4 +3,8 @@
 These functions define what every backend computes. They write into arrays that the caller owns,
 accept float32 and float64, and favour the equation over speed. Array shapes are written
 `n h w c` (batch, height, width, channels); every array is C-contiguous.
+
+L is the loss. A name with a d before it is the gradient of L with respect to what it names, in the
+same shape: dz[r, o] = ∂L/∂z[r, o]. In equations x w is a matrix product, and * multiplies element
+by element.
 """

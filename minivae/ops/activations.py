@@ -8,7 +8,7 @@ layer below, which then never stores z:
     kind         f(z)                          f'(z) from y
     identity     z                             1
     relu         max(z, 0)                     1 if y > 0 else 0
-    leaky_relu   z if z > 0 else slope * z     1 if y > 0 else slope
+    leaky_relu   z if z > 0 else slope * z     1 if y > 0 else slope     (slope >= 0)
     tanh         tanh z                        1 - y^2
     sigmoid      1 / (1 + e^-z)                y (1 - y)
     softplus     log(1 + e^z)                  1 - e^-y      (since e^y = 1 + e^z)
@@ -51,12 +51,18 @@ def sigmoid(z: NDArray) -> NDArray:
     return np.where(z >= 0, 1, e) / (1 + e)
 
 
+def softplus(z: NDArray) -> NDArray:
+    """log(1 + e^z) = max(z, 0) + log(1 + e^-|z|), without overflow for any finite z."""
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
 def _standard_normal_cdf(z: NDArray) -> NDArray:
     return (0.5 * (1 + _erf(z / math.sqrt(2)))).astype(z.dtype)
 
 
 def activation_forward(z: NDArray, y: NDArray, activation: Activation) -> None:
-    """y = f(z). Shapes: any, equal. `y` may be `z` itself."""
+    """y = f(z). Shapes: any, equal. `y` may be `z` itself where the derivative does not need z (the
+    kinds in DERIVATIVE_FROM_OUTPUT). Raises ValueError on an unknown kind."""
     kind, slope = activation
     if kind == "identity":
         y[...] = z
@@ -69,7 +75,7 @@ def activation_forward(z: NDArray, y: NDArray, activation: Activation) -> None:
     elif kind == "sigmoid":
         y[...] = sigmoid(z)
     elif kind == "softplus":
-        y[...] = np.logaddexp(z, 0)
+        y[...] = softplus(z)
     elif kind == "elu":
         y[...] = np.where(z > 0, z, np.expm1(np.minimum(z, 0)))
     elif kind == "gelu":

@@ -6,13 +6,20 @@ With the gradient g of step t = 1, 2, ...:
     E2    v <- v + (1 - beta2) (g^2 - v)                             running uncentred variance
     E3    p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
-Both moments start at zero; the two corrections undo the bias of that start. AdamW shrinks the
-weights directly, before E3, instead of adding weight_decay p to g, where it would be divided by
-sqrt(v):
+Both moments start at zero (v elsewhere with `Adam.second_moment`). After t steps from there
+m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights add up to 1 - beta1^t and not to 1, and v
+likewise: E3 divides each by that sum. The paper's section 2 also has a form with fewer operations,
+whose epsilon is another one (`Adam.epsilon_hat`):
+
+    E3'   p <- p - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon_hat)
+
+AdamW shrinks the weights directly, before E3, instead of adding weight_decay p to g, where it would
+be divided by sqrt(v):
 
     E4    p <- (1 - lr weight_decay) p                               (Adam: weight_decay = 0)
 
-The numbers that depend on t are a row of the schedule (state.py).
+which is PyTorch's weight_decay; the paper's lambda is that times the rate before its schedule. The
+numbers that depend on t are a row of the schedule (state.py).
 
 **Clipping by global norm** (Pascanu et al. 2013) scales the gradient of all parameters at once:
 
@@ -50,7 +57,7 @@ def adam_update(
 
 
 def clip_gradient(g: NDArray, max_norm: float, norm: NDArray) -> None:
-    """E5 in place; `norm` (1,) gets the norm before clipping."""
+    """E5 in place. Shapes: g (size,), all parameters' gradient; norm (1,), its |g| before that."""
     norm[0] = np.sqrt(np.sum(np.square(g, dtype=np.float64)))
     if norm[0] > max_norm:
         g *= max_norm / norm[0]

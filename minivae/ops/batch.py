@@ -4,9 +4,9 @@
     E2    thresholded:  x = 1 if x >= 1/2 else 0
     E3    stochastic:   x = 1 with probability x             (Salakhutdinov & Murray 2008)
 
-E3 compares integers, word 255 < pixel 2^32 for a random 32-bit word, so that a white pixel stays
-white and a black one black. The word is a function of (seed, epoch, image, pixel): drawn afresh
-each epoch, and the same on every backend.
+E3 compares integers, word 255 < pixel 2^32 for a random 32-bit word (below in float64, where both
+are exact), so that a white pixel stays white and a black one black. The word is a function of
+(seed, epoch, image, pixel): drawn afresh each epoch, and the same on every backend.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def gather_batch(
     """The batch that starts at `state[FIRST]`.
 
     Shapes: data (images, m) in uint8, or floating point in [0, 1], permutation (images,) in int64,
-    x (n, m).
+    state (5,), x (n, m). `binarization` is one of BINARIZATIONS.
     """
     first = int(state[FIRST])
     images = permutation[first : first + len(x)]

@@ -8,7 +8,7 @@ squared errors (y - x)^2 of image i and S = sum_i S_i, the mean of elbo.E4 over 
 
 It grows without bound as v goes to 0 or to infinity, so it is least where its derivative is 0:
 
-    E2    dR/dv = -S / (2 n v^2) + m / (2 v) = 0     =>     v* = S / (n m)    (mean squared error)
+    E2    ∂R/∂v = -S / (2 n v^2) + m / (2 v) = 0     =>     v* = S / (n m)    (mean squared error)
 
 Each image's negative log-density, and their mean:
 
@@ -16,7 +16,7 @@ Each image's negative log-density, and their mean:
 
 The gradient sees v* move with y, but at v* that has no effect:
 
-    E4    dR/dy = @R/@y + @R/@v dv*/dy = @R/@y = (y - x) / (n v*)            (@R/@v = 0 by E2)
+    E4    dy = ∂R/∂y + ∂R/∂v ∂v*/∂y = ∂R/∂y = (y - x) / (n v*)               (∂R/∂v = 0 by E2)
 
 which is that of a squared error (elbo.E3 with w = 1) times 1 / (2 v*): a weight found anew at each
 step. A batch without any error has no finite density, and its loss is not finite.

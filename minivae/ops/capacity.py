@@ -16,10 +16,11 @@ and the weight (the paper's gamma; the objective's beta) binds K to it from both
 The absolute value is of the batch's mean, not of each image's KL: an image may take more nats than
 C where another takes less. Every KL_j of every image enters K by 1 / n, so that
 
-    E4    c_j = dL/dKL_j of one image = beta / n sign(K - C(t)),     0 at K = C(t)
+    E4    c_j = ∂L/∂KL_j of one image = beta / n sign(K - C(t)),     0 at K = C(t)
 
-below the capacity the gradient raises the KL, above it lowers it. C is a function of the state's
-step, found where the step runs. C = 0 is elbo.E5 without free bits, since K is never negative.
+Below the capacity a step down the gradient raises the KL, above it lowers it. C is a function of
+the state's step, found where the step runs. C = 0 is elbo.E5 without free bits, since K is never
+negative.
 """
 
 import numpy as np

@@ -11,19 +11,23 @@ padded image, is multiplied with the c x k matrix w_ij:
 
     E1'   y = f( b + sum_ij X_ij w_ij )
 
-Each term is a dense layer, so each gradient follows from dense.E1 to dense.E3, dz = dy * f':
+Each term is a dense layer whose rows are the positions (n, p, q), so dense.E1 to dense.E3 hold for
+each tap, with dz = dy * f'. A pixel lies in several windows, and their gradients add up in it:
 
-    E2    dX_ij += dz w_ij^T          every pixel gathers from all the windows that it was in
-    E3    dw_ij  = sum_{n,p,q} X_ij^T dz
-    E4    db     = sum_{n,p,q} dz
+    E2    dX_ij += dz w_ij^T,    that is  dx[n, u, v, c] = sum of dz[n, p, q, k] w[i, j, c, k] over
+                                 all i, j, k, p, q with p s + i - t = u and q s + j - t = v
+    E3    dw_ij  = sum_{n,p,q} X_ij[n, p, q]^T dz[n, p, q]
+    E4    db     = sum_{n,p,q} dz[n, p, q]
 
-A transposed convolution (Dumoulin & Visin 2016) is by definition the map of E2: it carries a small
-image z to a large one, b and f added. Its gradients need nothing new, since E2 is linear and the
-adjoint of E1' without b and f: <conv(x), z> = <x, conv_transpose(z)>.
+A transposed convolution (Dumoulin & Visin 2016) is by definition the map of E2, from a small image
+x to a large one, with b and f added: each tap adds x w_ij^T to the window Y_ij of the large image.
+With dY_ij the same window of dz, dense.E1 and dense.E2 of each tap give
 
-    E5    forward           y  = f( b + E2(x) )
-    E6    input gradient    dx = E1'(dz), with neither b nor f
-    E7    weight gradient   dw = E3 with the roles of image and gradient exchanged
+    E5    y     = f( b + E2(x) )
+    E6    dx    = sum_ij dY_ij w_ij                            E1' of dz, with neither b nor f
+    E7    dw_ij = sum_{n,p,q} dY_ij[n, p, q]^T x[n, p, q]      E3, image and gradient exchanged
+
+and db is E4 over the large image.
 
 The weight keeps the shape (kh, kw, c, k) of the convolution that it transposes: c channels in the
 large image, k in the small one. Only the top and left padding appear: the output's own size says
@@ -130,7 +134,7 @@ def conv2d_input_gradient(
     geometry: ConvGeometry,
     activation: Activation,
 ) -> None:
-    """dx = E2(dz) * f'(x), where x is the output of `activation`, one layer below (dense.E4).
+    """dx = E2(dz) * f': the gradient before `activation`, one layer below, which made x (dense.E4).
 
     Shapes: dz (n, p, q, k), w (kh, kw, c, k), x and dx (n, h, w, c).
     """
@@ -178,7 +182,7 @@ def conv_transpose2d_input_gradient(
     geometry: ConvGeometry,
     activation: Activation,
 ) -> None:
-    """dx = E1'(dz) * f'(x) (E6), x the output of `activation`, one layer below (dense.E4).
+    """dx = E6 * f': the gradient before `activation`, one layer below, which made x (dense.E4).
 
     Shapes: dz (n, h, w, c), w (kh, kw, c, k), x and dx (n, p, q, k).
     """

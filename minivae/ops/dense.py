@@ -1,11 +1,12 @@
 """The dense layer y = f(z), z = x w + b, and its three gradients.
 
-With the upstream gradient dz = dy * f'(z) (activations.E1) and the loss L:
+    E0    z[r, o]  = sum_i x[r, i] w[i, o] + b[o],      y = f(z)
 
-    z[r, o] = sum_i x[r, i] w[i, o] + b[o]
+Each gradient sums over every z that the element enters, by the chain rule, with the upstream
+gradient dz = dy * f'(z) (activations.E1):
 
-    E1    dx[r, i] = sum_o dL/dz[r, o] dz[r, o]/dx[r, i] = sum_o dz[r, o] w[i, o]     dx = dz w^T
-    E2    dw[i, o] = sum_r dz[r, o] dz[r, o]/dw[i, o]    = sum_r x[r, i] dz[r, o]     dw = x^T dz
+    E1    dx[r, i] = sum_o dz[r, o] ∂z[r, o]/∂x[r, i] = sum_o dz[r, o] w[i, o]        dx = dz w^T
+    E2    dw[i, o] = sum_r dz[r, o] ∂z[r, o]/∂w[i, o] = sum_r x[r, i] dz[r, o]        dw = x^T dz
     E3    db[o]    = sum_r dz[r, o]                                          (b enters every row)
 
 The layer's input x is the output of the activation below it. E1 is therefore followed at once by
@@ -13,10 +14,14 @@ that activation's derivative, so that a gradient on its way down is always dz, n
 
     E4    dz_below = (dz w^T) * f_below'
 
-A batch may go through the model in parts, one after another, to need less memory. Its gradient is
-the sum of theirs, each with the part's share of the batch as its `weight` (Training.accumulate):
+A batch may go through the model in parts, one after another, to need less memory
+(Training.accumulate). The mean over the batch is that of the parts' means, each with its share of
+the batch as `weight`, and so are the gradients:
 
     E5    dw = dw + weight x^T dz,    db = db + weight sum_r dz[r]
+
+A loss that is not linear in a mean over the batch (free bits, a capacity, a calibrated variance)
+sees that of each part instead.
 """
 
 import numpy as np
@@ -26,7 +31,7 @@ from .activations import Activation, activation_backward, activation_forward
 
 
 def dense_forward(x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation) -> None:
-    """y = f(x w + b). Shapes: x (n, i), w (i, o), b (o,), y (n, o)."""
+    """y = f(x w + b) (E0). Shapes: x (n, i), w (i, o), b (o,), y (n, o)."""
     np.matmul(x, w, out=y)
     y += b
     activation_forward(y, y, activation)
@@ -35,9 +40,10 @@ def dense_forward(x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Ac
 def dense_input_gradient(
     dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
 ) -> None:
-    """dx = (dz w^T) * f'(x) (E4), where x = f(.) is the output of `activation`, one layer below.
+    """dx = (dz w^T) * f' (E4): the gradient before `activation`, one layer below, which made x.
 
-    Shapes: dz (n, o), w (i, o), x and dx (n, i).
+    Its derivative is read off x, so its kind is one of DERIVATIVE_FROM_OUTPUT; with the identity
+    the result is E1. Shapes: dz (n, o), w (i, o), x and dx (n, i).
     """
     np.matmul(dz, w.T, out=dx)
     activation_backward(None, x, dx, dx, activation)

@@ -1,21 +1,23 @@
 """The evidence lower bound (ELBO), as a loss to minimise, in nats per image.
 
-    E1    -ELBO(x) = -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   (Kingma & Welling 2014, eq. 3)
+    E1    -ELBO(x) = E_q[-log p(x|z)] + KL(q(z|x) || p(z))           (Kingma & Welling 2014, eq. 3)
+                   ~ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
 
 Every reconstruction loss here is a sum over pixels and returns one number an image; `scale`, one
 over the batch size, makes the gradient that of the mean over the batch. Value and gradient are one
 pass over memory: pixels are most of a dense model's elements, and each is read once.
 
-**Bernoulli likelihood on logits** a, pixel x in [0, 1], p = sigmoid(a):
+**Bernoulli likelihood on logits** a, pixel x in [0, 1], white with probability sigmoid(a). Since
+log sigmoid(a) = a - softplus(a), log(1 - sigmoid(a)) = -softplus(a) and softplus' = sigmoid:
 
-    E2    -log p(x|a) = -x log p - (1 - x) log(1 - p) = softplus(a) - x a
+    E2    -log p(x|a) = -x log sigmoid(a) - (1 - x) log(1 - sigmoid(a)) = softplus(a) - x a
                       = max(a, 0) - x a + log(1 + e^-|a|)                (no overflow, no log 0)
-          d/da        = sigmoid(a) - x
+          ∂/∂a        = sigmoid(a) - x
 
 **Squared error** of the output y = f(a), weighted by w (1: the sum of squares; 1/2: its half;
 1 / (2 sigma^2): a Gaussian likelihood up to the constant of E4):
 
-    E3    l     = w (y - x)^2,      dl/da = 2 w (y - x) f'(a)
+    E3    l     = w (y - x)^2,      ∂l/∂a = 2 w (y - x) f'(a)
     E4    -log N(x; y, sigma^2) = (y - x)^2 / (2 sigma^2) + log(2 pi sigma^2) / 2      (per pixel)
 
 **The whole objective** over a batch of n images with latent dimensions j, the weight beta (Higgins
@@ -23,13 +25,13 @@ et al. 2017) and lambda free nats a dimension (Kingma et al. 2016, "Improved Var
 with Inverse Autoregressive Flow", eq. 15):
 
     E5    L = mean reconstruction + beta sum_j max(lambda, mean KL_j)
-    E6    c_j = dL/dKL_j of one image = beta / n if mean KL_j > lambda else 0
+    E6    c_j = ∂L/∂KL_j of one image = beta / n if mean KL_j > lambda else 0
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .activations import Activation, activation_backward, sigmoid
+from .activations import Activation, activation_backward, sigmoid, softplus
 from .state import BETA, FAILED, INDEX
 
 LOSS, RECONSTRUCTION, KL = range(3)
@@ -43,8 +45,7 @@ def bernoulli_loss(
 
     Shapes: logits, x and dlogits (n, m), loss (n,).
     """
-    softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))
-    loss[...] = np.sum(softplus - x * logits, axis=1)
+    loss[...] = np.sum(softplus(logits) - x * logits, axis=1)
     dlogits[...] = (sigmoid(logits) - x) * scale
 
 
@@ -78,9 +79,10 @@ def elbo_totals(
     """E5 and E6: adds the batch's loss, reconstruction and KL to `totals`, and sets `kl_weight`.
 
     The three are means over the batch times the number of images, so that totals divided by all
-    images seen is the mean over them. The KL in `totals` is the true one, without free bits. A
-    plain autoencoder has d = 0. A loss that is not finite sets `state[FAILED]` and adds nothing.
-    Shapes: reconstruction (n,), kl (n, d), kl_weight (d,), totals (3,) in float64.
+    images seen is the mean over them. The KL in `totals` is the true one, without free bits
+    (`free_bits` is lambda, in nats). A plain autoencoder has d = 0. A loss that is not finite sets
+    `state[FAILED]` and adds nothing. Shapes: reconstruction (n,), kl (n, d), schedule (steps, 4),
+    state (5,), kl_weight (d,), totals (3,) in float64.
     """
     n = len(reconstruction)
     beta = schedule[state[INDEX], BETA]

@@ -14,7 +14,7 @@ only one more input of both networks. One-hot, over K classes,
 it joins a vector v of m numbers, made by an activation f from a:
 
     E3    u = (v_1, ..., v_m, o_1, ..., o_K)
-    E4    dL/da_i = dL/du_i f'(a_i),  i <= m          (the chain rule as in dense.E4; o is given)
+    E4    da_i = du_i f'(a_i),  i <= m          (the chain rule as in dense.E4; o is given)
 
 A dense layer after it reads u w + b = v w_v + (w_o[y] + b): each class has a bias of its own.
 """

@@ -4,11 +4,14 @@ The encoder's head gives, for each image, the means first and then the log-varia
 Gaussian posterior (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014):
 
     E1    z_j  = mu_j + exp(logvar_j / 2) eps_j,       eps ~ N(0, 1)          (their section 2.4)
-    E2    KL_j = (mu_j^2 + exp(logvar_j) - 1 - logvar_j) / 2     in nats     (their appendix B)
+    E2    KL_j = E_q[log q(z_j|x) - log p(z_j)] = E[z_j^2 - eps_j^2 - logvar_j] / 2
+               = (mu_j^2 + exp(logvar_j) - 1 - logvar_j) / 2     in nats     (their appendix B)
 
-The loss L sees the head through z, with dz = dL/dz, and directly through sum_j c_j KL_j, where c_j
-is the weight of a latent dimension in the objective (elbo.E6). With
-dz_j/dlogvar_j = exp(logvar_j / 2) eps_j / 2:
+since the densities' constants cancel, E[eps_j^2] = 1 and E[z_j^2] = mu_j^2 + exp(logvar_j).
+
+The loss sees the head through z, and through KL_j with the derivative c_j = ∂L/∂KL_j of one image
+(elbo.E6 or capacity.E4). With ∂z_j/∂mu_j = 1, ∂z_j/∂logvar_j = exp(logvar_j / 2) eps_j / 2,
+∂KL_j/∂mu_j = mu_j and ∂KL_j/∂logvar_j = (exp(logvar_j) - 1) / 2:
 
     E3    dmu_j     = dz_j + c_j mu_j
     E4    dlogvar_j = dz_j eps_j exp(logvar_j / 2) / 2 + c_j (exp(logvar_j) - 1) / 2
@@ -30,12 +33,17 @@ def split_head(head: NDArray) -> tuple[NDArray, NDArray]:
     return head[:, :d], head[:, d:]
 
 
+def kl_to_prior(mu: NDArray, logvar: NDArray) -> NDArray:
+    """E2, in nats. Shapes: mu, logvar and result (n, d)."""
+    return 0.5 * (mu * mu + np.expm1(logvar) - logvar)
+
+
 def latent_forward(head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray) -> None:
     """z by E1 and kl by E2, per image and dimension. Shapes: head (n, 2 d), z and kl (n, d)."""
     mu, logvar = split_head(head)
     eps = standard_normal(z.shape, noise, int(state[STEP]), head.dtype.type)
     z[...] = mu + np.exp(0.5 * logvar) * eps
-    kl[...] = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
+    kl[...] = kl_to_prior(mu, logvar)
 
 
 def latent_backward(

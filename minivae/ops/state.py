@@ -15,7 +15,8 @@ replayed unchanged.
 `schedule` holds a row for each step ahead, computed by the host in float64:
 
     STEP_SIZE    lr / (1 - beta1^t)              the first moment's bias correction (adam.E3)
-    ROOT         sqrt(1 - beta2^t)               the second moment's (adam.E3)
+    ROOT         sqrt(1 - beta2^t)               the second moment's (adam.E3); for adam.E3' it is a
+                                                 factor of STEP_SIZE, and ROOT is 1
     DECAY        1 - lr * weight_decay           (adam.E4)
     BETA         the weight of the KL (elbo.E5)
 """
@@ -30,7 +31,7 @@ SCHEDULE_COLUMNS = 4
 
 
 def new_state(step: int = 0, first: int = 0, epoch: int = 0) -> NDArray[np.int64]:
-    """A state at the first row of its schedule."""
+    """A state (5,) at the first row of its schedule."""
     return np.array([step, 0, first, epoch, 0], np.int64)
 
 
