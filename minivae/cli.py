@@ -567,7 +567,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if found.kl_per_dimension:
         plots.kl_per_dimension(pictures / "evaluation_kl.png", np.array(found.kl_per_dimension))
     if found.bounds:
-        bounds = {k: (bound.mean, bound.error) for k, bound in found.bounds.items()}
+        bounds = {k: (bound.mean, bound.error or 0.0) for k, bound in found.bounds.items()}
         plots.importance_bounds(pictures / "evaluation_bounds.png", bounds)
     print(f"written    {path}, pictures in {pictures}")
 
@@ -578,7 +578,7 @@ def _print_evaluation(found: "Evaluation") -> None:
     if found.why_no_likelihood:
         print(f"a loss, not a likelihood: {found.why_no_likelihood}")
     rows = [
-        ("loss" if found.why_no_likelihood else "-ELBO", found.loss),
+        ("reconstruction + KL" if found.why_no_likelihood else "-ELBO", found.loss),
         ("reconstruction", found.reconstruction),
         ("KL", found.kl),
         *((f"bound, k = {k}", bound) for k, bound in found.bounds.items()),
@@ -586,15 +586,15 @@ def _print_evaluation(found: "Evaluation") -> None:
     if found.negative_log_likelihood is not None:
         rows.append((f"NLL, k = {found.samples}", found.negative_log_likelihood))
     for name, estimate in rows:
-        print(f"  {name:<18} {estimate}")
+        print(f"  {name:<19} {estimate}")
     if found.bits_per_dimension is not None:
-        print(f"  {'bits a pixel':<18} {found.bits_per_dimension:.4f}")
+        print(f"  {'bits a pixel':<19} {found.bits_per_dimension:.4f}")
     if found.kl_per_dimension:
         mismatch = found.aggregate_posterior["kl_to_prior"]
-        print(f"  {'active units':<18} {found.active_units} of {len(found.kl_per_dimension)}")
-        print(f"  {'KL of aggregate':<18} {mismatch:.3f} nats to the prior")
+        print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
+        print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior")
     for label, error in found.error_per_class.items():
-        print(f"  squared error of {label:<4} {error:.5f} a pixel")
+        print(f"  squared error of {label:<2} {error:.5f} a pixel")
 
 
 def _plot(arguments: argparse.Namespace) -> None:

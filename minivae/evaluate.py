@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from .data import Dataset
 from .errors import InputError
-from .models import HEADS, VAE, Autoencoder
+from .models import VAE, Autoencoder
 from .network import Buffers, Pass
 from .ops.batch import BINARIZATIONS, gather_batch
 from .ops.importance import log_mean_exp
-from .ops.philox import EVALUATION_STREAM, Noise
+from .ops.latent import kl_to_prior
+from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
 from .ops.state import STEP, new_state
 from .train import ACTIVE
 
@@ -44,24 +45,26 @@ DRAWS_OF_A_LOSS = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error."""
+    """A mean over images and its standard error, None where that is not known."""
 
     mean: float
-    error: float
+    error: float | None = None
 
     @staticmethod
     def of(values: NDArray) -> "Estimate":
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
         return Estimate(float(np.mean(values)), error)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.error:.2f}"
+        return f"{self.mean:.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found, means over images in nats unless said otherwise.
 
+    `loss` is reconstruction and KL as they are, without beta, free bits or capacity; -ELBO where
+    the figures are likelihoods.
     `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is too, and
     `negative_log_likelihood` and `bits_per_dimension` are None. `kl_per_dimension`, `active_units`
     and `aggregate_posterior` describe q(z|x) over the images; `error_per_class` is the mean squared
@@ -111,10 +114,10 @@ def _is_binary(images: NDArray) -> bool:
 
 
 def binarized(images: NDArray, binarization: str, seed: int) -> NDArray[np.float32]:
-    """Images (n, pixels) in [0, 1], binarized once."""
+    """Images (n, pixels) in [0, 1], binarized once, as `Autoencoder.evaluate` does it."""
     flat = images.reshape(len(images), -1)
     x = np.empty(flat.shape, np.float32)
-    noise = Noise(seed, EVALUATION_STREAM)
+    noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
     gather_batch(flat, np.arange(len(flat)), new_state(), x, binarization, noise)
     return x
 
@@ -152,8 +155,9 @@ class _Draws:
     def of(
         self, image: int, x: Any, onehot: Any, head: Any, samples: int
     ) -> tuple[NDArray, NDArray]:
-        """log p(z) - log q(z|x) and -log p(x|z) of `samples` draws, each (samples,) in float64, for
-        an image x (1, pixels) with its label (1, classes) and its head (1, 2 d)."""
+        """log p(z) - log q(z|x), and -log p(x|z) but for `Objective.constant`, of `samples` draws,
+        each (samples,) in float64, for an image x (1, pixels) with its label (1, classes) and its
+        head (1, 2 d)."""
         self.x[...] = x
         self.onehot[...] = onehot
         ratios: list[NDArray] = []
@@ -173,7 +177,7 @@ class _Draws:
         state = new_state()
         state[STEP] = (block << 20) + image
         self.backend.importance_latent_forward(
-            *(head, self.z[rows], self.log_ratio[rows], HEADS[self.model.head]),
+            *(head, self.z[rows], self.log_ratio[rows], self.model.logvar_factor),
             *(self.noise, self.backend.asarray(state)),
         )
 
@@ -237,8 +241,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on images with `samples` draws of z each, `chunk` of them at a time.
 
-    Raises InputError on images that the model does not take, on samples below 1, and where a chunk
-    needs more memory than there is.
+    Raises InputError on images that the model does not take, on an unknown binarization, on samples
+    outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of BLOCK or needs more memory
+    than there is, and before `Autoencoder.calibrate` where that is needed.
     """
     from tqdm import tqdm
 
@@ -260,14 +265,14 @@ def evaluate(
         loss = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)[
             "loss"
         ]
-        estimate = Estimate(loss, 0.0)
+        estimate = Estimate(loss)
         return Evaluation(
-            samples=0, loss=estimate, reconstruction=estimate, kl=Estimate(0.0, 0.0), **common
+            samples=0, loss=estimate, reconstruction=estimate, kl=Estimate(0.0), **common
         )
     samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
     mu, logvar = model.encode(x.reshape(-1, *model.image_shape), data.labels)
-    kl = 0.5 * (mu * mu + np.expm1(logvar) - logvar)
-    heads = model.backend.asarray(np.concatenate([mu, logvar / HEADS[model.head]], axis=1))
+    kl = kl_to_prior(mu, logvar)
+    heads = model.backend.asarray(np.concatenate([mu, logvar / model.logvar_factor], axis=1))
     resident = model.backend.asarray(x)
     labels = model.labels(data.labels, len(x))
     onehot = np.zeros((len(x), 0)) if labels is None else np.eye(model.classes)[labels]

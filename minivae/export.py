@@ -197,13 +197,13 @@ def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
     values = {
         name: model.backend.to_numpy(value) for name, value in model.parameters.values.items()
     }
-    if isinstance(model, VAE) and model.log_scale != 1:
+    if isinstance(model, VAE) and model.logvar_factor != 1:
         # Whoever reads the file expects a log-variance.
         head = f"encoder.{len(model.encoder.layers) - 1}"
         if f"{head}.weight" not in values:
             raise InputError(f"export: a {model.head} head must come from a dense layer")
         for name in (f"{head}.weight", f"{head}.bias"):
-            values[name][..., model.latent :] *= model.log_scale
+            values[name][..., model.latent :] *= model.logvar_factor
     return [(network, modules(network, values)) for network in (model.encoder, model.decoder)]
 
 

@@ -21,7 +21,7 @@ from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_fro
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
-from .ops.philox import EVALUATION_STREAM, SAMPLING_STREAM, Noise
+from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
 from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
@@ -111,7 +111,7 @@ class Objective:
         return self.likelihood == "calibrated-gaussian"
 
     def constant(self, pixels: int) -> float:
-        """What the Gaussian log-density has beside its squared error (elbo.E4), for an image, where
+        """What a Gaussian's -log p(x|z) has beside its squared error (elbo.E4), for an image, where
         the loss on the device leaves it out."""
         if self.likelihood != "gaussian":
             return 0.0
@@ -424,7 +424,8 @@ class Autoencoder:
         return self._encoded(images, labels)
 
     def decode(self, codes: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
-        """The mean images (n, h, w, c) of codes (n, *code_shape)."""
+        """The mean images (n, h, w, c) of codes (n, *code_shape). Raises InputError on codes or
+        labels of another shape."""
         array = np.asarray(codes, self.dtype)
         if array.shape[1:] != self.code_shape:
             raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
@@ -464,8 +465,8 @@ class Autoencoder:
         seed: int = 0,
         binarization: str = "none",
     ) -> float:
-        """Sets and returns the sigma that the likelihood of images (n, h, w, c), training images,
-        is highest with, one latent sample each (calibration.E2). Arguments as for `evaluate`.
+        """Sets and returns the sigma, in units of a pixel, that makes training images (n, h, w, c)
+        most likely, with one draw of z each (calibration.E2). Arguments as for `evaluate`.
 
         Raises InputError if the objective's likelihood is not calibrated.
         """
@@ -486,10 +487,13 @@ class Autoencoder:
         binarization: str = "none",
         objective: Objective | None = None,
     ) -> dict[str, float]:
-        """The mean loss, reconstruction and KL of images (n, h, w, c) with one latent sample each.
+        """The mean loss, reconstruction and KL of images (n, h, w, c), with as many draws of z each
+        as the model's objective has, in its units (nats, or weighted squares).
 
         `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
-        `final_objective` unless another is given; the KL is weighted by its final beta.
+        `final_objective` unless another is given; the KL is weighted by its final beta. Free bits
+        and a capacity see the mean KL of INFERENCE_BATCH images at a time. Raises InputError on
+        labels that do not fit, and before `calibrate` where that is needed.
         """
         objective = objective or self.final_objective
         backend, rows = self.backend, len(data)
@@ -502,10 +506,11 @@ class Autoencoder:
         schedule = backend.asarray(schedule.astype(self.dtype))
         totals = backend.zeros((TOTALS_SIZE,), np.float64)
         noise = Noise(seed, EVALUATION_STREAM)
+        binarization_noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
         for index, chunk in enumerate(self._chunks(rows)):
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
-            backend.gather_batch(resident, order, state, bound.x, binarization, noise)
+            backend.gather_batch(resident, order, state, bound.x, binarization, binarization_noise)
             if resident_labels is not None:
                 backend.gather_labels(resident_labels, order, state, bound.onehot)
             bound.forward(noise, schedule, state, totals, objective)
@@ -575,10 +580,10 @@ class VAE(Autoencoder):
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
         """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
         head = self._encoded(images, labels)
-        return head[:, : self.latent], self.log_scale * head[:, self.latent :]
+        return head[:, : self.latent], self.logvar_factor * head[:, self.latent :]
 
     @property
-    def log_scale(self) -> float:
+    def logvar_factor(self) -> float:
         """The factor from the head's second half to the log-variance."""
         return HEADS[self.head]
 
@@ -595,7 +600,7 @@ class VAE(Autoencoder):
         return self.decode(rng.standard_normal((count, self.latent)), labels)
 
 
-INITIALIZATION_STREAM = 4
+SAMPLING_STREAM, INITIALIZATION_STREAM = 3, 4
 MODELS = {model.kind: model for model in (Autoencoder, VAE)}
 
 
@@ -666,7 +671,7 @@ class ModelPass:
             self.code, dcode = self.encoder.output, self.encoder.output_gradient
             below = self.encoder.output_activation
         self.by_draws = model.objective.estimator != "analytic"
-        self.log_scale = HEADS[model.head]
+        self.logvar_factor = HEADS[model.head]
         self.log_ratio = memory.log_ratio[: rows * draws]
         self.weights = memory.weights[: rows * draws]
         self.dcode = dcode
@@ -693,7 +698,7 @@ class ModelPass:
         objective = objective or self.model.objective
         calls = list(self.encoder.forward_calls)
         if self.by_draws:
-            scaled = (self.log_ratio, self.log_scale, noise, state)
+            scaled = (self.log_ratio, self.logvar_factor, noise, state)
             arguments = (self.encoder.output, self.code, *scaled)
             calls.append(Call("importance_latent_forward", arguments))
         elif self.model.latent:
@@ -741,7 +746,7 @@ class ModelPass:
         calls = list(self.decoder.input_gradient_calls)
         if self.by_draws:
             weighted = (self.encoder.output, self.dcode, self.weights, self.encoder.output_gradient)
-            factors = (1 / self.rows, self.log_scale, noise, state)
+            factors = (1 / self.rows, self.logvar_factor, noise, state)
             calls.append(Call("importance_latent_backward", (*weighted, *factors)))
             calls += self.encoder.carry_output_gradient()
         elif self.model.latent:

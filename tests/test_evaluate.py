@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from minivae.errors import InputError
 from minivae.evaluate import Estimate, aggregate_posterior, evaluate, grouped_bound
 from minivae.layers import Dense, Flatten, Reshape
 from minivae.models import VAE, Autoencoder, Objective
+from minivae.ops import philox
+from minivae.ops.philox import philox4x32
 from minivae.presets import preset
 
 PIXELS, LATENT, SIGMA = 12, 3, 0.6
@@ -150,6 +153,37 @@ def test_log_weights_beyond_the_range_of_exp_give_a_finite_bound() -> None:
 
 def test_an_estimates_error_is_that_of_a_mean() -> None:
     assert Estimate.of(np.array([1.0, 2.0, 3.0])) == Estimate(2.0, 1 / math.sqrt(3))
+
+
+def test_a_single_image_has_no_standard_error() -> None:
+    assert str(Estimate.of(np.array([2.0]))) == "2.00"
+
+
+@pytest.mark.parametrize(
+    "evaluated",
+    [
+        lambda model, images: evaluate(
+            model, Dataset(images, None), samples=150, binarization="stochastic"
+        ),
+        lambda model, images: model.evaluate(images, binarization="stochastic"),
+    ],
+    ids=["evaluate", "VAE.evaluate"],
+)
+def test_no_word_both_binarizes_an_image_and_draws_a_latent(
+    evaluated: Callable[[VAE, NDArray], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters: list[NDArray] = []
+
+    def recorded(counter: NDArray, key: tuple[int, int]) -> NDArray:
+        counters.append(counter.reshape(-1, 4))
+        return philox4x32(counter, key)
+
+    monkeypatch.setattr(philox, "philox4x32", recorded)
+    model = VAE([Flatten(), Dense(4)], [Dense(PIXELS)], Objective("bernoulli"), IMAGE)
+    model.to("reference")
+    evaluated(model, np.random.default_rng(0).random((3, *IMAGE), np.float32))
+    used = np.concatenate(counters)
+    assert len(np.unique(used, axis=0)) == len(used)
 
 
 def test_a_matching_aggregate_posterior_has_no_mismatch() -> None:

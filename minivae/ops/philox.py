@@ -11,7 +11,7 @@ One round, with the products as 64-bit numbers hi:lo,
 
 ten times, the key growing by (W0, W1) between rounds.
 
-    E2    u = word 2^-32 + 2^-33                     uniform in (0, 1], never 0
+    E2    u = word 2^-32 + 2^-33                     uniform in (0, 1); float32 may round up to 1
     E3    e0 = sqrt(-2 ln u0) cos(2 pi u1)           Box-Muller: two independent normals
           e1 = sqrt(-2 ln u0) sin(2 pi u1)           from lanes (0, 1), two more from (2, 3)
 """
@@ -29,7 +29,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 LATENT_STREAM = 0
 BINARIZATION_STREAM = 1
 EVALUATION_STREAM = 2
-SAMPLING_STREAM = 3
+EVALUATION_BINARIZATION_STREAM = 3
 STREAMS = 4
 """Stream s of part p of a batch is s + p STREAMS."""
 
