@@ -105,6 +105,7 @@ class Trainer:
         self.state = backend.asarray(new_state())
         self.permutation = backend.zeros((self.images,), np.int64)
         self._captured: dict[int, Callable[[], None]] = {}
+        self._bound: dict[int, ModelPass] = {}
         self._begin_epoch()
 
     def _split(self, train: Dataset) -> Dataset:
@@ -177,6 +178,8 @@ class Trainer:
     def _run_part(self, rows: int, part: int) -> ModelPass:
         """A part of a batch of `rows` images, from its pixels to the gradient at every layer."""
         bound = self.model.bind(rows // self.training.accumulate)
+        # Kept, since a captured step goes on writing there when the model has grown other memory.
+        self._bound[rows] = bound
         backend, noise = self.model.backend, self._noise(part)
         permutation = self.permutation[part * bound.rows :]
         backend.gather_batch(

@@ -71,6 +71,18 @@ def test_auto_says_why_it_does_not_take_the_gpu(without_a_card: Any) -> None:
     assert reasons == ["device 'cuda': no NVIDIA driver was found"]
 
 
+def test_auto_does_not_take_a_gpu_that_another_has_for_itself(without_a_card: Any) -> None:
+    cupy = without_a_card()
+
+    def busy(non_blocking: bool) -> None:
+        raise cupy.cuda.runtime.CUDARuntimeError(46, "all CUDA-capable devices are busy")
+
+    cupy.cuda.Stream = busy
+    backend, reasons = backends.choose()
+    assert backend.name == "cpu"
+    assert reasons == ["device 'cuda': all CUDA-capable devices are busy"]
+
+
 def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
     without_a_card(memory=2**23)
     backend = backends.get("cuda")
@@ -98,6 +110,27 @@ def trained(
         losses.append(trainer.means_since(before, 1)["loss"])
     trainer.check()
     return backend.to_numpy(built.parameters.flat["values"]).tobytes(), losses
+
+
+def test_a_step_that_failed_while_it_was_recorded_is_recorded_anew(
+    without_a_card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_a_card()
+    model = preset("glyphs").model(**SMALL).to("cuda")
+    trainer = Trainer(model, load("glyphs"), Training())
+    trainer.step()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.backend, "optimizer_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step()
+    trainer.step()
+    trainer.step()
+    undisturbed, _ = trained(backends.get("cuda"), 3)
+    assert model.backend.to_numpy(model.parameters.flat["values"]).tobytes() == undisturbed
 
 
 def taking_turns(device: str) -> list[bytes]:

@@ -60,7 +60,10 @@ def _check_device(precision: str) -> None:
 
 @cache
 def _stream() -> Any:
-    return cupy.cuda.Stream(non_blocking=True)
+    try:
+        return cupy.cuda.Stream(non_blocking=True)
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # a GPU that is full or another's alone
+        raise InputError(f"device 'cuda': {error}") from None
 
 
 class CudaBackend(KernelBackend):
@@ -71,7 +74,7 @@ class CudaBackend(KernelBackend):
     def __init__(self, precision: str = "fp32") -> None:
         _check_device(precision)
         self._stream = _stream()
-        self._stream.use()
+        self._use_stream()
         self._functions: dict[tuple[str, Tile], Any] = {}
         super().__init__(precision)
 
@@ -86,8 +89,11 @@ class CudaBackend(KernelBackend):
         function = self._functions.get((kernel, tile))
         if function is None:
             function = self._load(kernel, tile)
-        self._stream.use()  # each thread has a current stream of its own
+        self._use_stream()
         function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
+
+    def _use_stream(self) -> None:
+        self._stream.use()  # each thread has a current stream of its own
 
     def _load(self, kernel: str, tile: Tile) -> Any:
         """The compiled kernel, together with the others of its source."""
@@ -103,14 +109,17 @@ class CudaBackend(KernelBackend):
         return int(array.data.ptr)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+        self._use_stream()
         with _OneLineOutOfMemory():
             return cupy.zeros(shape, dtype)
 
     def asarray(self, array: NDArray) -> Any:
+        self._use_stream()
         with _OneLineOutOfMemory():
             return cupy.array(array, order="C")
 
     def to_numpy(self, array: Any) -> NDArray:
+        self._use_stream()
         return cupy.asnumpy(array)
 
     def synchronize(self) -> None:
@@ -134,12 +143,17 @@ class _GraphedStep:
             self._step()
             return
         if self._graph is None:
-            self._stream.begin_capture()
-            try:
-                self._step()
-            finally:
-                self._graph = self._stream.end_capture()
+            self._graph = self._recorded()
         self._graph.launch(self._stream)
+
+    def _recorded(self) -> Any:
+        self._stream.begin_capture()
+        try:
+            self._step()
+        except BaseException:
+            self._stream.end_capture()  # of a part of the step, which nobody may launch
+            raise
+        return self._stream.end_capture()
 
 
 class _OneLineOutOfMemory:

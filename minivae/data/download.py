@@ -50,11 +50,11 @@ def find_or_download(name: str) -> Path:
 
     Raises InputError if no mirror gives a file with the right content.
     """
-    from platformdirs import user_cache_path
-
     own = os.environ.get("MINIVAE_DATA")
     if own and has_idx_files(Path(own) / name):
         return Path(own) / name
+    from platformdirs import user_cache_path
+
     folder = user_cache_path("minivae") / name
     for (split, axes), digest in SHA256[name].items():
         target = folder / f"{file_name(split, axes)}.gz"
