@@ -42,7 +42,10 @@ for epoch in range(training.epochs):
 
 
 def _race(program: str, data: str, device: str, epochs: int) -> dict[str, Any]:
-    """Runs a program that prints a test loss an epoch, and times when each target is reached."""
+    """Runs a program that prints a test loss an epoch, and times when each target is reached.
+
+    Raises RuntimeError if it fails.
+    """
     started = time.perf_counter()
     reached: dict[str, float] = {}
     losses = []
@@ -57,6 +60,8 @@ def _race(program: str, data: str, device: str, epochs: int) -> dict[str, Any]:
                     reached.setdefault(f"{target:g}", passed)
             if len(reached) == len(TARGETS):
                 process.kill()
+    if process.returncode and len(reached) < len(TARGETS):
+        raise RuntimeError(f"a race on {data} ended with exit status {process.returncode}")
     return {"seconds_to": reached, "test_losses": [float(f"{loss:.5g}") for loss in losses]}
 
 

@@ -90,6 +90,11 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def reason(error: Exception) -> str:
+    """An error in a line, for the result file."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Median, p20 and p80, to four digits."""
     low, middle, high = np.percentile(values, (20, 50, 80))

@@ -14,6 +14,7 @@ from .scaling import measure_scaling
 from .steps import measure_steps
 
 SECTIONS = ("steps", "primitives", "scaling", "end-to-end")
+CASE_BY_CASE = ("steps", "scaling")
 
 
 def run_suite(
@@ -26,8 +27,9 @@ def run_suite(
     resume: bool = False,
 ) -> None:
     """Measures the sections one after the other into one result file, which is written after every
-    step case. With `resume` it goes on with that file, where a run was cut short: InputError if the
-    file is of another machine, commit or version.
+    case of steps and scaling. With `resume` it goes on with that file, where a run was cut short:
+    InputError if the file is of another machine, commit or version. Raises RuntimeError at the end
+    if a case failed.
 
     With `quick` everything runs at tiny sizes and for moments: a rehearsal, not a measurement.
     """
@@ -40,17 +42,21 @@ def run_suite(
     measures: dict[str, Callable[[], Iterator[Any]]] = {
         "steps": lambda: measure_steps(device, quick, result.get("steps", [])),
         "primitives": lambda: iter([measure_primitives(device, quick)]),
-        "scaling": lambda: iter([measure_scaling(device, quick)]),
+        "scaling": lambda: measure_scaling(device, quick, result.get("scaling", [])),
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
     }
     for section in sections:
-        if section in result and section != "steps":
+        if section in result and section not in CASE_BY_CASE:
             continue
         print(f"measuring {section}", flush=True)
         for found in measures[section]():
             result[section] = found
             write_result(output, result)
     print(output)
+    cases = [case for section in CASE_BY_CASE for case in result.get(section, [])]
+    failed = [f"{case['case']}: {case['failure']}" for case in cases if "failure" in case]
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def _unfinished(output: Path, expected: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def compare(old: Path, new: Path, tolerance: float = 1.15) -> list[str]:
             steps = json.loads(path.read_text())["steps"]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: not a result file with steps: {error}") from None
-        leads.append({c["case"]: c["times_as_fast_as_the_fastest_peer"] for c in steps})
+        leads.append({c["case"]: c.get("times_as_fast_as_the_fastest_peer") for c in steps})
     return [
         f"{case}: {before:.2f} times as fast as the fastest peer before, {leads[1][case]:.2f} now"
         for case, before in leads[0].items()

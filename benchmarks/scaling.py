@@ -3,14 +3,15 @@ time as a multiple of its floor."""
 
 import importlib.util
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from minivae.train import Trainer
 
 from .cases import Case, preset_case
 from .floor import Rates, machine_rates, step_floor
-from .measure import Candidate, in_own_process, interleaved
+from .measure import Candidate, in_own_process, interleaved, reason
+from .steps import set_peers_precision
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
@@ -44,6 +45,7 @@ def _minivae(case: Case, device: str) -> Candidate:
 def _torch(case: Case, device: str) -> Candidate:
     from .torch_peer import TorchPeer
 
+    set_peers_precision("fp32")
     peer = TorchPeer(case, "cuda" if device == "cuda" else "cpu", "eager")
     return Candidate(peer.step, peer.synchronize)
 
@@ -94,19 +96,33 @@ def _floor(options: dict[str, Any], rates: Rates) -> float:
     return step_floor(preset_case(**options, images=FEW_IMAGES), rates)
 
 
-def measure_scaling(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Every size of `_cases` in minivae and, if it is there, PyTorch, each in a fresh process."""
-    # Not in this process: a child's peak memory begins at its parent's.
-    rates = in_own_process(machine_rates, device, quick)
-    frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
-    results = []
-    for options in _cases(quick):
-        result: dict[str, Any] = {"case": options["label"]}
+def _measure_all(
+    frameworks: list[str], options: dict[str, Any], device: str, quick: bool, rates: Rates
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"case": options["label"]}
+    try:
         for framework in frameworks:
             result[framework] = in_own_process(_measure, framework, options, device, quick)
         floor = in_own_process(_floor, options, rates)
-        own = result["minivae"]["milliseconds"]["median"]
-        result["floor_milliseconds"] = float(f"{floor:.4g}")
-        result["times_the_floor"] = float(f"{own / floor:.3g}")
-        results.append(result)
-    return results
+    except Exception as error:  # the other sizes are measured all the same
+        return {"case": options["label"], "failure": reason(error)}
+    own = result["minivae"]["milliseconds"]["median"]
+    result["floor_milliseconds"] = float(f"{floor:.4g}")
+    result["times_the_floor"] = float(f"{own / floor:.3g}")
+    return result
+
+
+def measure_scaling(
+    device: str, quick: bool, measured: list[dict[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What is measured so far, after every size of `_cases` that is not yet among `measured`: in
+    minivae and, if it is there, PyTorch, each in a fresh process. A size that fails has a `failure`
+    and no times, and is measured again by the next call."""
+    # Not in this process: a child's peak memory begins at its parent's.
+    rates = in_own_process(machine_rates, device, quick)
+    frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
+    measured = [size for size in measured if "failure" not in size]
+    for options in _cases(quick):
+        if options["label"] not in {known["case"] for known in measured}:
+            measured = [*measured, _measure_all(frameworks, options, device, quick, rates)]
+            yield measured

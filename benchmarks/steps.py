@@ -18,6 +18,7 @@ from .measure import (
     SECONDS_A_TURN,
     Candidate,
     in_own_process,
+    reason,
     summary,
     take_turns,
     times_as_fast,
@@ -34,14 +35,11 @@ def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
     found: dict[str, Callable[[Case], Any]] = {}
     missing = []
     try:
-        import torch
-
         from .torch_peer import TorchPeer
 
-        gpu = device == "cuda" and torch.cuda.is_available()
-        where = "cuda" if gpu else "cpu"
-        modes = ["eager", "compile", *(("compile-max-autotune", "graph") if gpu else ())]
-        for mode in modes:
+        where = "cuda" if device == "cuda" else "cpu"
+        on_gpu = ("compile-max-autotune", "graph", "compile-graph") if where == "cuda" else ()
+        for mode in ("eager", "compile", *on_gpu):
             found[f"torch {mode}"] = lambda case, mode=mode: TorchPeer(case, where, mode)
     except ImportError:
         missing.append("torch")
@@ -50,7 +48,7 @@ def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
 
         from .jax_peer import JaxPeer
 
-        jax.config.update("jax_platforms", "cuda,cpu" if device == "cuda" else "cpu")
+        jax.config.update("jax_platforms", "cuda" if device == "cuda" else "cpu")
         found["jax jit"] = lambda case: JaxPeer(case)
         found["jax scan"] = lambda case: JaxPeer(case, SCAN)
     except ImportError:
@@ -68,19 +66,22 @@ def peers_by_draws(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[
 
 
 def set_peers_precision(precision: str) -> None:
-    """Lets PyTorch and JAX round the operands of matrix products to TF32, or forbids it."""
+    """Lets PyTorch and JAX round the operands of matrix products to TF32, or forbids it; and lets
+    PyTorch choose its convolutions by trying them, as JAX does."""
     tf32 = precision == "tf32"
     try:
         import torch
 
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True
     except ImportError:
         pass
     try:
         import jax
 
-        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "float32")
+        # JAX's own default on a GPU is TF32; asked for by name, it leaves XLA fewer kernels.
+        jax.config.update("jax_default_matmul_precision", "default" if tf32 else "float32")
     except ImportError:
         pass
 
@@ -168,7 +169,7 @@ def measure_case(
             loss = _peer_loss(name, peer, images, eps)
             peer.step()
         except Exception as error:  # a peer that cannot run is named, and the others are timed
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            failures[name] = reason(error)
             continue
         if not abs(loss - own) <= LOSS_TOLERANCE[precision] * abs(own):
             raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
@@ -196,12 +197,20 @@ def measure_steps(
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every case of `step_cases` that is not yet among `measured`:
     each in a process of its own, so that the threads of one case's peers do not disturb the next;
-    on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each."""
+    on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each. A case
+    that fails has a `failure` and no times, and is measured again by the next call."""
     options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
     batch = QUICK_BATCH if quick else None
+    measured = [case for case in measured if "failure" not in case]
     for number, case in enumerate(step_cases(batch)):
         for precision in ("fp32",) if device == "cpu" else backends.PRECISIONS:
-            if _label(case, precision) not in {known["case"] for known in measured}:
-                work = (number, batch, device, precision, options)
-                measured = [*measured, in_own_process(_measure_numbered, *work)]
+            label = _label(case, precision)
+            if label in {known["case"] for known in measured}:
+                continue
+            work = (number, batch, device, precision, options)
+            try:
+                found = in_own_process(_measure_numbered, *work)
+            except Exception as error:  # the other cases are measured all the same
+                found = {"case": label, "failure": reason(error)}
+            measured = [*measured, found]
             yield measured

@@ -64,7 +64,8 @@ class TorchPeer:
             self.model = self.model.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         adam = case.training.optimizer
         kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
-        captured = {"capturable": True} if mode == "graph" else {}
+        graph = mode in ("graph", "compile-graph")
+        captured = {"capturable": True} if graph else {}
         self.optimizer = kind(
             self.model.parameters(),
             lr=adam.lr,
@@ -76,11 +77,12 @@ class TorchPeer:
         self.data = images.contiguous().to(self.device)
         self.eps = torch.zeros(self.batch, max(case.model.latent, 1), device=self.device)
         torch.compiler.reset()  # each case with a compiled model of its own
-        compiled = {"compile": "default", "compile-max-autotune": "max-autotune"}.get(mode)
-        loss = torch.compile(self.model, mode=compiled) if compiled else self.model
+        compiled = "max-autotune" if mode == "compile-max-autotune" else "default"
+        plain = mode in ("eager", "graph")
+        loss = self.model if plain else torch.compile(self.model, mode=compiled)
         self._loss: Callable[..., torch.Tensor] = loss
         self._batches = self._permuted()
-        self._graph = self._capture() if mode == "graph" else None
+        self._graph = self._capture() if graph else None
 
     def _permuted(self) -> Iterator[torch.Tensor]:
         while True:

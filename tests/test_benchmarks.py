@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minivae.benchmarks import measure, report, run
+from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, steps
 from minivae.benchmarks.cases import preset_case
 from minivae.benchmarks.floor import FLOAT, Rates, step_floor
 from minivae.errors import InputError
@@ -107,6 +107,42 @@ def test_a_suite_that_was_cut_short_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run.run_suite("cpu", ["steps"], output, resume=resume)
     assert json.loads(output.read_text())["steps"] == [{"case": 0}, {"case": 1}]
+
+
+def test_a_case_that_fails_is_named_and_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing = True
+
+    def measured(function: Any, number: int, *_: Any) -> dict[str, Any]:
+        if failing and number == 1:
+            raise RuntimeError("out of luck")
+        return {"case": cases[number], "milliseconds": {}}
+
+    cases = [case.name for case in steps.step_cases(steps.QUICK_BATCH)]
+    monkeypatch.setattr(steps, "in_own_process", measured)
+    output = tmp_path / "bench.json"
+    with pytest.raises(RuntimeError, match=f"{cases[1]}: RuntimeError: out of luck"):
+        run.run_suite("cpu", ["steps"], output, quick=True)
+    assert [case["case"] for case in json.loads(output.read_text())["steps"]] == cases
+    failing = False
+    run.run_suite("cpu", ["steps"], output, quick=True, resume=True)
+    found = json.loads(output.read_text())["steps"]
+    assert sorted(case["case"] for case in found) == sorted(cases)
+    assert not any("failure" in case for case in found)
+
+
+def test_a_race_that_fails_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", 1)
+
+
+def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> None:
+    # Until the grandchild ends, its output stays open: a wait for that would last a minute.
+    part = gpu_check.run(["sh", "-c", "echo begun; sleep 60 & wait"], limit=1)
+    assert part["status"] == 124
+    assert part["output"] == "begun\n\nstopped after 1 s"
+    assert part["seconds"] < 50
 
 
 def test_a_suite_does_not_go_on_with_what_was_measured_otherwise(tmp_path: Path) -> None:
