@@ -177,9 +177,10 @@ class Trainer:
 
     def _run_part(self, rows: int, part: int) -> ModelPass:
         """A part of a batch of `rows` images, from its pixels to the gradient at every layer."""
-        bound = self.model.bind(rows // self.training.accumulate)
-        # Kept, since a captured step goes on writing there when the model has grown other memory.
-        self._bound[rows] = bound
+        if rows not in self._bound:
+            # Kept: a captured step goes on with its memory where the model has taken other since.
+            self._bound[rows] = self.model.bind(rows // self.training.accumulate)
+        bound = self._bound[rows]
         backend, noise = self.model.backend, self._noise(part)
         permutation = self.permutation[part * bound.rows :]
         backend.gather_batch(

@@ -133,6 +133,19 @@ def test_a_step_that_failed_while_it_was_recorded_is_recorded_anew(
     assert model.backend.to_numpy(model.parameters.flat["values"]).tobytes() == undisturbed
 
 
+def test_a_step_is_recorded_with_its_own_memory_where_the_model_has_taken_more(
+    without_a_card: Any,
+) -> None:
+    without_a_card()
+    model = preset("glyphs").model(**SMALL).to("cuda")
+    trainer = Trainer(model, load("glyphs"), Training(batch_size=8))
+    trainer.step()
+    model.bind(128)
+    # It would be an error to ask for memory, or to copy there, while the step is recorded.
+    trainer.step()
+    assert trainer.finished_steps == 2
+
+
 def taking_turns(device: str) -> list[bytes]:
     """The parameters of two models after four steps of each, the second begun after a step of the
     first, each on a backend of its own."""
