@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_totals(
     int j = first + column;
     float partial = 0.0f;
     if (j < d) {
-#pragma unroll 8
+#pragma unroll 32  // so many loads in flight: one block alone has nothing else to do meanwhile
       for (int row = part; row < n; row += parts) partial += kl[(size_t)row * d + j];
     }
     partials[part][column] = partial;

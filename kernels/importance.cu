@@ -69,20 +69,20 @@ extern "C" __global__ void importance_weigh(
   if (j < m) dlogits[(size_t)blockIdx.x * m + j] *= scale * weights[blockIdx.x];  // importance.E4
 }
 
-// head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One thread for each of
-// n ceil(d / 4), which adds up the draws in order.
+// head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One warp for each of
+// n ceil(d / 4), whose lanes share the draws.
 extern "C" __global__ void importance_latent_backward(
     const float* __restrict__ head, const float* __restrict__ dz,
     const float* __restrict__ weights, float* __restrict__ dhead, float scale, float logvar_factor,
     unsigned long long seed, unsigned int stream, const long long* __restrict__ state, int n, int k,
     int d) {
   int blocks = ceil_div(d, 4);
-  int thread = blockIdx.x * blockDim.x + threadIdx.x;
-  if (thread >= n * blocks) return;
-  int image = thread / blocks, block = thread % blocks;
+  int warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  if (warp >= n * blocks) return;
+  int image = warp / blocks, block = warp % blocks;
   const float* mu = head + (size_t)image * 2 * d;
   float dmu[4] = {}, dlogvar[4] = {};
-  for (int s = 0; s < k; ++s) {
+  for (int s = lane; s < k; s += WARP) {
     int row = image * k + s;
     float eps[4];
     normal4(random_words(block, row, state[STEP], seed, stream), eps);
@@ -99,10 +99,11 @@ extern "C" __global__ void importance_latent_backward(
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    float mu_sum = warp_sum(dmu[i]), logvar_sum = warp_sum(dlogvar[i]);
     int j = 4 * block + i;
-    if (j < d) {
-      dhead[(size_t)image * 2 * d + j] = dmu[i];
-      dhead[(size_t)image * 2 * d + d + j] = 0.5f * logvar_factor * (dlogvar[i] - scale);
+    if (lane == 0 && j < d) {
+      dhead[(size_t)image * 2 * d + j] = mu_sum;
+      dhead[(size_t)image * 2 * d + d + j] = 0.5f * logvar_factor * (logvar_sum - scale);
     }
   }
 }

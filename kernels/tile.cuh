@@ -158,6 +158,12 @@ __device__ __forceinline__ int first_column_of_warp() {
   return threadIdx.x / WARP % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS;
 }
 
+// Where an element is in a tile's result. All rows begin in the same bank, so their columns are turned
+// (by XOR), else what a warp stores at once would lie in four or eight of the 32.
+__device__ __forceinline__ int in_result(int row, int column) {
+  return row * COLUMNS + (column ^ ((row ^ row / 4) % 4 * 8 & (COLUMNS - 1)));
+}
+
 #if TENSOR_CORES
 // A thread's part of the product: of each 16 x 8 elements what mma.sync spreads over a warp.
 //
@@ -249,7 +255,7 @@ struct Product {
     }
   }
 
-  // Writes the sums to result[row][column].
+  // Writes the sums to a result.
   __device__ __forceinline__ void store(float* result) const {
     const bool inner_depth = TURNED ? B::INNER_DEPTH : A::INNER_DEPTH;
 #pragma unroll
@@ -262,7 +268,7 @@ struct Product {
           int across = 8 * j + 2 * member() + e % 2;
           int row = first_row_of_warp() + (TURNED ? across : down);
           int column = first_column_of_warp() + (TURNED ? down : across);
-          result[row * COLUMNS + column] = sums[i][j][e];
+          result[in_result(row, column)] = sums[i][j][e];
         }
       }
     }
@@ -340,7 +346,7 @@ struct Product {
     }
   }
 
-  // Writes the sums to result[row][column].
+  // Writes the sums to a result.
   __device__ __forceinline__ void store(float* result) const {
 #pragma unroll
     for (int i = 0; i < DOWN; ++i) {
@@ -348,7 +354,7 @@ struct Product {
       for (int j = 0; j < ACROSS; ++j) {
         int row = first_row_of_warp() + PartA::outer(group(), i);
         int column = first_column_of_warp() + PartB::outer(member(), j);
-        result[row * COLUMNS + column] = sums[i][j];
+        result[in_result(row, column)] = sums[i][j];
       }
     }
   }
@@ -415,8 +421,10 @@ __device__ __forceinline__ bool last_to_arrive(int* counter, int expected) {
   if (threadIdx.x == 0) {
     __threadfence();
     last = atomicAdd(counter, 1) == expected - 1;
-    if (last) *counter = 0;
-    __threadfence();
+    if (last) {
+      __threadfence();
+      *counter = 0;
+    }
   }
   __syncthreads();
   return last;
@@ -566,7 +574,8 @@ __device__ __forceinline__ void for_each_run(
     }
 #pragma unroll
     for (int t = 0; t < together; ++t) {
-      Run run = *(const Run*)(result + COLUMNS + (first + t * THREADS) * RUN);
+      int i = (first + t * THREADS) * RUN;
+      Run run = *(const Run*)(result + COLUMNS + in_result(i / COLUMNS, i % COLUMNS));
       finish(row[t], column[t], count[t], run, fetched[t]);
     }
   }

@@ -518,7 +518,8 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         n, d = len(head), dz.shape[1]
         self.launch(
-            *("importance_latent_backward", _blocks(n * -(-d // 4)), head, dz, weights, dhead),
+            *("importance_latent_backward", _blocks(WARP * n * -(-d // 4))),
+            *(head, dz, weights, dhead),
             *(scale, logvar_factor, *_noise(noise), state, n, len(dz) // n, d),
         )
 
