@@ -46,7 +46,7 @@ def parts(device: str) -> dict[str, tuple[int, list[str]]]:
 
 
 def sanitizer(tool: str) -> list[str]:
-    """The command that runs another under compute-sanitizer; InputError if it is missing."""
+    """The command that runs another under compute-sanitizer."""
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     command = [path, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
     # CuPy asks an event whether it is done, and the answer "not yet" is an error of the API.
@@ -81,10 +81,12 @@ def _finished(command: list[str], limit: int) -> tuple[int, str]:
     try:
         output, _ = process.communicate(timeout=limit)
         return process.returncode, output
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # the limit, or Ctrl-C, which does not reach another session
         os.killpg(process.pid, signal.SIGKILL)  # a sanitizer's child would go on by itself
         output, _ = process.communicate()
-        return 124, f"{output}\nstopped after {limit} s"
+        if isinstance(error, subprocess.TimeoutExpired):
+            return 124, f"{output}\nstopped after {limit} s"
+        raise
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def _measure_all(
             result[framework] = in_own_process(_measure, framework, options, device, quick)
         floor = in_own_process(_floor, options, rates)
     except Exception as error:  # the other sizes are measured all the same
-        return {"case": options["label"], "failure": reason(error)}
+        return {**result, "failure": reason(error)}
     own = result["minivae"]["milliseconds"]["median"]
     result["floor_milliseconds"] = float(f"{floor:.4g}")
     result["times_the_floor"] = float(f"{own / floor:.3g}")
@@ -117,7 +117,7 @@ def measure_scaling(
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every size of `_cases` that is not yet among `measured`: in
     minivae and, if it is there, PyTorch, each in a fresh process. A size that fails has a `failure`
-    and no times, and is measured again by the next call."""
+    beside what was measured, and is measured again by the next call."""
     # Not in this process: a child's peak memory begins at its parent's.
     rates = in_own_process(machine_rates, device, quick)
     frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
