@@ -594,6 +594,22 @@ def test_losses_of_numbers_that_are_not_finite(
         assert not np.isfinite(actual[0][1])
 
 
+@pytest.mark.parametrize("draw", range(3))
+@pytest.mark.parametrize("importance", [True, False])
+def test_the_bound_of_a_draw_that_is_not_a_number_is_none(
+    backend: ReferenceBackend, draw: int, importance: bool
+) -> None:
+    logits = np.ones((6, 5))
+    logits[3 + draw, 2] = np.nan
+    ratio, x = np.zeros(6), np.full((2, 5), 0.25)
+    written = [Out((6,)), Out((2,)), Out((6, 5))]
+    given = [In(logits), In(x), In(ratio), *written, 0.5, importance]
+    with np.errstate(all="ignore"):
+        _, loss, _ = Runner(backend, np.float32)(Case("importance_loss", "", given))
+    assert np.isfinite(loss[0])
+    assert not np.isfinite(loss[1])
+
+
 @pytest.mark.parametrize("logvar", [np.nan, np.inf, 200.0])
 def test_kl_of_numbers_that_are_not_finite(backend: ReferenceBackend, logvar: float) -> None:
     head = np.zeros((2, 6))

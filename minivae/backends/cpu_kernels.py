@@ -465,8 +465,9 @@ def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importa
             log_weight = log_ratio[row] - surprise
             weights[row] = log_weight
             mean += log_weight / np.float32(draws)
-            # A NaN goes through, to be seen by the latch.
-            largest = largest if log_weight <= largest else log_weight
+            # A NaN stays, to be seen by the latch: it is not even equal to itself.
+            if largest == largest and not log_weight <= largest:
+                largest = log_weight
         if importance:
             total = ZERO
             for row in range(first, end):
