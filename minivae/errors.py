@@ -1,7 +1,10 @@
 """The one exception that means: the user's input is wrong, and here is what was expected."""
 
 import dataclasses
+import difflib
+import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 KINDS: dict[Any, tuple[type, str]] = {
@@ -13,6 +16,23 @@ KINDS: dict[Any, tuple[type, str]] = {
 
 class InputError(Exception):
     """Bad input. The message is one line that names the file or option and what was expected."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error that `name` is not a known one, with the nearest that is."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return InputError(f"unknown {what} {name!r}{hint} ({', '.join(names)})")
+
+
+def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:
+    """Raises InputError for the first field of a dataclass whose check, (whether it holds, what was
+    expected), does not hold, or that is not finite."""
+    for name, (holds, expected) in checks.items():
+        value = getattr(settings, name)
+        if not holds or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{name} is {value!r}, expected {expected}")
 
 
 def check_kinds(settings: Any) -> None:

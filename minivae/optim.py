@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, check_kinds
+from .errors import InputError, check_kinds, check_settings
 from .ops.state import BETA, DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
 
 SCHEDULES = ("constant", "step", "cosine", "pieces")
@@ -64,11 +64,7 @@ class Adam:
             "clip_norm": (self.clip_norm >= 0, "0 or above"),
             "second_moment": (self.second_moment >= 0, "0 or above"),
         }
-        for name, (holds, expected) in checks.items():
-            value = getattr(self, name)
-            if not holds or (isinstance(value, float) and not math.isfinite(value)):
-                raise InputError(f"{name} is {value!r}, expected {expected}")
-
+        check_settings(self, checks)
         pieces = tuple((int(steps), float(factor)) for steps, factor in self.pieces)
         object.__setattr__(self, "pieces", pieces)  # lists, where they come from a JSON file
         positive = all(steps > 0 and factor > 0 for steps, factor in pieces)

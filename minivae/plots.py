@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from .errors import InputError
 from .files import replacing
 
 DPI = 120
@@ -29,14 +30,18 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG, beside `path` first."""
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
+    """Writes a figure in the format of the path's suffix, beside it first. Raises InputError if
+    that is none of matplotlib's."""
+    kind, known = path.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(f"{path}: expected a picture's suffix: {', '.join(known)}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind)
 
 
 def _mosaic(images: NDArray, gap: int = 2) -> NDArray:
     """Rows of images (rows, columns, h, w, c) as one picture, with white gaps between them."""
-    images = images / 255 if images.dtype == np.uint8 else np.clip(images, 0, 1)
+    images = np.clip(images, 0, 1)
     rows, columns, height, width, channels = images.shape
     tile_height, tile_width = height + gap, width + gap
     canvas = np.ones((rows * tile_height + gap, columns * tile_width + gap, channels))
@@ -57,7 +62,9 @@ def _show(axes: Axes, images: NDArray, gap: int = 2) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _label(axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:
+def _label(
+    axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any] | NDArray
+) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_xticklabels([str(column) for column in columns])
@@ -106,12 +113,11 @@ def reconstructions(
     *,
     title: str = "Test images and their reconstructions",
 ) -> None:
-    """Originals (n, h, w, c) above their reconstructions, at most ten pairs a row of pairs."""
+    """Originals (n, h, w, c) above their reconstructions, at most ten pairs a row of pairs; the
+    last may be short."""
     columns = min(10, len(originals))
-    pairs = len(originals) // columns
-    kept = pairs * columns
-    shape = (pairs, columns, *originals.shape[1:])
-    parts = [_mosaic_floats(images[:kept]).reshape(shape) for images in (originals, decoded)]
+    parts = [_rows(images, columns) for images in (originals, decoded)]
+    pairs = len(parts[0])
     stacked = np.stack(parts, axis=1).reshape(2 * pairs, columns, *originals.shape[1:])
     figure = new_figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
     axes = figure.subplots()
@@ -124,16 +130,22 @@ def _mosaic_floats(images: NDArray) -> NDArray:
     return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
-def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
-    """Images (n, h, w, c) in a grid as square as can be; the last row may be short."""
-    columns = int(np.ceil(np.sqrt(len(images))))
+def _rows(images: NDArray, columns: int) -> NDArray:
+    """Images (n, h, w, c) as (rows, columns, h, w, c), filled up with white ones."""
     rows = -(-len(images) // columns)
     padded = np.ones((rows * columns, *images.shape[1:]))
     padded[: len(images)] = _mosaic_floats(images)
-    figure = new_figure(0.8 * columns + 0.8, 0.8 * rows + 1.1, title)
+    return padded.reshape(rows, columns, *images.shape[1:])
+
+
+def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
+    """Images (n, h, w, c) in a grid as square as can be; the last row may be short."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    grid = _rows(images, columns)
+    figure = new_figure(0.8 * columns + 0.8, 0.8 * len(grid) + 1.1, title)
     axes = figure.subplots()
-    _show(axes, padded.reshape(rows, columns, *images.shape[1:]))
-    first = [row * columns + 1 for row in range(rows)]
+    _show(axes, grid)
+    first = [row * columns + 1 for row in range(len(grid))]
     _label(axes, "column", "first image of row", range(1, columns + 1), first)
     save_figure(path, figure)
 
@@ -147,7 +159,7 @@ def class_reconstructions(
     title: str = "Two images of each class and their reconstructions",
 ) -> None:
     """For each class its first two originals, each beside its reconstruction."""
-    classes = [c for c in np.unique(labels) if (labels == c).any()]
+    classes = np.unique(labels)
     rows = []
     for c in classes:
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
@@ -164,7 +176,9 @@ def principal_components(x: NDArray, count: int) -> tuple[NDArray, NDArray]:
     """The projection (n, count) of x (n, d) on its first principal components, and the share of the
     variance that each explains (count,). Signs are fixed: the largest loading is positive."""
     centred = x - x.mean(axis=0)
-    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    # Rows of zeros change no direction; with them there are `count` even of fewer points.
+    filled = np.pad(centred, ((0, count), (0, 0)))
+    _, sizes, directions = np.linalg.svd(filled, full_matrices=False)
     directions = directions[:count]
     largest = np.argmax(np.abs(directions), axis=1)
     directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
@@ -205,9 +219,14 @@ def latent_scatter(
                 f"principal component {i + 1} of the {quantity}s ({shares[i]:.0%} of variance)"
                 for i in range(2)
             ]
+        shades = np.empty((len(points), 4))
         for group, c, colour in zip(groups, classes, colours, strict=True):
-            x, y = points[group, 0], points[group, 1]
-            axes.scatter(x, y, s=8, alpha=0.6, color=colour, linewidths=0, label=str(c))
+            shades[group] = colour
+            axes.scatter([], [], s=8, color=colour, label=str(c))
+        # Mixed, so that no class hides those drawn before it.
+        order = np.random.default_rng(0).permutation(len(points))
+        x, y = points[order, 0], points[order, 1]
+        axes.scatter(x, y, s=8, alpha=0.6, c=shades[order], linewidths=0)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     if labels is not None and len(classes) <= 20:
@@ -249,7 +268,7 @@ def traversals(
     values: Sequence[float] | NDArray,
     dimensions: Sequence[int] | NDArray | None = None,
     *,
-    title: str = "Latent traversals: one dimension a row, the others kept",
+    title: str = "Latent traversals from one image, most informative dimension first",
 ) -> None:
     """Images (rows, steps, h, w, c): row i decoded with `dimensions[i]` set to each of `values`."""
     rows, columns = images.shape[:2]
@@ -257,7 +276,7 @@ def traversals(
     figure = new_figure(0.8 * columns + 1.3, 0.8 * rows + 1.2, title)
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images))
-    ticks = [f"{value:.2g}" for value in values]
+    ticks = [f"{value:.3g}" for value in values]
     _label(axes, "value of the dimension", "dimension", ticks, [f"z{d + 1}" for d in dimensions])
     save_figure(path, figure)
 

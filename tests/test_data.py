@@ -218,6 +218,13 @@ def test_train_and_test_subfolders_are_the_splits(tmp_path: Path) -> None:
     assert (len(splits.train), len(splits.test)) == (8, 3)
 
 
+def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"cat": 4, "dog": 4})
+    write_images(tmp_path / "test", {"dog": 2})
+    with pytest.raises(InputError, match=r"train has the classes \['cat', 'dog'\], test \['dog'\]"):
+        load(str(tmp_path))
+
+
 def test_colour_images_have_three_channels(tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (4, 5), (number, 2, 3)).save(tmp_path / f"{number}.png")

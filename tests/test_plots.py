@@ -30,6 +30,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "reconstructions": lambda p: plots.reconstructions(p, IMAGES, IMAGES),
     "one reconstruction": lambda p: plots.reconstructions(p, IMAGES[:1], IMAGES[:1]),
     "colour reconstructions": lambda p: plots.reconstructions(p, COLOUR, COLOUR),
+    "a last row that is short": lambda p: plots.reconstructions(p, IMAGES[:15], IMAGES[:15]),
     "samples": lambda p: plots.sample_grid(p, IMAGES),
     "one sample": lambda p: plots.sample_grid(p, IMAGES[:1]),
     "an odd number of colour samples": lambda p: plots.sample_grid(p, COLOUR[:11]),
@@ -41,6 +42,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "scatter of two dimensions": lambda p: plots.latent_scatter(p, CODES[:, :2], LABELS),
     "scatter of one dimension": lambda p: plots.latent_scatter(p, CODES[:, :1], LABELS),
     "scatter without labels": lambda p: plots.latent_scatter(p, CODES, None),
+    "scatter of one point": lambda p: plots.latent_scatter(p, CODES[:1], LABELS[:1]),
     "manifold": lambda p: plots.manifold(p, IMAGES[:16], 4),
     "traversals": lambda p: plots.traversals(p, IMAGES.reshape(4, 6, 7, 5, 1), np.arange(6.0)),
     "error histogram": lambda p: plots.error_histogram(p, RNG.random(200)),
@@ -102,6 +104,30 @@ def test_principal_components_find_the_directions_of_largest_variance() -> None:
     # Four thousand draws: a few percent of sampling error.
     assert projection.std(axis=0) == pytest.approx([5.0, 2.0], rel=0.05)
     assert shares == pytest.approx([25 / 29.01, 4 / 29.01], rel=0.05)
+
+
+def test_every_reconstruction_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = []
+    monkeypatch.setattr(plots, "_show", lambda axes, images: shown.append(images))
+    monkeypatch.setattr(plots, "_label", lambda *arguments: None)
+    plots.reconstructions(tmp_path / "p.png", IMAGES[:15], 1 - IMAGES[:15])
+    assert shown[0].shape == (4, 10, 7, 5, 1)
+    np.testing.assert_array_equal(shown[0][2, :5], IMAGES[10:15])
+    np.testing.assert_array_equal(shown[0][3, :5], 1 - IMAGES[10:15])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [(".pdf", b"%PDF"), (".jpg", b"\xff\xd8"), (".PNG", b"\x89PNG")]
+)
+def test_a_picture_has_the_format_of_its_suffix(tmp_path: Path, suffix: str, begin: bytes) -> None:
+    path = tmp_path / f"p{suffix}"
+    plots.sample_grid(path, IMAGES)
+    assert path.read_bytes().startswith(begin)
+
+
+def test_an_unknown_suffix_of_a_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"p\.txt: expected a picture's suffix: .*png"):
+        plots.sample_grid(tmp_path / "p.txt", IMAGES)
 
 
 def test_principal_components_have_a_fixed_sign() -> None:

@@ -21,8 +21,10 @@ KEYS = {
 
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "allow_pickle" in reason or "Object arrays" in reason:
+    if "Object arrays" in reason:
         reason = "it holds Python objects, expected plain arrays"
+    elif "allow_pickle" in reason:  # what NumPy says of any content that it does not know
+        reason = "it begins with something else"
     return InputError(f"{path}: not a whole {path.suffix} file: {reason}")
 
 

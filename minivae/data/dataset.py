@@ -63,18 +63,23 @@ def dataset(images: NDArray, labels: NDArray | None, source: Path | str) -> Data
         images = 255 * images.astype(np.uint8)
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32, copy=False)
-        if not np.isfinite(images).all():
-            raise InputError(f"{source}: images hold NaN or infinity, expected values in [0, 1]")
-        low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{source}: images range from {low:g} to {high:g}, expected values in [0, 1]"
-            )
+        check_unit_range(images, source)
     elif images.dtype != np.uint8:
         raise InputError(
             f"{source}: images are {images.dtype}, expected uint8, bool or floating point in [0, 1]"
         )
     return Dataset(np.ascontiguousarray(images), _checked_labels(labels, len(images), source))
+
+
+def check_unit_range(images: NDArray, source: Path | str) -> None:
+    """Raises InputError, naming `source`, if a value is not finite or outside [0, 1]."""
+    low, high = (float(f(images, initial=0.0)) for f in (np.min, np.max))  # NaN if one is
+    if not np.isfinite([low, high]).all():
+        raise InputError(f"{source}: images hold NaN or infinity, expected values in [0, 1]")
+    if low < 0 or high > 1:
+        raise InputError(
+            f"{source}: images range from {low:g} to {high:g}, expected values in [0, 1]"
+        )
 
 
 def _checked_labels(

@@ -6,9 +6,9 @@ The gzip files differ from mirror to mirror, so the SHA-256 is that of the decom
 import gzip
 import hashlib
 import os
-import urllib.error
 import urllib.request
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 from ..errors import InputError
@@ -69,7 +69,7 @@ def _download(name: str, target: Path, digest: str) -> None:
         try:
             content = _fetch(mirror + target.name)
             found = hashlib.sha256(_decompress(content)).hexdigest()
-        except (OSError, EOFError, zlib.error, urllib.error.URLError) as error:
+        except (OSError, HTTPException, zlib.error) as error:
             reasons.append(f"{mirror}: {error}")
             continue
         if found == digest:

@@ -15,21 +15,28 @@ GREY = ("1", "L", "LA")
 MOST_GREY = 2**16 - 1
 """White in Pillow's modes I and I;16, which files of more than 8 bits have."""
 
-SHUFFLE_STREAM = 6
+HOLD_OUT_STREAM = 6
 
 
 def load_image_folder(folder: Path, seed: int) -> Splits:
     """The images below a folder. With subfolders `train` and `test` these are the splits, else a
     tenth, drawn by `seed`, is the test split.
 
-    Raises InputError on a folder without images, images of mixed sizes, or an unreadable file.
+    Raises InputError on a folder without images, images of mixed sizes, an unreadable file, or
+    splits of different classes.
     """
     if (folder / "train").is_dir() and (folder / "test").is_dir():
+        classes = [[part.name for part in _classes(folder / split)] for split in ("train", "test")]
+        if classes[0] != classes[1]:
+            raise InputError(
+                f"{folder}: train has the classes {classes[0]}, test {classes[1]}, expected the "
+                "same"
+            )
         train, test = _read(folder / "train"), _read(folder / "test")
         same_image_shape(train, test, folder)
         return Splits(folder.name, train, test)
     data = _read(folder)
-    order = np.random.default_rng([seed, SHUFFLE_STREAM]).permutation(len(data))
+    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(len(data))
     return hold_out(data.take(order), folder.name, folder)
 
 
@@ -37,8 +44,12 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
+def _classes(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _image_files(path))
+
+
 def _read(folder: Path) -> Dataset:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and _image_files(path))
+    classes = _classes(folder)
     files = [(path, label) for label, part in enumerate(classes) for path in _image_files(part)]
     labels = np.array([label for _, label in files], np.int64) if classes else None
     if not classes:

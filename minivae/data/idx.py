@@ -46,7 +46,7 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
         with gzip.open(path) if zipped else open(path, "rb") as file:
             header = file.read(4 * (1 + axes))
             if len(header) < 4 * (1 + axes):
-                raise InputError(f"{path}: ends inside the IDX header")
+                raise InputError(f"{path}: ends inside the IDX header, if it is an IDX file")
             magic, *shape = struct.unpack(f">{1 + axes}I", header)
             if magic != UINT8 << 8 | axes:
                 raise InputError(
@@ -78,7 +78,7 @@ def _read_split(folder: Path, split: str) -> Dataset | None:
     if images is None:
         return None
     numbers = None if labels is None else read_idx(labels, 1)
-    return dataset(read_idx(images, 3), numbers, labels or images)
+    return dataset(read_idx(images, 3), numbers, f"{folder}, {split} images")
 
 
 def load_idx_folder(folder: Path, name: str) -> Splits:
