@@ -58,13 +58,14 @@ def write_checkpoint(
     folder: Path, model: Autoencoder, progress: Progress, name: str = CHECKPOINT
 ) -> None:
     """Writes the checkpoint beside the old one, syncs it and renames it."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     tensors = {name: np.ascontiguousarray(t) for name, t in model.tensors().items()}
     tensors |= {f"progress.{key}": np.asarray(value) for key, value in progress._asdict().items()}
     metadata = {"format": "minivae", "model": json.dumps(model.config())}
     with replacing(folder / name) as path:
-        save_file(tensors, path, metadata)
+        # Not save_file, whose error of a full disk is none of the operating system's.
+        path.write_bytes(as_bytes(tensors, metadata))
 
 
 def _describes(text: str, model: Autoencoder) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import __version__
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +38,18 @@ def _positive_integers(text: str) -> tuple[int, ...]:
     return values
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of 0 to 2^64 - 1")
+    return int(text)
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="minivae",
         description="Variational autoencoders with every gradient derived by hand.",
     )
+    parser.add_argument("--version", action="version", version=f"minivae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
 
@@ -75,7 +83,7 @@ def _parser() -> _Parser:
     sample.add_argument(
         "--label", type=int, metavar="N", help="of a conditional model; default: each in turn"
     )
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    sample.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     output(sample, "samples.png", "the picture")
     encode = run_command("encode", "write the latent of each image")
     encode.add_argument(
@@ -88,12 +96,12 @@ def _parser() -> _Parser:
     evaluate.add_argument(
         "--binarization",
         metavar="KIND",
-        help="none, threshold or stochastic (once); default: that of the run",
+        help="none, threshold or stochastic (static: drawn once); default: that of the run",
     )
     evaluate.add_argument(
         "--chunk", type=int, default=1000, metavar="N", help="default: 1000 draws"
     )
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     run_command("plot", "draw a run's pictures again")
     export = run_command("export", "write a run's model for another framework", data=False)
@@ -107,7 +115,7 @@ def _parser() -> _Parser:
         "differences in float64.",
     )
     gradcheck.add_argument("--preset", metavar="NAME", help="default: every preset")
-    gradcheck.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    gradcheck.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     _add_bench(commands)
     info = commands.add_parser(
         "info",
@@ -158,7 +166,10 @@ def _add_train(commands: Any) -> None:
         const=True,
         help="the images' labels join encoder and decoder",
     )
-    option(source, "--binarization", str, "KIND", "none, threshold or stochastic")
+    option(
+        *(source, "--binarization", str, "KIND"),
+        "none, threshold or stochastic (dynamic: drawn anew in each epoch)",
+    )
     loop = train.add_argument_group("training")
     option(loop, "--images", int, "N", "only the first N training images; 0: all")
     option(loop, "--epochs", int, "N", "passes over the training data")
@@ -172,7 +183,7 @@ def _add_train(commands: Any) -> None:
     option(loop, "--step-every", int, "STEPS", "schedule step: steps between two falls")
     option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
     option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
-    option(loop, "--seed", int, "N", "of weights, noise and order")
+    option(loop, "--seed", _seed, "N", "of weights, noise and order")
     option(loop, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
     option(loop, "--validation", int, "N", "hold out the last N training images, keep the best")
     loop.add_argument(
@@ -272,20 +283,49 @@ def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
     return {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
 
 
-def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
+def _given_training(arguments: argparse.Namespace) -> dict[str, Any]:
     given = _given(arguments, TRAINING_OPTIONS)
     if "epochs" in given and "steps" not in given:
         # A preset that counts steps then counts epochs.
         given["steps"] = 0
+    return given
+
+
+def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
     optimizer = {
         OPTIMIZER_OPTIONS[name]: value
         for name, value in _given(arguments, tuple(OPTIMIZER_OPTIONS)).items()
     }
+    if optimizer.get("schedule", "pieces") != "pieces":
+        optimizer["pieces"] = ()
     return dataclasses.replace(
         preset.training,
         optimizer=dataclasses.replace(preset.training.optimizer, **optimizer),
-        **given,
+        **_given_training(arguments),
     )
+
+
+def _refuse_idle(arguments: argparse.Namespace, model: "Autoencoder", training: "Training") -> None:
+    """Raises InputError for an option that would change nothing."""
+    objective, optimizer = model.objective, training.optimizer
+    of_the_kl = ("beta", "beta_warmup", "free_bits", "capacity", "capacity_steps")
+    of_steps = ("step_every", "gamma")
+    for names, effective, expected in (
+        (of_the_kl, model.latent > 0, "a VAE, since a plain autoencoder has no KL"),
+        (("sigma",), objective.likelihood == "gaussian", "--likelihood gaussian"),
+        (("capacity_steps",), objective.capacity > 0, "--capacity"),
+        (of_steps, optimizer.schedule == "step", "--schedule step"),
+        (("k",), objective.estimator != "analytic", "one of the presets iwae-paper-*"),
+    ):
+        for name in _given(arguments, names):
+            if not effective:
+                raise InputError(f"{_option(name)} changes nothing here: it is for {expected}")
+    if arguments.best:
+        raise InputError("--best changes nothing here: it is for --resume")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _model(
@@ -340,6 +380,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.conditional and splits.train.labels is None:
         raise InputError(f"--conditional: {splits.name} has no labels")
     model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
+    _refuse_idle(arguments, model, training)
     extra = {"preset": name, "source": source}
     _run_training(model, splits, training, folder, False, extra, arguments)
 
@@ -361,27 +402,26 @@ def _resume(arguments: argparse.Namespace) -> None:
     names = ("preset", "k", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS)
     given = _given(arguments, names)
     if given:
-        preset = find_preset(arguments.preset or config["preset"])
+        name = arguments.preset or config.get("preset")
+        if name is None:
+            raise InputError(f"{folder} names no preset: give --preset, or no option of the model")
+        preset = find_preset(name)
         # A run without classes is not what --conditional asks for, of however many.
         other = _model(preset, arguments, model.image_shape, model.classes or 1).config()
         if {**other, "seed": model.seed} != model.config():
-            options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError(f"--resume {folder}: the run trains another model than {options} asks")
-    for name, field in {
-        **{name: name for name in TRAINING_OPTIONS},
-        **OPTIMIZER_OPTIONS,
-    }.items():
-        value = getattr(arguments, name)
-        owner = training.optimizer if name in OPTIMIZER_OPTIONS else training
-        if value is None or value == getattr(owner, field):
-            continue
-        if name not in MAY_CHANGE_ON_RESUME:
-            option = "--" + name.replace("_", "-")
+            options = ", ".join(_option(name) for name in given)
             raise InputError(
-                f"--resume {folder}: {option} is {value}, the run has {getattr(owner, field)}"
+                f"--resume {folder}: the run trains another model than {options} asks; give all of "
+                "its model's options, or none"
             )
-        training = dataclasses.replace(training, **{name: value})
-    splits = _load_data(arguments.data or config["source"], training.seed)
+    changes = _given_training(arguments)
+    for name, value in {**changes, **_given(arguments, tuple(OPTIMIZER_OPTIONS))}.items():
+        owner = training.optimizer if name in OPTIMIZER_OPTIONS else training
+        had = getattr(owner, OPTIMIZER_OPTIONS.get(name, name))
+        if value != had and name not in MAY_CHANGE_ON_RESUME:
+            raise InputError(f"--resume {folder}: {_option(name)} is {value}, the run has {had}")
+    training = dataclasses.replace(training, **changes)
+    splits = _load_data(_source(arguments, folder, config), training.seed)
     _run_training(model, splits, training, folder, True, None, arguments)
 
 
@@ -407,7 +447,7 @@ def _run_training(
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
-    print(f"objective  {model.objective}{model.given}")
+    print(f"objective  {model.describe(model.objective)}")
     print(f"run        {folder}", flush=True)
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -429,8 +469,11 @@ def _run_training(
         on_metrics=None if board is None else board.record,
         extra_config=extra_config,
     )
-    last = [record for record in metrics if "test" in record][-1]
-    for split in ("train", "test"):
+    tested = [record for record in metrics if "test" in record]
+    if not tested:
+        raise InputError(f"{folder} has not been tested yet: --resume it with more --steps")
+    last = tested[-1]
+    for split in (name for name in ("train", "validation", "test") if name in last):
         values = "  ".join(f"{name} {value:.2f}" for name, value in last[split].items())
         print(f"{split:<10} {values}")
     paths = draw_run(model, splits, metrics, folder / "pictures")
@@ -463,10 +506,16 @@ def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
 
     config = read_config(arguments.run)
     model = load(arguments.run, arguments.device, best=arguments.best)
-    source = arguments.data or config.get("source")
-    if source is None:
-        raise InputError(f"{arguments.run} names no data: give --data")
+    source = _source(arguments, arguments.run, config)
     return model, _load_data(source, config.get("training", {}).get("seed", 0))
+
+
+def _source(arguments: argparse.Namespace, folder: Path, config: dict[str, Any]) -> str:
+    """The data that was asked for or that a run was trained on."""
+    source: str | None = arguments.data or config.get("source")
+    if source is None:
+        raise InputError(f"{folder} names no data: give --data")
+    return source
 
 
 def _check_positive(option: str, count: int) -> None:
@@ -592,7 +641,7 @@ def _print_evaluation(found: "Evaluation") -> None:
     if found.kl_per_dimension:
         mismatch = found.aggregate_posterior["kl_to_prior"]
         print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
-        print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior")
+        print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, as one normal")
     for label, error in found.error_per_class.items():
         print(f"  squared error of {label:<2} {error:.5f} a pixel")
 
@@ -654,7 +703,7 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {name:<12} {status}")
     print("presets")
     for name, preset in PRESETS.items():
-        print(f"  {name:<14} {preset.summary} ({preset.data})")
+        print(f"  {name:<16} {preset.summary} ({preset.data})")
 
 
 def _describe_run(folder: Path) -> None:
@@ -665,7 +714,7 @@ def _describe_run(folder: Path) -> None:
     config = read_config(folder)
     model = load(folder, "cpu")
     print(f"{folder}: {config.get('preset', model.kind)} on {config.get('data', 'no data named')}")
-    print(f"objective  {model.objective}{model.given}")
+    print(f"objective  {model.describe(model.objective)}")
 
     def describe(network: Network) -> None:
         print(f"{network.name:<10} {'x'.join(map(str, network.input_shape))}")

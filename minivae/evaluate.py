@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from .data import Dataset
 from .errors import InputError
-from .models import VAE, Autoencoder
+from .models import VAE, Autoencoder, check_binarization
 from .network import Buffers, Pass
-from .ops.batch import BINARIZATIONS, gather_batch
+from .ops.batch import gather_batch
 from .ops.importance import log_mean_exp
 from .ops.latent import kl_to_prior
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
@@ -247,9 +247,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    if binarization not in BINARIZATIONS:
-        known = ", ".join(BINARIZATIONS)
-        raise InputError(f"binarization is {binarization!r}, expected one of {known}")
+    check_binarization(binarization)
     _check(model, data.images, samples, chunk)
     x = binarized(data.images, binarization, seed)
     reason = why_no_likelihood(model, data.images, binarization)
@@ -257,7 +255,7 @@ def evaluate(
         "images": len(x),
         "seed": seed,
         "binarization": binarization,
-        "objective": f"{model.final_objective}{model.given}",
+        "objective": model.describe(model.final_objective),
         "why_no_likelihood": reason,
         "error_per_class": _error_per_class(model, x, data.labels),
     }

@@ -211,7 +211,7 @@ def to_torch(model: Autoencoder, path: Path) -> list[str]:
     """Writes safetensors that `load_state_dict` takes into a module with the torch.nn.Sequential
     members `encoder` and `decoder`. Returns the file's name and the two definitions, which the
     file's metadata hold as well."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors, definitions = {}, {}
     for network, sequence in _networks(model):
@@ -221,7 +221,7 @@ def to_torch(model: Autoencoder, path: Path) -> list[str]:
             for name, tensor in module.tensors.items():
                 tensors[f"{network.name}.{index}.{name}"] = np.ascontiguousarray(tensor)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, definitions)
+        temporary.write_bytes(save(tensors, definitions))
     return [str(path), *(f"{name} = {text}" for name, text in definitions.items())]
 
 

@@ -74,12 +74,12 @@ class Reshape(Layer):
 
     def __post_init__(self) -> None:
         valid = all(isinstance(size, int) and size >= 1 for size in self.shape)
-        _check(valid, self, "sizes of at least 1")
+        _check(valid and isinstance(self.shape, tuple), self, "a tuple of sizes of at least 1")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         fits = math.prod(self.shape) == math.prod(input_shape)
         _check(fits, self, f"an input of {math.prod(self.shape)} elements, got shape {input_shape}")
-        return tuple(self.shape)
+        return self.shape
 
 
 @dataclass(frozen=True)
@@ -462,5 +462,5 @@ def layer_from_config(config: dict[str, Any]) -> Layer:
             fields[name] = tuple(value)
     try:
         return LAYERS[kind](**fields)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"layer {kind!r}: {error}") from None

@@ -16,13 +16,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .backends.reference import Call
-from .errors import InputError, check_kinds
+from .data.dataset import check_unit_range
+from .errors import InputError, check_kinds, check_settings
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
+from .ops.batch import BINARIZATIONS
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
-from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
+from .ops.state import BETA, FAILED, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
 LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
@@ -32,6 +34,13 @@ HEADS = {"logvar": 1.0, "log-sigma": 2.0}
 INFERENCE_BATCH = 100
 """Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
 row of a batch, and small, so that it seldom needs more memory than training has."""
+
+
+def check_binarization(kind: str) -> None:
+    """Raises InputError for another than those of ops/batch.py."""
+    if kind not in BINARIZATIONS:
+        known = ", ".join(BINARIZATIONS)
+        raise InputError(f"binarization is {kind!r}, expected one of {known}")
 
 
 @dataclass(frozen=True)
@@ -79,23 +88,22 @@ class Objective:
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
             "estimator": (self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
-            "samples": (isinstance(self.samples, int) and self.samples >= 1, "1 or above"),
+            "samples": (self.samples >= 1, "1 or above"),
             "capacity": (self.capacity >= 0, "0 or above"),
             "capacity_steps": (self.capacity_steps >= 0, "0 or above"),
         }
-        for name, (holds, expected) in checks.items():
-            value = getattr(self, name)
-            if not holds or (isinstance(value, float) and not math.isfinite(value)):
-                raise InputError(f"{name} is {value!r}, expected {expected}")
+        check_settings(self, checks)
         if self.free_bits and self.capacity:
             raise InputError("free_bits and capacity exclude each other: both set the KL's level")
         if self.estimator == "analytic" and self.samples != 1:
-            raise InputError(f"samples is {self.samples}, expected 1 with an analytic KL")
+            raise InputError(
+                f"samples is {self.samples}, expected 1 unless the bound is by draws (iwae-paper-*)"
+            )
         plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
         if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
             raise InputError(
-                f"estimator is {self.estimator!r}, expected 'analytic' for any objective but the "
-                "Bernoulli likelihood with beta 1, no free bits and no capacity"
+                f"a bound by draws (estimator {self.estimator!r}) is for the Bernoulli likelihood "
+                "with beta 1, no free bits and no capacity"
             )
 
     @property
@@ -123,14 +131,18 @@ class Objective:
             return self.beta * (step + 1) / self.beta_warmup_steps
         return self.beta
 
-    def __str__(self) -> str:
-        reconstruction = {
+    @property
+    def reconstruction(self) -> str:
+        """The reconstruction term in words."""
+        return {
             "bernoulli": "Bernoulli -log p(x|z) on logits, nats",
             "squared-error": f"{self.weight:g} x sum of squared error",
             "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
             "calibrated-gaussian": "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared "
             "error, nats",
         }[self.likelihood]
+
+    def __str__(self) -> str:
         if self.estimator != "analytic":
             bound = "log mean w" if self.estimator == "importance" else "mean log w"
             return (
@@ -141,9 +153,9 @@ class Objective:
         if self.capacity:
             rise = f" (linear over {self.capacity_steps} steps)" if self.capacity_steps else ""
             target = f"|KL - C|, C = {self.capacity:g} nats{rise}"
-            return f"{reconstruction} + {self.beta:g}{warmup} x {target}; mean per image"
+            return f"{self.reconstruction} + {self.beta:g}{warmup} x {target}; mean per image"
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
-        return f"{reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
+        return f"{self.reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
 
 
 class Autoencoder:
@@ -225,10 +237,14 @@ class Autoencoder:
                 "the Bernoulli likelihood takes logits: leave out the decoder's last Sigmoid"
             )
 
-    @property
-    def given(self) -> str:
-        """What a description of the objective goes on with if the model is conditional."""
-        return f"; given the label, of {self.classes} classes" if self.classes else ""
+    def __repr__(self) -> str:
+        networks = f"encoder={self.encoder.layers}, decoder={self.decoder.layers}"
+        return f"{type(self).__name__}({networks}, image_shape={self.image_shape})"
+
+    def describe(self, objective: Objective) -> str:
+        """An objective of this model in words."""
+        words = str(objective) if self.latent else f"{objective.reconstruction}; mean per image"
+        return words + (f"; given the label, of {self.classes} classes" if self.classes else "")
 
     def _joined_classes(self) -> int:
         """Over how many classes a label joins the model; 0 if none does."""
@@ -302,7 +318,7 @@ class Autoencoder:
         }
 
     def set_tensors(self, tensors: dict[str, NDArray]) -> None:
-        """Puts back what `tensors` gave. Moments and sigma may be missing, and are then zero.
+        """Puts back what `tensors` gave. Moments and sigma may be missing, and stay as they are.
 
         Raises InputError, before anything has changed, on a missing, unknown or misshapen tensor.
         """
@@ -357,10 +373,16 @@ class Autoencoder:
             yield slice(first, min(first + INFERENCE_BATCH, rows))
 
     def images(self, images: ArrayLike) -> NDArray[np.float32]:
-        """Images (n, h, w, c) in [0, 1] from (n, h, w, c) or, with one channel, (n, h, w), in
-        uint8 or floating point.
+        """Images (n, h, w, c) in [0, 1] as float32, from what `pixels_of` takes."""
+        array = self.pixels_of(images)
+        scale = 255 if array.dtype == np.uint8 else 1
+        return np.asarray(array / np.float32(scale), np.float32)
 
-        Raises InputError on any other shape.
+    def pixels_of(self, images: ArrayLike) -> NDArray:
+        """Images (n, h, w, c) as they are, uint8 or float32, from (n, h, w, c) or, with one
+        channel, (n, h, w), in uint8 or floating point in [0, 1].
+
+        Raises InputError on any other shape, type or range.
         """
         array = np.asarray(images)
         if array.shape[1:] == self.image_shape[:2] and self.image_shape[2] == 1:
@@ -374,8 +396,10 @@ class Autoencoder:
         if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
             kind = "uint8 or floating point in [0, 1]"
             raise InputError(f"images are {array.dtype}, expected {kind}")
-        scale = 255 if array.dtype == np.uint8 else 1
-        return np.asarray(array / np.float32(scale), np.float32)
+        if array.dtype != np.uint8:
+            array = array.astype(np.float32, copy=False)
+            check_unit_range(array, "data")
+        return array
 
     def labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
         """The labels (rows,) that a conditional model needs, from as many or from one for all; None
@@ -428,7 +452,8 @@ class Autoencoder:
         labels of another shape."""
         array = np.asarray(codes, self.dtype)
         if array.shape[1:] != self.code_shape:
-            raise InputError(f"codes have shape {array.shape}, expected (n, *{self.code_shape})")
+            expected = ", ".join(map(str, ("n", *self.code_shape)))
+            raise InputError(f"codes have shape {array.shape}, expected ({expected})")
         checked = self.labels(labels, len(array))
         outputs = [np.empty((0, *self.image_shape), self.dtype)]
         for chunk in self._chunks(len(array)):
@@ -492,12 +517,17 @@ class Autoencoder:
 
         `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
         `final_objective` unless another is given; the KL is weighted by its final beta. Free bits
-        and a capacity see the mean KL of INFERENCE_BATCH images at a time. Raises InputError on
-        labels that do not fit, and before `calibrate` where that is needed.
+        and a capacity see the mean KL of INFERENCE_BATCH images at a time. All three are infinite
+        where the loss of an image is not finite.
+
+        Raises InputError on images or labels that do not fit, on an unknown binarization, and
+        before `calibrate` where that is needed.
         """
+        check_binarization(binarization)
         objective = objective or self.final_objective
-        backend, rows = self.backend, len(data)
-        resident = backend.asarray(data.reshape(rows, -1))
+        pixels = self.pixels_of(data)
+        backend, rows = self.backend, len(pixels)
+        resident = backend.asarray(pixels.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
         checked = self.labels(labels, rows)
         resident_labels = None if checked is None else backend.asarray(checked)
@@ -507,6 +537,7 @@ class Autoencoder:
         totals = backend.zeros((TOTALS_SIZE,), np.float64)
         noise = Noise(seed, EVALUATION_STREAM)
         binarization_noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
+        states = []
         for index, chunk in enumerate(self._chunks(rows)):
             state = backend.asarray(new_state(step=index, first=chunk.start))
             bound = self.bind(chunk.stop - chunk.start)
@@ -514,7 +545,12 @@ class Autoencoder:
             if resident_labels is not None:
                 backend.gather_labels(resident_labels, order, state, bound.onehot)
             bound.forward(noise, schedule, state, totals, objective)
-        return self.means(backend.to_numpy(totals), rows, objective)
+            states.append(state)
+        sums = backend.to_numpy(totals)
+        if any(backend.to_numpy(state)[FAILED] for state in states):
+            # What is not finite is not added up.
+            sums = np.full(TOTALS_SIZE, np.inf)
+        return self.means(sums, rows, objective)
 
     def means(
         self, totals: NDArray, images: int, objective: Objective | None = None
@@ -616,7 +652,7 @@ def model_from_config(config: dict[str, Any]) -> Autoencoder:
             seed=config["seed"],
             **({"head": config["head"]} if "head" in config else {}),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a model's configuration: {error}") from None
 
 

@@ -1,16 +1,16 @@
 """The presets: a model by name, and how it is trained.
 
-Each reproduces a published or widely used set-up. They share PyTorch's default initialisation, one
-latent draw per image, and the last partial training batch dropped.
+Each reproduces a published or widely used set-up. They share the last partial training batch
+dropped and, but for the two of the IWAE paper, PyTorch's default initialisation and one latent draw
+per image.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, check_kinds, check_settings, unknown
 from .layers import (
     Conv2d,
     ConvTranspose2d,
@@ -25,9 +25,8 @@ from .layers import (
     Sigmoid,
     Tanh,
 )
-from .models import VAE, Autoencoder, Objective
+from .models import VAE, Autoencoder, Objective, check_binarization
 from .network import Network
-from .ops.batch import BINARIZATIONS
 from .optim import Adam
 
 
@@ -66,42 +65,36 @@ class Training:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or above")
+        check_kinds(self)
+        checks = {
+            name: (getattr(self, name) >= 1, "1 or above")
+            for name in ("epochs", "batch_size", "accumulate")
+        }
+        not_negative = (
+            *("steps", "patience", "images", "validation"),
+            *("log_every", "picture_every", "checkpoint_every"),
+        )
+        checks |= {name: (getattr(self, name) >= 0, "0 or above") for name in not_negative}
+        checks["seed"] = (0 <= self.seed < 2**64, "0 to 2^64 - 1")
+        check_settings(self, checks)
+        check_binarization(self.binarization)
         if self.batch_size % self.accumulate or (self.keep_last and self.accumulate > 1):
             raise InputError(
                 f"accumulate is {self.accumulate}, expected a divisor of the batch size "
                 f"{self.batch_size}, and no last partial batch"
             )
-        for name in (
-            "steps",
-            "patience",
-            "images",
-            "validation",
-            "log_every",
-            "picture_every",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 0 or above")
         if self.patience and not self.validation:
             raise InputError(
                 f"patience is {self.patience} without validation images: expected validation above "
                 "0, since test images must not choose when to stop"
             )
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
-        if self.binarization not in BINARIZATIONS:
-            known = ", ".join(BINARIZATIONS)
-            raise InputError(f"binarization is {self.binarization!r}, expected one of {known}")
 
 
 def training_from_config(config: dict[str, Any]) -> Training:
     """The training that `dataclasses.asdict` described."""
     try:
         return Training(**{**config, "optimizer": Adam(**config["optimizer"])})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a training configuration: {error}") from None
 
 
@@ -217,7 +210,8 @@ def conv_vae(
 def conv_autoencoder(
     image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
 ) -> Autoencoder:
-    """Four convolutions of stride 2 and four transposed ones back, leaky ReLU 0.2, tanh output."""
+    """Four convolutions of stride 2 and four transposed ones back, leaky ReLU 0.2, tanh output
+    unless that is logits."""
     encoder: list[Layer] = []
     for channels in (16, 32, 64, 128):
         encoder += [Conv2d(channels, 3, stride=2, padding=1), LeakyReLU(0.2)]
@@ -230,10 +224,9 @@ def conv_autoencoder(
             LeakyReLU(0.2),
         ]
     size = image_shape[:2]
-    decoder += [
-        ConvTranspose2d(image_shape[2], 3, stride=2, padding=1, output_size=size),
-        Tanh(),
-    ]
+    decoder.append(ConvTranspose2d(image_shape[2], 3, stride=2, padding=1, output_size=size))
+    if objective.likelihood != "bernoulli":
+        decoder.append(Tanh())
     return Autoencoder(encoder, decoder, objective, image_shape, seed=seed)
 
 
@@ -368,8 +361,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset called `name`; InputError with the nearest name if there is none."""
+    """The preset called `name`; InputError if there is none."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1, 0.0)[0]
-        raise InputError(f"unknown preset {name!r}; did you mean {near!r}? ({', '.join(PRESETS)})")
+        raise unknown("preset", name, PRESETS)
     return PRESETS[name]

@@ -23,7 +23,7 @@ class TensorBoard:
 
     def record(self, record: dict[str, Any]) -> None:
         """A metrics record, one scalar for each number of each split."""
-        for split in ("train", "test"):
+        for split in ("train", "validation", "test"):
             for name, value in record.get(split, {}).items():
                 self._writer.add_scalar(f"{name}/{split}", value, record["step"])
         self._writer.flush()

@@ -29,6 +29,7 @@ from .checkpoint import (
     NOT_STARTED,
     Progress,
     read_checkpoint,
+    read_config,
     write_checkpoint,
     write_config,
 )
@@ -45,7 +46,7 @@ DEFAULT_TRAINING = Training()
 CALIBRATION_IMAGES = 10_000
 """The first so many training images calibrate a Gaussian's sigma, at each test."""
 LOOK_EVERY = 50
-"""Steps between the host's looks at the device: progress bar, failure latch, pending signals."""
+"""Steps between the host's looks at the failure latch."""
 
 
 class NotFiniteError(Exception):
@@ -75,12 +76,14 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
+        for split in (splits.train, splits.test):
+            if split.image_shape != model.image_shape:
+                raise InputError(
+                    f"{splits.name}: images are {split.image_shape}, the model takes "
+                    f"{model.image_shape}"
+                )
         train = self._split(splits.train)
         images = train.images
-        if images.shape[1:] != model.image_shape:
-            raise InputError(
-                f"{splits.name}: images are {images.shape[1:]}, the model takes {model.image_shape}"
-            )
         if training.batch_size > len(images):
             raise InputError(
                 f"batch_size is {training.batch_size}, expected at most the {len(images)} training "
@@ -123,6 +126,8 @@ class Trainer:
     def begin(self) -> None:
         """What a run sets before its first step, and a resumed one finds set."""
         model, training = self.model, self.training
+        flat = model.parameters.flat
+        flat["first_moments"][...] = 0
         for moment in model.parameters.second_moments.values():
             moment[...] = training.optimizer.second_moment
         if training.output_bias:
@@ -237,8 +242,11 @@ class Trainer:
     def held_out_metrics(self) -> dict[str, Any]:
         """Loss, reconstruction and KL of the test split and of the validation images, if there are
         any, with a sigma calibrated anew where the likelihood asks for one; and how many latent
-        dimensions are active on these or else on those."""
+        dimensions are active on these or else on those. NotFiniteError if a parameter is not."""
         training, model = self.training, self.model
+        for name, value in model.parameters.values.items():
+            if not np.isfinite(model.backend.to_numpy(value)).all():
+                raise NotFiniteError(f"{name} is not finite after step {self.finished_steps}")
         options: Any = {"seed": training.seed, "binarization": training.binarization}
         if model.objective.calibrated:
             some = self.splits.train.take(slice(min(self.images, CALIBRATION_IMAGES)))
@@ -302,7 +310,8 @@ class _Run:
         warning = symptom(line, trainer.model)
         if warning and not any(record.get("warning") == warning for record in self.metrics):
             line["warning"] = warning
-        trainer.epoch_totals = trainer.progress.totals
+        if trainer.finished_steps % trainer.steps_per_epoch == 0:
+            trainer.epoch_totals = trainer.progress.totals
         self.record(line)
         losses = self.validation_losses()
         if self.folder is not None and losses and losses[-1] == min(losses):
@@ -319,7 +328,7 @@ class _Run:
             write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
 
     def out_of_patience(self) -> bool:
-        """Whether the best validation loss is more than `patience` epochs old."""
+        """Whether the best validation loss is at least `patience` epochs old."""
         losses = self.validation_losses()
         patience = self.trainer.training.patience
         return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
@@ -357,7 +366,7 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
 
 def fit(
     model: Autoencoder,
-    data: Splits | str,
+    data: Splits | str | Path,
     training: Training = DEFAULT_TRAINING,
     *,
     out: str | Path | None = None,
@@ -374,44 +383,57 @@ def fit(
     Args:
         data: the splits, or a name or path that `minivae.data.load` takes.
         out: the run folder for configuration, metrics and checkpoints; none by default.
-        resume: go on from the checkpoint in `out`.
-        best: go on from the best one instead of the last.
+        resume: go on from the checkpoint in `out`, whose configuration then has this `training`.
+        best: with `resume`, go on from the best one instead of the last.
         device: where to train: a name that `minivae.backends.get` takes, or a backend.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
         on_metrics: called with each metrics record.
         extra_config: what else to keep in the run's configuration.
 
-    Raises InputError on data that does not fit, NotFiniteError when the loss is no longer finite,
-    Interrupted, after saving, on SIGINT or SIGTERM.
+    Raises InputError on data or options that do not fit, NotFiniteError when the loss is no longer
+    finite, Interrupted, after saving, on SIGINT or SIGTERM.
     """
-    splits = load(data, seed=training.seed) if isinstance(data, str) else data
+    if (resume and out is None) or (best and not resume):
+        raise InputError("resume needs the run folder as out, and best needs resume")
+    source = str(data) if isinstance(data, str | Path) else None
+    splits = data if isinstance(data, Splits) else load(str(data), seed=training.seed)
     folder = None if out is None else Path(out)
     model.to(device)
-    done, metrics = NOT_STARTED, []
     if folder is not None and resume:
         done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
-        metrics = _cut_metrics(folder / METRICS, done.step)
-    trainer = Trainer(model, splits, training, done)
-    run = _Run(trainer, folder, metrics)
-    if not resume:
+        trainer = Trainer(model, splits, training, done)
+        if trainer.total_steps < done.step:
+            raise InputError(
+                f"{folder} is at step {done.step}, expected to end no earlier than that, not at "
+                f"step {trainer.total_steps}"
+            )
+        run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
+        if best:
+            run.checkpoint()
+        write_config(folder, read_config(folder) | {"training": dataclasses.asdict(training)})
+    else:
+        trainer = Trainer(model, splits, training)
+        run = _Run(trainer, folder, [])
         trainer.begin()
-    if folder is not None and not resume:
-        config = {
-            **(extra_config or {}),
-            "version": __version__,
-            "data": splits.name,
-            "model": model.config(),
-            "training": dataclasses.asdict(training),
-        }
-        # The configuration last: a folder that has one can be resumed.
-        run.checkpoint()
-        (folder / METRICS).write_text("")
-        write_config(folder, config)
+        if folder is not None:
+            config = {
+                **({} if source is None else {"source": source}),
+                **(extra_config or {}),
+                "version": __version__,
+                "data": splits.name,
+                "model": model.config(),
+                "training": dataclasses.asdict(training),
+            }
+            # The configuration last: a folder that has one can be resumed.
+            run.checkpoint()
+            (folder / BEST).unlink(missing_ok=True)
+            (folder / METRICS).write_text("")
+            write_config(folder, config)
     # A loss that is no longer finite is reported once, by the latch, and not at each operation.
     with _pending_signal() as pending, np.errstate(all="ignore"):
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
-    return metrics
+    return run.metrics
 
 
 def _loop(
@@ -487,9 +509,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _cut_metrics(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records up to `step`, which then are all that the file holds."""
+def _cut_metrics(path: Path, trainer: Trainer) -> list[dict[str, Any]]:
+    """The records up to the trainer's step, which then are all that the file holds; without that of
+    a part of an epoch, if the epoch goes on."""
+    step, per_epoch = trainer.finished_steps, trainer.steps_per_epoch
     records = [record for record in read_metrics(path) if record["step"] <= step]
+    if step < trainer.total_steps:
+        records = [r for r in records if "epoch" not in r or r["step"] % per_epoch == 0]
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
     return records

@@ -1,5 +1,6 @@
 """The command line as a user types it, and one clear line for each bad input."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minivae import ConvTranspose2d, Objective, Training, fit, preset
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.cli import main
+from minivae.data import load
 from minivae.train import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -144,9 +147,16 @@ def test_tensorboard_gets_every_scalar_and_the_pictures(data: Path, tmp_path: Pa
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
     folder = tmp_path / "run"
     arguments = ["--data", str(data), "--epochs", "1", "--batch-size", "10", "--tensorboard"]
-    assert train(folder, *arguments, "--picture-every", "3") == 0
+    assert train(folder, *arguments, "--picture-every", "3", "--validation", "10") == 0
     events = next((folder / "tensorboard").iterdir()).read_bytes()
-    for tag in ("loss/train", "loss/test", "reconstruction/train", "kl/test", "progress"):
+    for tag in (
+        "loss/train",
+        "loss/validation",
+        "loss/test",
+        "reconstruction/train",
+        "kl/test",
+        "progress",
+    ):
         assert tag.encode() in events
 
 
@@ -193,6 +203,57 @@ def test_resume_goes_on_for_more_epochs(data: Path, tmp_path: Path) -> None:
     assert train(folder, *options, "--epochs", "1") == 0
     assert main(["train", "--resume", str(folder), "--epochs", "2", "--quiet"]) == 0
     assert [record["epoch"] for record in read_metrics(folder / METRICS)] == [1, 2]
+
+
+def test_more_epochs_go_before_the_steps_that_a_preset_counts(data: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "run", ["--data", str(data), "--batch-size", "10"]
+    assert train(folder, "--preset", "mnist-conv-ae", *options, "--steps", "7") == 0
+    assert main(["train", "--resume", str(folder), "--epochs", "2", "--quiet"]) == 0
+    records = [record for record in read_metrics(folder / METRICS) if "epoch" in record]
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, 5), (2, 10)]
+
+
+def test_a_run_of_the_library_is_resumed_with_its_data(data: Path, tmp_path: Path) -> None:
+    training = Training(epochs=1, batch_size=10)
+    fit(preset("glyphs").model(), load(str(data)), training, out=tmp_path, progress=False)
+    arguments = ["train", "--resume", str(tmp_path), "--epochs", "2", "--quiet"]
+    assert main([*arguments, "--data", str(data)]) == 0
+
+
+def test_what_a_run_of_the_library_does_not_name_is_asked_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = Training(epochs=1, batch_size=10)
+    fit(preset("glyphs").model(), load(str(data)), training, out=tmp_path, progress=False)
+    resume = ["train", "--resume", str(tmp_path), "--quiet"]
+    complains(capsys, resume, "names no data: give --data")
+    complains(capsys, [*resume, "--latent", "20"], "names no preset: give --preset")
+
+
+def test_a_schedule_of_ones_own_replaces_the_papers(data: Path, tmp_path: Path) -> None:
+    options = ["--data", str(data), "--images", "0", "--epochs", "1", "--schedule", "cosine"]
+    assert train(tmp_path / "run", "--preset", "iwae-paper-vae", *options) == 0
+
+
+def test_a_bernoulli_decoder_of_the_autoencoder_ends_in_logits() -> None:
+    chosen = preset("mnist-conv-ae")
+    model = dataclasses.replace(chosen, objective=Objective("bernoulli")).model()
+    assert isinstance(model.decoder.layers[-1], ConvTranspose2d)
+
+
+def test_a_plain_autoencoders_objective_has_no_kl(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(data), "--batch-size", "10", "--steps", "2"]
+    assert train(tmp_path / "run", "--preset", "mnist-conv-ae", *options) == 0
+    assert "objective  1 x sum of squared error; mean per image\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_negative_seed_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    complains(capsys, [command, str(run), "--seed", "-1"], "--seed", "0 to 2^64 - 1")
 
 
 def test_resume_with_the_same_command_is_accepted(run: Path) -> None:
@@ -255,12 +316,20 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--hidden", "64,x"], ["--hidden", "64,x"]),
         (["--beta", "-1"], ["beta is -1"]),
         (["--free-bits", "inf"], ["free_bits is inf"]),
-        (["--seed", "-1"], ["seed is -1"]),
+        (["--seed", "-1"], ["--seed", "'-1'", "0 to 2^64 - 1"]),
         (["--schedule", "linear"], ["schedule", "'linear'", "cosine"]),
         (["--binarization", "x"], ["binarization", "'x'", "stochastic"]),
         (["--device", "cpux"], ["cpux", "cpu"]),
         (["--preset", "mnist-conv", "--hidden", "64"], ["hidden"]),
         (["--preset", "mnist-conv-ae", "--latent", "4"], ["latent"]),
+        (["--preset", "mnist-conv-ae", "--beta", "3"], ["--beta", "has no KL"]),
+        (["--k", "5"], ["5", "iwae-paper"]),
+        (["--sigma", "2"], ["--sigma", "--likelihood gaussian"]),
+        (["--gamma", "2"], ["--gamma", "--schedule step"]),
+        (["--step-every", "5"], ["--step-every", "--schedule step"]),
+        (["--capacity-steps", "5"], ["--capacity-steps", "--capacity"]),
+        (["--best"], ["--best", "--resume"]),
+        (["--preset", "iwae-paper-iwae", "--likelihood", "gaussian"], ["bound by draws"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -80,6 +80,27 @@ def test_a_run_goes_on_from_its_best_checkpoint_as_it_went_on_then(tmp_path: Pat
     assert again == first
 
 
+def test_a_run_from_its_best_checkpoint_that_is_stopped_at_once_can_go_on(tmp_path: Path) -> None:
+    fit(small_vae(), splits(), OVERFITTING, out=tmp_path, progress=False, device="cpu")
+    best = load(tmp_path, "cpu", best=True).tensors()
+
+    def stop(record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"out": tmp_path, "progress": False, "device": "cpu", "resume": True}
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_vae(), splits(), OVERFITTING, best=True, on_metrics=stop, **options)
+    assert_equal_tensors(load(tmp_path, "cpu").tensors(), best)
+
+
+def test_a_new_run_in_an_old_folder_has_no_best_checkpoint_of_the_old_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"out": tmp_path, "progress": False, "device": "cpu"}
+    fit(small_vae(), splits(), OVERFITTING, **options)
+    fit(small_vae(), splits(), Training(epochs=1, batch_size=10), **options)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load(tmp_path, "cpu", best=True)
+
+
 def test_a_run_without_validation_has_no_best_checkpoint(tmp_path: Path) -> None:
     training = Training(epochs=1, batch_size=10)
     fit(small_vae(), splits(), training, out=tmp_path, progress=False, device="cpu")

@@ -580,7 +580,7 @@ def test_an_evaluation_has_the_final_sigma_and_the_labels(
     train(build(), Training(epochs=1, batch_size=10), out=tmp_path)
     model, test = load_run(tmp_path, "cpu"), splits().test
     found = evaluate(model, test, samples=200)
-    assert found.objective == f"{model.final_objective}{model.given}"
+    assert found.objective == model.describe(model.final_objective)
     single = [model.evaluate(test.images, test.labels, seed=seed) for seed in range(50)]
     assert found.kl.mean == pytest.approx(single[0]["kl"], rel=1e-5)
     losses = np.array([terms["reconstruction"] for terms in single])

@@ -249,6 +249,123 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, CONFIG, METRICS}
 
 
+def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
+    code = f"""
+import resource, signal, minivae
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+model = minivae.preset("glyphs").model().to("reference")
+try:
+    minivae.save(model, {str(tmp_path)!r})
+except minivae.InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {tmp_path / CHECKPOINT}: File too large\n"
+
+
+def test_a_second_run_of_a_model_begins_with_fresh_moments() -> None:
+    model, fresh = small_vae(), small_vae()
+    train(model, BUSY)
+    values = {name: t for name, t in model.tensors().items() if "moment" not in name}
+    fresh.to("cpu").set_tensors(values)
+    train(model, BUSY)
+    train(fresh, BUSY)
+    assert_same_bits(model.tensors(), fresh.tensors())
+
+
+def test_a_run_extended_from_inside_an_epoch_ends_as_the_whole_one(tmp_path: Path) -> None:
+    whole = train(small_vae(), Training(batch_size=16, keep_last=True, steps=8))
+    for steps, resume in ((6, False), (8, True)):
+        training = Training(batch_size=16, keep_last=True, steps=steps)
+        metrics = train(small_vae(), training, out=tmp_path, resume=resume)
+    assert without_seconds(metrics) == without_seconds(whole)
+    assert without_seconds(read_metrics(tmp_path / METRICS)) == without_seconds(whole)
+
+
+def test_an_extended_run_keeps_its_new_length(tmp_path: Path) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    longer = Training(**{**vars(BUSY), "epochs": 6})
+    train(small_vae(), longer, out=tmp_path, resume=True)
+    assert json.loads((tmp_path / CONFIG).read_text())["training"]["epochs"] == 6
+
+
+def test_a_run_is_not_resumed_to_end_earlier_than_it_is(tmp_path: Path) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    with pytest.raises(InputError, match=r"at step 16, expected to end no earlier .* at step 8"):
+        train(small_vae(), Training(**{**vars(BUSY), "epochs": 2}), out=tmp_path, resume=True)
+
+
+def test_a_run_names_the_data_that_it_was_given_by_path(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", splits().train.images)
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"device": "cpu", "progress": False}
+    fit(small_vae(), tmp_path / "images.npy", BUSY, out=run, **options)
+    assert json.loads((run / CONFIG).read_text())["source"] == str(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"best": True}])
+def test_resuming_without_what_it_needs_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="resume needs the run folder"):
+        train(small_vae(), BUSY, **options)
+
+
+def test_an_update_that_is_not_finite_ends_the_run_at_its_epoch(tmp_path: Path) -> None:
+    train(small_vae(), Training(epochs=1, batch_size=16), out=tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    model = small_vae()
+
+    def spoil(step: int, model: Autoencoder) -> None:
+        model.parameters.values["decoder.2.bias"][0] = np.nan
+
+    longer = Training(epochs=2, batch_size=16, picture_every=6)
+    with pytest.raises(NotFiniteError, match=r"decoder\.2\.bias is not finite after step 6"):
+        train(model, longer, out=tmp_path, resume=True, on_step=spoil)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_the_loss_of_a_model_that_is_not_finite_is_infinite() -> None:
+    model = small_vae().to("cpu")
+    model.parameters.values["decoder.2.bias"][0] = np.nan
+    assert model.evaluate(splits().test.images) == dict.fromkeys(
+        ("loss", "reconstruction", "kl"), np.inf
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (np.zeros((2, 5, 6, 1), np.uint8), {}, r"shape \(2, 5, 6, 1\), the model takes"),
+        (np.full((2, 6, 6, 1), 255.0), {}, "range from 0 to 255, expected values in"),
+        (np.full((2, 6, 6, 1), np.nan), {}, "NaN or infinity"),
+        (np.zeros((2, 6, 6, 1), np.uint8), {"binarization": "stocastic"}, "'stocastic', expected"),
+    ],
+    ids=["shape", "range", "nan", "binarization"],
+)
+def test_evaluation_refuses_what_it_cannot_take(
+    images: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        small_vae().to("cpu").evaluate(images, **options)
+
+
+def test_test_images_of_another_size_are_refused_before_training() -> None:
+    odd = Splits("odd", splits().train, Dataset(np.zeros((3, 5, 6, 1), np.uint8), None))
+    with pytest.raises(InputError, match=r"odd: images are \(5, 6, 1\)"):
+        fit(small_vae(), odd, BUSY, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": "3"}, "epochs is '3'"), ({"batch_size": 16.0}, "batch_size is 16.0")],
+)
+def test_a_training_setting_of_the_wrong_kind_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Training(**options)
+
+
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(InputError, match="batch_size is 51, expected at most the 50"):
         train(small_vae(), Training(epochs=1, batch_size=51))

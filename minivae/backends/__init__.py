@@ -1,9 +1,8 @@
 """The backends: one table of primitives each, loaded when its name is asked for."""
 
-import difflib
 import importlib
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .reference import ReferenceBackend
 
 BACKENDS = {
@@ -33,11 +32,8 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
     if name == "auto":
         return choose(precision)[0]
     if name not in BACKENDS:
-        known = ["auto", *BACKENDS]
-        near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-        raise InputError(f"unknown device {name!r}; did you mean {near!r}? ({', '.join(known)})")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        raise unknown("device", name, ["auto", *BACKENDS])
+    _check_precision(precision)
     if precision == "tf32" and name in WITHOUT_TF32:
         raise InputError(f"device {name!r} computes in fp32: tf32 needs a GPU's tensor cores")
     module_name, maker = BACKENDS[name].split(":")
@@ -50,8 +46,14 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
     return backend
 
 
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+
+
 def choose(precision: str = "fp32") -> tuple[ReferenceBackend, list[str]]:
     """The best backend that works here, and for each better one in a line why it does not."""
+    _check_precision(precision)
     reasons: list[str] = []
     for name in AUTOMATIC:
         try:
