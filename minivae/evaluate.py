@@ -211,6 +211,9 @@ def _check(model: Autoencoder, images: NDArray, samples: int, chunk: int) -> Non
         )
     if not 1 <= len(images) <= LARGEST_IMAGES:
         raise InputError(f"there are {len(images)} images, expected 1 to {LARGEST_IMAGES}")
+
+
+def _check_memory(model: VAE, chunk: int) -> None:
     # Every output of the decoder with its gradient, the pixels and theirs.
     numbers = 2 * sum(math.prod(shape) for shape in model.decoder.shapes) + 2 * model.pixels
     needed = 4 * chunk * numbers
@@ -239,14 +242,13 @@ def evaluate(
     chunk: int = DEFAULT_CHUNK,
     progress: bool = False,
 ) -> Evaluation:
-    """Evaluates a model on images with `samples` draws of z each, `chunk` of them at a time.
+    """Evaluates a model on images with `samples` draws of z each, at most `chunk` of them at a
+    time.
 
     Raises InputError on images that the model does not take, on an unknown binarization, on samples
     outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of BLOCK or needs more memory
     than there is, and before `Autoencoder.calibrate` where that is needed.
     """
-    from tqdm import tqdm
-
     check_binarization(binarization)
     _check(model, data.images, samples, chunk)
     x = binarized(data.images, binarization, seed)
@@ -260,32 +262,18 @@ def evaluate(
         "error_per_class": _error_per_class(model, x, data.labels),
     }
     if not isinstance(model, VAE):
-        loss = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)[
-            "loss"
-        ]
-        estimate = Estimate(loss)
-        return Evaluation(
-            samples=0, loss=estimate, reconstruction=estimate, kl=Estimate(0.0), **common
-        )
+        terms = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)
+        loss = Estimate(terms["loss"])
+        return Evaluation(samples=0, loss=loss, reconstruction=loss, kl=Estimate(0.0), **common)
     samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
+    chunk = min(chunk, -(-samples // BLOCK) * BLOCK)
+    _check_memory(model, chunk)
+    draws = _Draws(model, chunk, seed)
     mu, logvar = model.encode(x.reshape(-1, *model.image_shape), data.labels)
     kl = kl_to_prior(mu, logvar)
-    heads = model.backend.asarray(np.concatenate([mu, logvar / model.logvar_factor], axis=1))
-    resident = model.backend.asarray(x)
-    labels = model.labels(data.labels, len(x))
-    onehot = np.zeros((len(x), 0)) if labels is None else np.eye(model.classes)[labels]
-    onehots = model.backend.asarray(onehot.astype(model.dtype))
-    constant = model.final_objective.constant(model.pixels)
+    head = np.concatenate([mu, logvar / model.logvar_factor], axis=1)
     ladder = [] if reason else _ladder(samples)
-    bounds, reconstruction = np.empty((len(x), len(ladder))), np.empty(len(x))
-    draws = _Draws(model, min(chunk, -(-samples // BLOCK) * BLOCK), seed)
-    for i in tqdm(range(len(x)), unit="image", disable=not progress):
-        image = slice(i, i + 1)
-        of_image = (resident[image], onehots[image], heads[image])
-        ratio, loss_of_draws = draws.of(i, *of_image, samples)
-        loss_of_draws = loss_of_draws + constant
-        reconstruction[i] = np.mean(loss_of_draws)
-        bounds[i] = [grouped_bound(ratio - loss_of_draws, k) for k in ladder]
+    reconstruction, bounds = _by_image(draws, x, head, data.labels, samples, ladder, progress)
     common |= {
         "samples": samples,
         "loss": Estimate.of(reconstruction + np.sum(kl, axis=1)),
@@ -301,6 +289,34 @@ def evaluate(
         common["negative_log_likelihood"] = likelihood
         common["bits_per_dimension"] = likelihood.mean / (model.pixels * math.log(2))
     return Evaluation(**common)
+
+
+def _by_image(
+    draws: _Draws,
+    x: NDArray,
+    head: NDArray,
+    labels: NDArray | None,
+    samples: int,
+    ladder: list[int],
+    progress: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each image the mean reconstruction loss (n,), and L_k for each k of the ladder
+    (n, len(ladder)), from `samples` draws. Pixels x (n, pixels), head (n, 2 d), labels (n,)."""
+    from tqdm import tqdm
+
+    model, backend = draws.model, draws.backend
+    checked = model.labels(labels, len(x))
+    onehot = np.zeros((len(x), 0)) if checked is None else np.eye(model.classes)[checked]
+    pixels, labelled, heads = (backend.asarray(a.astype(model.dtype)) for a in (x, onehot, head))
+    constant = draws.objective.constant(model.pixels)
+    reconstruction, bounds = np.empty(len(x)), np.empty((len(x), len(ladder)))
+    for i in tqdm(range(len(x)), unit="image", disable=not progress):
+        image = slice(i, i + 1)
+        ratio, loss = draws.of(i, pixels[image], labelled[image], heads[image], samples)
+        loss += constant
+        reconstruction[i] = np.mean(loss)
+        bounds[i] = [grouped_bound(ratio - loss, k) for k in ladder]
+    return reconstruction, bounds
 
 
 def aggregate_posterior(mu: NDArray, logvar: NDArray) -> dict[str, Any]:

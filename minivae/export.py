@@ -161,8 +161,10 @@ def _convolution(
         extra = {"padding": before, "output_padding": missing}
         yield Module("ConvTranspose2d", arguments | extra, weights)
     elif transposed:
-        yield Module("ConvTranspose2d", arguments, weights)
-        yield Module("ZeroPad2d", _positional(tuple(-edge for edge in edges)), {})
+        # Beyond the last window lies the bias, which a pad would leave out.
+        missing = tuple(max(-last, 0) for last in after)
+        yield Module("ConvTranspose2d", arguments | {"output_padding": missing}, weights)
+        yield Module("ZeroPad2d", _positional(tuple(-max(edge, 0) for edge in edges)), {})
     else:
         if lopsided:
             yield Module("ZeroPad2d", _positional(tuple(max(edge, 0) for edge in edges)), {})
@@ -210,7 +212,7 @@ def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
 def to_torch(model: Autoencoder, path: Path) -> list[str]:
     """Writes safetensors that `load_state_dict` takes into a module with the torch.nn.Sequential
     members `encoder` and `decoder`. Returns the file's name and the two definitions, which the
-    file's metadata hold as well."""
+    file's metadata hold as well. A decoder for the Bernoulli likelihood ends in logits."""
     from safetensors.numpy import save
 
     tensors, definitions = {}, {}

@@ -278,8 +278,10 @@ def test_a_chunk_that_does_not_fit_into_memory_is_bad_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(evaluation, "_free_memory", lambda: 1 << 20)
+    model, data = LinearGaussian(0).model, LinearGaussian(0).data
     with pytest.raises(InputError, match=r"chunk is 100000, .* of the 1 MiB that are free"):
-        evaluate(LinearGaussian(0).model, LinearGaussian(0).data, chunk=100_000)
+        evaluate(model, data, samples=100_000, chunk=100_000)
+    assert evaluate(model, data, samples=100, chunk=100_000).samples == 100
 
 
 # The command

@@ -117,6 +117,11 @@ ODD_MODELS: dict[str, Autoencoder] = {
             ConvTranspose2d(3, (1, 4), 1, "same"),
         ],
     ),
+    "same padding lopsided along one axis, windows that miss the edge of the other": colour_vae(
+        [Conv2d(4, 3, (1, 2), "same"), ReLU()],
+        [ConvTranspose2d(3, (4, 1), (1, 2), "same")],
+        (9, 8, 3),
+    ),
     "integer padding, windows that miss the edge, output padding": colour_vae(
         [Conv2d(4, (2, 5), (3, 1), (0, 2)), ELU(), Conv2d(2, 1, 2)],
         [
