@@ -9,6 +9,8 @@ import math
 import numba
 from numba import cuda
 
+from ..ops import philox
+
 if cuda.config.ENABLE_CUDASIM:
 
     def sincospi(x):
@@ -19,11 +21,10 @@ else:
     from numba.cuda.libdevice import sincospif as sincospi
     # math.cos would bring a reduction of angles above 10^5, in float64 and local memory.
 
-M0, M1 = numba.uint64(0xD2511F53), numba.uint64(0xCD9E8D57)
-W0, W1 = numba.uint64(0x9E3779B9), numba.uint64(0xBB67AE85)
+M0, M1 = numba.uint64(philox.M0), numba.uint64(philox.M1)
+W0, W1 = numba.uint64(philox.W0), numba.uint64(philox.W1)
 LOW = numba.uint64(0xFFFFFFFF)
 WORD_BITS = numba.uint64(32)
-ROUNDS = 10
 
 SPACING, FIRST = numba.float32(2.0**-32), numba.float32(2.0**-33)
 TWO = numba.float32(2)
@@ -32,7 +33,7 @@ TWO = numba.float32(2)
 @cuda.jit(device=True)
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """The four words of a counter (E1)."""
-    for _ in range(ROUNDS):
+    for _ in range(philox.ROUNDS):
         product0 = M0 * c0
         product1 = M1 * c2
         c0 = (product1 >> WORD_BITS) ^ c1 ^ k0

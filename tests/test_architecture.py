@@ -7,42 +7,62 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "minivae"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "minivae"
+BESIDE = ("kernels", "benchmarks")
+"""Subpackages whose folders lie beside that of the package."""
 FLOORS = [
     {"errors", "files"},
     {"ops"},
+    {"kernels"},
     {"backends"},
     {"params", "layers", "network", "optim"},
     {"models", "presets", "data"},
     {"checkpoint", "evaluate", "export", "gradcheck", "pictures", "plots", "tensorboard", "train"},
-    {"cli"},
+    {"cli", "benchmarks"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(path for name in ("minivae", *BESIDE) for path in (ROOT / name).rglob("*.py"))
+
+
+def parts_of(path: Path) -> tuple[str, ...]:
+    """Where a module is below the package: ("ops", "adam.py"), ("models.py",), ..."""
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).parts
 
 
 def unit(path: Path) -> str:
     """The first name below the package: `ops`, `models`, ..."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return parts_of(path)[0].removesuffix(".py")
 
 
-def imported_units(path: Path) -> set[str]:
+def imported_units(source: str, parts: tuple[str, ...]) -> set[str]:
     """Names below the package that a module imports, at its top or inside a function."""
-    parts = path.relative_to(PACKAGE).parts
     units = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level > len(parts) - 1:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            units |= {name.split(".")[0] for name in names}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        package = ["minivae", *parts[:-1]][: len(parts) - node.level + 1] if node.level else []
+        module = [*package, *node.module.split(".")] if node.module else package
+        if module[0] == "minivae":
+            units |= {module[1]} if module[1:] else {alias.name for alias in node.names}
     return units & set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "line", ["from minivae.cli import main", "from ..cli import main", "from minivae import cli"]
+)
+def test_an_import_of_the_top_floor_is_seen(line: str) -> None:
+    assert imported_units(f"def f():\n    {line}", ("ops", "adam.py")) == {"cli"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_only(path: Path) -> None:
     if unit(path) == "__init__":
         return
     floor = FLOOR_OF[unit(path)]
-    above = {name for name in imported_units(path) if FLOOR_OF[name] > floor}
+    above = {
+        name for name in imported_units(path.read_text(), parts_of(path)) if FLOOR_OF[name] > floor
+    }
     assert not above
 
 

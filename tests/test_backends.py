@@ -17,9 +17,11 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 import pytest
+from helpers import relative_error
 from numpy.typing import NDArray
 
 from minivae import backends
+from minivae.backends import cpu, cpu_kernels, cpu_products
 from minivae.backends.cpu import SPINS, CpuBackend
 from minivae.backends.reference import PRIMITIVES, Call, ReferenceBackend
 from minivae.errors import InputError
@@ -38,9 +40,8 @@ from minivae.ops.elbo import KL, LOSS, RECONSTRUCTION
 from minivae.ops.philox import BINARIZATION_STREAM, LATENT_STREAM, Noise
 from minivae.ops.state import BETA, EPOCH, FAILED, FIRST, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 
-WITH_FLOAT64 = ["reference", "cpu"]
 ON_A_CARD = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "numba_cuda")]
-BACKENDS = [*WITH_FLOAT64, "emulated", *ON_A_CARD]
+BACKENDS = ["reference", "cpu", "emulated", *ON_A_CARD]
 
 TOLERANCE = {
     # By norm: rounding errors of 2^-24 and 2^-53 add up at random over sums of at most some
@@ -144,15 +145,6 @@ class Runner:
             guard = self.backend.to_numpy(whole)[-GUARD:]
             assert (guard == GUARD_WORD).all(), "written beyond the end"
         return [self.backend.to_numpy(view) for _, view in written]
-
-
-def relative_error(actual: NDArray, expected: NDArray) -> float:
-    """|actual - expected| / |expected|, by norm; NaN unless every element is a number."""
-    assert actual.shape == expected.shape
-    difference = float(np.linalg.norm((actual - expected).ravel().astype(np.float64)))
-    if difference == 0:
-        return 0.0
-    return difference / float(np.linalg.norm(expected.ravel().astype(np.float64)))
 
 
 def reference(case: Case) -> list[NDArray]:
@@ -460,9 +452,8 @@ def test_equivalence(backend: ReferenceBackend, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-@pytest.mark.parametrize("name", WITH_FLOAT64)
-def test_equivalence_in_float64(name: str, case: Case) -> None:
-    check(Runner(backends.get(name), np.float64)(case), case, TOLERANCE[np.float64])
+def test_the_cpu_leaves_float64_to_the_reference(case: Case) -> None:
+    check(Runner(backends.get("cpu"), np.float64)(case), case, TOLERANCE[np.float64])
 
 
 PRODUCTS = [case for case in CASES if case.primitive.startswith(("dense", "conv"))]
@@ -888,8 +879,65 @@ def test_how_long_threads_spin_is_the_users_choice(
         monkeypatch.setenv(SPINS, chosen)
     else:
         monkeypatch.delenv(SPINS, raising=False)
+    seen: list[str | None] = []
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: seen.append(os.environ.get(SPINS)))
     CpuBackend()
+    assert seen == ([] if chosen else ["1000"])
     assert os.environ.get(SPINS) == chosen
+
+
+TRAINING = """
+import hashlib, sys
+import numpy as np
+from minivae import *
+from minivae.data import Dataset, Splits
+pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 1), dtype=np.uint8)
+splits = Splits("noise", Dataset(pixels[:30], None), Dataset(pixels[30:], None))
+dense = VAE([Flatten(), Dense(90), ReLU(), Dense(6)], [Dense(70), Tanh(), Dense(63)],
+            Objective(estimator="importance", samples=3), (9, 7, 1))
+convolutions = VAE([Conv2d(5, 3, 2, 1), SiLU(), Flatten(), Dense(4)],
+                   [Dense(140), Reshape((7, 5, 4)), ConvTranspose2d(1, 3), Sigmoid()],
+                   Objective("squared-error"), (9, 7, 1))
+for model in (dense, convolutions):
+    training = Training(epochs=2, batch_size=11, keep_last=True)
+    fit(model, splits, training, device="cpu", progress=False)
+    for tensor in model.tensors().values():
+        print(hashlib.sha256(tensor.tobytes()).hexdigest())
+"""
+
+
+def test_the_bits_of_a_run_do_not_depend_on_how_many_cores_share_it() -> None:
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", TRAINING],
+            env={**os.environ, "NUMBA_NUM_THREADS": cores},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for cores in ("1", "7")
+    ]
+    assert printed[0].count("\n") > 30
+    assert printed[0] == printed[1]
+
+
+def test_machine_code_is_kept_by_the_content_of_all_its_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = Path(cpu_products.dense_forward.stats.cache_path)
+    assert kept.is_relative_to(cpu_kernels.CACHE_FOLDER)
+    monkeypatch.setattr(cpu_kernels, "__file__", str(tmp_path / "cpu_kernels.py"))
+    folders = set()
+    for content in ("x = 1", "x = 2"):
+        (tmp_path / "cpu_tiles.py").write_text(content)
+        folders.add(cpu_kernels._cache_folder())
+    assert len(folders) == 2
+
+
+def test_a_product_of_no_images_is_nothing(backend: ReferenceBackend) -> None:
+    x, w, b, y = (backend.zeros(shape) for shape in ((0, 40), (40, 50), (50,), (0, 50)))
+    backend.dense_forward(x, w, b, y, IDENTITY)
+    assert y.shape == (0, 50)
 
 
 # The registry

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import relative_error
 from numpy.typing import NDArray
-from test_backends import CASES, TOLERANCE, Case, Runner, check, relative_error
+from test_backends import CASES, TOLERANCE, Case, Runner, check
 
 from minivae import backends
 from minivae.backends import emulated

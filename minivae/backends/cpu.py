@@ -271,6 +271,8 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(x, w, b, y):
             return self._run(super().dense_forward, x, w, b, y, activation)
+        if not len(x):
+            return
         if not self._by_shares(y, activation):
             oriented = self._oriented(w[None, None], 3)
             return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)

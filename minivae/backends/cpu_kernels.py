@@ -6,25 +6,61 @@ vectorise. `contract` allows fused multiply-adds; `reassoc`, which vectorises su
 sum is. Neither assumes that values are finite.
 """
 
+import hashlib
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange, types
+from numba import config, njit, prange, types
 from numba.extending import intrinsic
 
 from ..ops import philox
 from ..ops.activations import KINDS
 from ..ops.state import BETA, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
 
-kernel: Any = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-sum_kernel: Any = njit(
-    cache=True, nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy"
-)
-shared_kernel: Any = njit(
-    cache=True, nogil=True, parallel=True, fastmath={"contract"}, error_model="numpy"
-)
+settings: Any = config
+
+
+def _cache_folder() -> str:
+    """Where compiled kernels are kept, by the hash of all sources: Numba itself looks only at the
+    file of a kernel, not at those of the functions that it calls."""
+    here = Path(__file__).parent
+    sources = b"".join(path.read_bytes() for path in sorted(here.glob("cpu_*.py")))
+    if settings.CACHE_DIR:
+        folder = Path(settings.CACHE_DIR)
+    elif os.access(here, os.W_OK):
+        folder = here / "__pycache__"
+    else:
+        from platformdirs import user_cache_path
+
+        folder = user_cache_path("minivae") / "numba"
+    return str(folder / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Numba's decorator, with machine code that is kept between runs."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        others = settings.CACHE_DIR
+        settings.CACHE_DIR = CACHE_FOLDER
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        finally:
+            settings.CACHE_DIR = others
+
+    return decorate
+
+
+kernel: Any = _compiled(fastmath={"contract"})
+sum_kernel: Any = _compiled(fastmath={"contract", "reassoc"})
+shared_kernel: Any = _compiled(fastmath={"contract"}, parallel=True)
 inlined: Any = njit(inline="always")
 """For what a loop around it must see to be vectorised: a loop of its own."""
 

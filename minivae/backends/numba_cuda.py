@@ -17,15 +17,13 @@ from ..kernels.block_numba import THREADS
 from ..ops.activations import KINDS, Activation
 from ..ops.elbo import TOTALS_SIZE
 from ..ops.philox import Noise
+from .kernel_backend import LARGEST_GRID
 from .reference import ReferenceBackend
 
 # A dense step's kernels are a few blocks each: that is their size, not an oversight, so Numba's
 # warning about grids smaller than the GPU has nothing to say.
 settings: Any = cuda.config
 settings.CUDA_LOW_OCCUPANCY_WARNINGS = 0
-
-LARGEST_GRID = 1024
-"""Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
 
 
 def _blocks(threads: int, largest: int = 2**31 - 1) -> int:
