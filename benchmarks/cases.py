@@ -28,7 +28,7 @@ def random_splits(image_shape: tuple[int, ...], images: int = IMAGES) -> Splits:
     dark, which a kernel could skip."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(1, 256, (images, *image_shape), dtype=np.uint8)
-    pixels *= rng.random(pixels.shape) < 0.5
+    pixels *= rng.integers(2, size=pixels.shape, dtype=np.uint8)
     return Splits("random", Dataset(pixels, None), Dataset(pixels[:100], None))
 
 

@@ -4,11 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from minivae.plots import new_figure, save_figure
 
 COLOURS = {"minivae": "tab:blue", "torch eager": "tab:orange"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
+SIZES = {
+    "dense batch": "dense VAE: batch size",
+    "dense width": "dense VAE: hidden units",
+    "conv image": "convolutional VAE: image side, pixels",
+}
+"""What each sweep of scaling.py goes over."""
 
 
 def scaling_figure(path: Path, result: dict[str, Any]) -> None:
@@ -17,7 +24,7 @@ def scaling_figure(path: Path, result: dict[str, Any]) -> None:
     for case in result["scaling"]:
         sweep, size = case["case"].rsplit(" ", 1)
         sweeps.setdefault(sweep, []).append({**case, "size": int(size)})
-    figure = new_figure(4 * len(sweeps), 6, f"A training step as it grows, {_where(result)}")
+    figure = new_figure(3.6 * len(sweeps), 6, f"A training step as it grows, {_where(result)}")
     panels = figure.subplots(2, len(sweeps), squeeze=False, sharex="col")
     for column, (sweep, cases) in enumerate(sweeps.items()):
         for name, colour in COLOURS.items():
@@ -27,18 +34,23 @@ def scaling_figure(path: Path, result: dict[str, Any]) -> None:
             memory = [case[name]["host_megabytes"] for case in measured]
             panels[0, column].plot(sizes, times, marker="o", color=colour, label=name)
             panels[1, column].plot(sizes, memory, marker="o", color=colour, label=name)
-        panels[1, column].set_xlabel(sweep)
-        for row, quantity in enumerate(("milliseconds a step", "peak memory of a step, MB")):
-            _finish(panels[row, column], quantity)
+        panels[1, column].set_xlabel(SIZES[sweep])
+        for row in (0, 1):
+            _finish(panels[row, column], [case["size"] for case in cases])
+    panels[0, 0].set_ylabel("milliseconds a step")
+    panels[1, 0].set_ylabel("peak memory of a step, MB")
+    panels[0, 0].legend()
     save_figure(path, figure)
 
 
-def _finish(axes: Axes, quantity: str) -> None:
+def _finish(axes: Axes, sizes: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_ylabel(quantity)
+    axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def primitives_figure(path: Path, result: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def _elementwise(backend: Any, n: int, m: int, d: int, parameters: int) -> dict[
             lambda: backend.bernoulli_loss(logits, x, loss, dlogits, 1 / n), 3 * FLOAT * n * m, 0
         ),
         f"squared_error_loss {n}x{m}": Work(
-            lambda: backend.squared_error_loss(x, x, loss, dlogits, 1 / n, 1.0, IDENTITY),
+            lambda: backend.squared_error_loss(logits, x, loss, dlogits, 1 / n, 1.0, IDENTITY),
             3 * FLOAT * n * m,
             0,
         ),

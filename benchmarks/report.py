@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .end_to_end import ROUNDS, TARGETS
 from .figures import primitives_figure, scaling_figure
 from .runs import OWN_WEIGHTS, RESULTS
 
@@ -48,12 +49,12 @@ PAPER_LIKELIHOODS = {
 }
 """Burda et al. 2016, Table 1, MNIST, one stochastic layer: NLL in nats by preset and k."""
 
+PAPER_PASSES = 3280
+"""Passes over the training images behind each of them."""
+
 OWN, SAME_WEIGHTS = "minivae", "PyTorch"
 FRAMEWORKS = {OWN: OWN, SAME_WEIGHTS: "PyTorch, the same weights", OWN_WEIGHTS: OWN_WEIGHTS}
 """Whose runs the table has, and the heads of their columns."""
-
-PAPER_PASSES = 3280
-"""Passes over the training images behind each of them."""
 
 
 def _load(name: str) -> Any:
@@ -80,7 +81,9 @@ def runs_table() -> str:
         framework, name = run.get("framework", OWN), run["preset"]
         seed = run["seed"] if "seed" in run else run["training"]["seed"]
         for record in run["epochs"]:
-            found[name, record["epoch"], framework][seed] = record["test"]["loss"]
+            losses = found[name, record["epoch"], framework]
+            assert seed not in losses, f"runs.json: {framework}'s {name} of seed {seed} twice"
+            losses[seed] = record["test"]["loss"]
     rows = []
     for name, epochs in EPOCHS.items():
         for epoch in epochs:
@@ -122,25 +125,32 @@ def steps_table() -> str:
         times = case["milliseconds"]
         cells = [f"{times[n]['median']:.3g}" if n in times else "-" for n in names]
         rows.append([case["case"], *cells, f"{case['times_as_fast_as_the_fastest_peer']:.2f}"])
-    about = result["environment"]
-    versions = ", ".join(f"{n} {v}" for n, v in about["versions"].items() if n != "minivae")
-    table = _table(["step, ms", *names, "times as fast as the fastest peer"], rows)
+    table = _table(["step, ms", *names, "speed-up over the fastest peer"], rows)
     return (
         f"{table}\n\nMedians of turns taken within one process, in the last column those of each "
-        f"turn's ratio. {about['machine']}, "
-        f"{about['cores']} cores, {versions}, commit {about['commit']}, {about['date']}."
+        f"turn's ratio. {_where(result)}"
+    )
+
+
+def _where(result: dict[str, Any]) -> str:
+    about = result["environment"]
+    versions = ", ".join(f"{n} {v}" for n, v in about["versions"].items() if n != "minivae")
+    return (
+        f"{about['machine']}, {about['cores']} cores, {versions}, commit {about['commit']}, "
+        f"{about['date']}."
     )
 
 
 def end_to_end_table() -> str:
     """Seconds from a cold start to each test loss."""
-    result = _load("end-to-end-cpu.json")["end-to-end"]
-    targets = list(result["minivae"]["seconds_to"])
+    result = _load("end-to-end-cpu.json")
+    targets = [f"{target:g}" for target in TARGETS]
     rows = [
         [name, *(f"{race['seconds_to'].get(target, '-')}" for target in targets)]
-        for name, race in result.items()
+        for name, race in result["end-to-end"].items()
     ]
-    return _table(["seconds to a test loss of", *targets], rows)
+    table = _table(["seconds to a test loss of", *targets], rows)
+    return f"{table}\n\nMedians of {ROUNDS} races each. {_where(result)}"
 
 
 def instructions_table() -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minivae.errors import InputError
+from minivae import backends
+from minivae.errors import InputError, unknown
 
 from .end_to_end import measure_end_to_end
 from .measure import environment, write_result
@@ -35,7 +36,8 @@ def run_suite(
     """
     for section in sections:
         if section not in SECTIONS:
-            raise InputError(f"unknown section {section!r}, expected {', '.join(SECTIONS)}")
+            raise unknown("section", section, SECTIONS)
+    backends.get(device)
     result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
     if resume:
         result = _unfinished(output, result)
@@ -75,7 +77,8 @@ def _unfinished(output: Path, expected: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(old: Path, new: Path, tolerance: float = 1.15) -> list[str]:
-    """The step cases whose lead over the fastest peer shrank by more than `tolerance`, in words.
+    """The step cases whose lead over the fastest peer shrank by more than `tolerance`, or that have
+    none any more, in words.
 
     Ratios within one run are compared, never times: machines and their load differ.
     """
@@ -86,8 +89,10 @@ def compare(old: Path, new: Path, tolerance: float = 1.15) -> list[str]:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: not a result file with steps: {error}") from None
         leads.append({c["case"]: c.get("times_as_fast_as_the_fastest_peer") for c in steps})
-    return [
-        f"{case}: {before:.2f} times as fast as the fastest peer before, {leads[1][case]:.2f} now"
-        for case, before in leads[0].items()
-        if before and leads[1].get(case) and leads[1][case] * tolerance < before
-    ]
+    slower = []
+    for case, before in leads[0].items():
+        now = leads[1].get(case)
+        if before and (now is None or now * tolerance < before):
+            words = "not measured" if now is None else f"{now:.2f}"
+            slower.append(f"{case}: {before:.2f} times as fast as the fastest peer, now {words}")
+    return slower

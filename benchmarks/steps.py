@@ -1,5 +1,8 @@
 """Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
-compared before the clock starts, taking turns in one process."""
+compared before the clock starts, taking turns in one process.
+
+On a CPU that process has one OpenMP library, PyTorch's, whose threads wait awake for longer than
+those of minivae by itself (`backends/cpu.py`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

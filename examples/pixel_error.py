@@ -1,11 +1,11 @@
-"""The flaw of pixel losses: a digit shifted by one pixel scores worse than one with two false ones.
+"""The flaw of pixel losses: a digit shifted by one pixel scores worse than one with two wrong ones.
 
     python examples/pixel_error.py --data mnist
 
-A reader sees the shifted digit as the same digit, and the two false pixels as damage. A sum over
+A reader sees the shifted digit as the same digit, and the two wrong pixels as damage. A sum over
 pixels sees the opposite, for every digit with a sharp edge: moving an edge by one pixel changes
-every pixel along it. This is why a small squared error is not a good picture, and why the same
-loss makes an uncertain decoder blur.
+every pixel along it. This is why a small squared error does not make a good picture, and why the
+same loss makes an uncertain decoder blur.
 """
 
 import numpy as np
@@ -46,14 +46,14 @@ def main() -> None:
     moved, damaged = shifted(images), with_two_false_pixels(images)
     errors = squared_error(images, moved), squared_error(images, damaged)
     print(f"shifted by one pixel   mean squared error {errors[0].mean():6.2f}")
-    print(f"two false pixels       mean squared error {errors[1].mean():6.2f}")
+    print(f"two wrong pixels       mean squared error {errors[1].mean():6.2f}")
     print(
         f"the shift scores worse for {np.mean(errors[0] > errors[1]):.1%} of {len(images)} images"
     )
     kinds = {
         "original": images,
         f"shifted: error {errors[0].mean():.1f}": moved,
-        f"two false pixels: {errors[1].mean():.1f}": damaged,
+        f"two wrong pixels: {errors[1].mean():.1f}": damaged,
     }
     shape = (SHOWN // 2, 2, *images.shape[1:])
     columns = {name: group[:SHOWN].reshape(shape) for name, group in kinds.items()}

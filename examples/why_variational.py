@@ -98,7 +98,7 @@ def main() -> None:
     labels = check_labels(splits.test)
     training = Training(epochs=arguments.epochs or 15, seed=arguments.seed)
     training = dataclasses.replace(training, steps=arguments.steps or 0)
-    shown = {}
+    shown_draws, shown_midpoints = {}, {}
     for name, variational in (("autoencoder", False), ("VAE", True)):
         model = build(variational, splits.train.image_shape, arguments.seed)
         minivae.fit(model, splits, training)
@@ -112,10 +112,10 @@ def main() -> None:
             f"{distance_to_nearest(between[:, 1], images):.1f}"
         )
         shape = (GRID, GRID, *model.image_shape)
-        shown[f"{name}: draws"] = drawn[: GRID * GRID].reshape(shape)
-        shown[f"{name}: class, midpoint, class"] = between
-    path = arguments.out / "why_variational.png"
-    plots.compare_grids(path, shown, title="Decoding where no image was encoded")
+        shown_draws[f"{name}: draws"] = drawn[: GRID * GRID].reshape(shape)
+        shown_midpoints[f"{name}: class, midpoint, class"] = between
+    path, grids = arguments.out / "why_variational.png", shown_draws | shown_midpoints
+    plots.compare_grids(path, grids, title="Decoding where no image was encoded")
     print(path)
 
 

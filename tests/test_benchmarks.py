@@ -132,9 +132,46 @@ def test_a_case_that_fails_is_named_and_measured_again(
     assert not any("failure" in case for case in found)
 
 
+def test_a_lead_that_is_lost_is_reported_as_one_that_shrank(tmp_path: Path) -> None:
+    lead = "times_as_fast_as_the_fastest_peer"
+    before = [{"case": case, lead: 2.0} for case in "abcd"]
+    after = [{"case": "a", lead: 1.9}, {"case": "b", lead: 1.2}, {"case": "c", "failure": "x"}]
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    for path, cases in zip(paths, (before, after), strict=True):
+        path.write_text(json.dumps({"steps": cases}))
+    assert run.compare(*paths) == [
+        "b: 2.00 times as fast as the fastest peer, now 1.20",
+        "c: 2.00 times as fast as the fastest peer, now not measured",
+        "d: 2.00 times as fast as the fastest peer, now not measured",
+    ]
+
+
+def test_two_runs_of_a_seed_are_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = {"preset": "glyphs", "seed": 3, "epochs": [{"epoch": 1, "test": {"loss": 2.0}}]}
+    monkeypatch.setattr(report, "_load", lambda name: {"runs": [twice, twice]})
+    with pytest.raises(AssertionError, match="minivae's glyphs of seed 3 twice"):
+        report.runs_table()
+
+
+def test_a_first_run_finds_no_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os; print(100.0 if os.environ.get('NUMBA_CACHE_DIR') else 106.0)"
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(end_to_end, "MINIVAE", program)
+    monkeypatch.setattr(end_to_end, "TORCH", program)
+    found = end_to_end.measure_end_to_end("cpu", "mnist", quick=False)
+    assert found["minivae, first run"]["seconds_to"].keys() == {"110", "107", "105.5"}
+    assert found["minivae"]["seconds_to"].keys() == {"110", "107"}
+    assert len(found["minivae"]["races"]) == end_to_end.ROUNDS
+
+
+def test_a_suite_for_an_unknown_device_measures_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown device 'nope'"):
+        run.run_suite("nope", ["steps"], tmp_path / "bench.json")
+
+
 def test_a_race_that_fails_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="exit status 3"):
-        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", 1)
+        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", 1, None)
 
 
 def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> None:

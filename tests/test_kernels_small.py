@@ -1,5 +1,5 @@
 """Small things of the CUDA C++ kernels, on the CPU: Philox and binarization at their ends, both
-paths of Adam, sums that float32 could not hold. And kernels/README.md, whose code is that of the
+paths of Adam, sums that float32 could not hold. And the READMEs, whose code is that of the
 sources and whose figures add up.
 """
 
@@ -166,18 +166,15 @@ def test_totals_hold_the_sums_of_a_long_run() -> None:
     assert (totals - 2.0**40).tolist() == [3 * 0.375, 3 * 0.125, 3 * 0.25]
 
 
-# The README
-
-
-def _readme() -> str:
-    return (KERNELS / "README.md").read_text()
+# The READMEs
 
 
 @pytest.mark.parametrize(
     "path", ["minivae/ops/latent.py", "kernels/latent_numba.py", "kernels/common.cuh"]
 )
 def test_the_readmes_code_is_the_sources(path: str) -> None:
-    found = re.search(rf"`{re.escape(path)}`[^`]*```\w+\n(.*?)```", _readme(), re.DOTALL)
+    readme = (KERNELS.parent / "README.md").read_text()
+    found = re.search(rf"`{re.escape(path)}`[^`]*```\w+\n(.*?)```", readme, re.DOTALL)
     assert found, path
     assert found[1] in (KERNELS.parent / path).read_text()
 
@@ -187,7 +184,8 @@ def test_the_readmes_figures_add_up() -> None:
         return [int(cell.replace(",", "")) for cell in cells]
 
     row = r"^\| (`\w+`|\*\*a step\*\*)( \d+-\d+)? \| (\d+) \| ([\d,]+) \| ([\d,]+) \|"
-    section = _readme().split("## What a step moves and computes")[1].split("\n## ")[0]
+    readme = (KERNELS / "README.md").read_text()
+    section = readme.split("## What a step moves and computes")[1].split("\n## ")[0]
     rows = re.findall(row, section, re.MULTILINE)
     *primitives, total = [numbers(*cells) for _, _, *cells in rows]
     assert [sum(column) for column in zip(*primitives, strict=True)] == total

@@ -454,17 +454,44 @@ def _gradient_tiles(left, right, starts, count, target, first, last, vectors):
         add_tile(tile, dw, dw_rows, rows, block, width, width if grows else 0, weight)
 
 
+@inlined
+def _run_starts(x, dz, runs, group, steps, first_pixel, targets, sources, images, starts):
+    """The runs of pixels of x and dz, of some `images`, that a group of taps multiplies: how many
+    there are, how long they are, and their steps in x and in dz. Where each begins in x and in dz
+    goes to the two arrays `starts`.
+
+    The innermost loop, over a run, goes over what there is more of, images or pixels in a row.
+    """
+    first, last = images
+    x_starts, dz_starts = starts
+    _, inputs, channels = x.shape
+    _, outputs, columns = dz.shape
+    begin, end, found = first_pixel[group], first_pixel[group + 1], 0
+    if runs[group] < last - first:
+        for pixel in range(begin, end):
+            x_starts[found] = (first * inputs + sources[pixel]) * channels
+            dz_starts[found] = (first * outputs + targets[pixel]) * columns
+            found += 1
+        return found, last - first, inputs * channels, outputs * columns
+    for image in range(first, last):
+        for pixel in range(begin, end, runs[group]):
+            x_starts[found] = (image * inputs + sources[pixel]) * channels
+            dz_starts[found] = (image * outputs + targets[pixel]) * columns
+            found += 1
+    return found, runs[group], steps[1] * channels, steps[0] * columns
+
+
 @kernel
 def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts):
     """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
     steps, first_pixel, targets, sources, first_tap, _, _, runs = windows
     first_tile, counts, weights, places, owned = tiles
-    n, inputs, channels = x.shape
+    n, _, channels = x.shape
     _, outputs, columns = dz.shape
     taps, wide = dw.shape[0], _wide(columns)
     x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
     x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    x_starts, dz_starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
+    starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
     one_group = runs.size == 1 and first_tap[1] == taps
     if not one_group and not accumulate:
         for row in range(part * ROWS, taps * channels, parts * ROWS):
@@ -472,22 +499,9 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
     for first in range(0, n, images):
         last = min(n, first + images)
         for group in range(runs.size):
-            begin, end = first_pixel[group], first_pixel[group + 1]
-            starts = 0
-            # The innermost loop goes over what there is more of, images or pixels in a row.
-            if runs[group] < last - first:
-                count, x_step, dz_step = last - first, inputs * channels, outputs * columns
-                for pixel in range(begin, end):
-                    x_starts[starts] = (first * inputs + sources[pixel]) * channels
-                    dz_starts[starts] = (first * outputs + targets[pixel]) * columns
-                    starts += 1
-            else:
-                count, x_step, dz_step = runs[group], steps[1] * channels, steps[0] * columns
-                for image in range(first, last):
-                    for pixel in range(begin, end, count):
-                        x_starts[starts] = (image * inputs + sources[pixel]) * channels
-                        dz_starts[starts] = (image * outputs + targets[pixel]) * columns
-                        starts += 1
+            found, count, x_step, dz_step = _run_starts(
+                x, dz, runs, group, steps, first_pixel, targets, sources, (first, last), starts
+            )
             for i in range(first_tile[group], first_tile[group + 1]):
                 if owned[i] % parts != part:
                     continue
@@ -495,11 +509,11 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
                     x_rows[r], dw_rows[r] = places[i, r], weights[i, r] * columns
                 # A group that sees all taps starts from nothing, with its first images.
                 grows = accumulate or not one_group or first > 0
-                left = (x_flat, x_rows, x_starts, x_step)
-                right = (dz_flat, dz_starts, dz_step)
+                left = (x_flat, x_rows, starts[0], x_step)
+                right = (dz_flat, starts[1], dz_step)
                 target = (dw_flat, dw_rows, counts[i], grows, weight)
-                _gradient_tiles(left, right, starts, count, target, 0, wide, VECTORS)
-                _gradient_tiles(left, right, starts, count, target, wide, columns, 1)
+                _gradient_tiles(left, right, found, count, target, 0, wide, VECTORS)
+                _gradient_tiles(left, right, found, count, target, wide, columns, 1)
 
 
 @shared_kernel

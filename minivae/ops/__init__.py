@@ -7,4 +7,9 @@ accept float32 and float64, and favour the equation over speed. Array shapes are
 L is the loss. A name with a d before it is the gradient of L with respect to what it names, in the
 same shape: dz[r, o] = ∂L/∂z[r, o]. In equations x w is a matrix product, and * multiplies element
 by element.
+
+Read dense, activations, elbo, latent, adam and conv; then importance, calibration, capacity and
+labels. Two letters have two meanings: z is what an activation is applied to, but the latent in
+latent, importance and labels; w is a layer's weight, but a loss's in elbo.E3 and a draw's in
+importance.
 """

@@ -4,14 +4,14 @@ With the gradient g of step t = 1, 2, ...:
 
     E1    m <- m + (1 - beta1) (g - m)                               running mean
     E2    v <- v + (1 - beta2) (g^2 - v)                             running uncentred variance
-    E3    p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+    E3    p <- p - [lr / (1 - beta1^t)] m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
-Both moments start at zero (v elsewhere with `Adam.second_moment`). After t steps from there
+Both moments start at zero (or v at `Adam.second_moment`). After t steps from there
 m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights add up to 1 - beta1^t and not to 1, and v
 likewise: E3 divides each by that sum. The paper's section 2 also has a form with fewer operations,
 whose epsilon is another one (`Adam.epsilon_hat`):
 
-    E3'   p <- p - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon_hat)
+    E3'   p <- p - [lr sqrt(1 - beta2^t) / (1 - beta1^t)] m / (sqrt(v) + epsilon_hat)
 
 AdamW shrinks the weights directly, before E3, instead of adding weight_decay p to g, where it would
 be divided by sqrt(v):

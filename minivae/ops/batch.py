@@ -4,8 +4,10 @@
     E2    thresholded:  x = 1 if x >= 1/2 else 0
     E3    stochastic:   x = 1 with probability x             (Salakhutdinov & Murray 2008)
 
-E3 compares integers, word 255 < pixel 2^32 for a random 32-bit word (below in float64, where both
-are exact), so that a white pixel stays white and a black one black. The word is a function of
+Drawn anew each epoch, E3 is the literature's dynamic binarization; drawn once, the static one.
+
+E3 compares integers, word * 255 < pixel * 2^32 for a random 32-bit word (below in float64, where
+both are exact), so that a white pixel stays white and a black one black. The word is a function of
 (seed, epoch, image, pixel): drawn afresh each epoch, and the same on every backend.
 """
 

@@ -21,7 +21,7 @@ The gradient sees v* move with y, but at v* that has no effect:
 which is that of a squared error (elbo.E3 with w = 1) times 1 / (2 v*): a weight found anew at each
 step. A batch without any error has no finite density, and its loss is not finite.
 
-E1 is a density only for a variance that does not depend on the image it is asked about. Images are
+E1 is a density only for a variance that does not depend on the image being scored. Images are
 therefore evaluated with one sigma, by E2 over training images (`Autoencoder.calibrate`).
 """
 

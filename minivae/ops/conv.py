@@ -23,7 +23,7 @@ A transposed convolution (Dumoulin & Visin 2016) is by definition the map of E2,
 x to a large one, with b and f added: each tap adds x w_ij^T to the window Y_ij of the large image.
 With dY_ij the same window of dz, dense.E1 and dense.E2 of each tap give
 
-    E5    y     = f( b + E2(x) )
+    E5    Y_ij += x w_ij^T,  then y = f( b + Y )                E2's map, of x instead of dz
     E6    dx    = sum_ij dY_ij w_ij                            E1' of dz, with neither b nor f
     E7    dw_ij = sum_{n,p,q} dY_ij[n, p, q]^T x[n, p, q]      E3, image and gradient exchanged
 

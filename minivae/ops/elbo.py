@@ -1,5 +1,13 @@
 """The evidence lower bound (ELBO), as a loss to minimise, in nats per image.
 
+A decoder p(x|z) and a prior p(z) give an image x the probability p(x), an integral over z that
+nobody can compute. With any q(z|x) to draw z from, Jensen's inequality bounds its logarithm:
+
+    E0    log p(x) = log E_q[p(x|z) p(z) / q(z|x)]
+                  >= E_q[log p(x|z) + log p(z) - log q(z|x)] = ELBO(x)
+
+The gap is KL(q(z|x) || p(z|x)): the better q, the encoder, is, the tighter. Regrouped,
+
     E1    -ELBO(x) = E_q[-log p(x|z)] + KL(q(z|x) || p(z))           (Kingma & Welling 2014, eq. 3)
                    ~ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
 

@@ -31,7 +31,8 @@ which with sum_s v_s = 1 leaves 1/2:
 A head may also give h = log sigma in place of logvar, as the paper's authors have it: then
 `logvar_factor` is 2, otherwise 1, logvar = logvar_factor h, and dh = logvar_factor dlogvar.
 
-Row i k + s of the arrays with k rows an image is draw s of image i, and its noise is that row's.
+Draw s = 1..k of image i = 0, 1, ... is row i k + s - 1 of the arrays with k rows an image, and its
+noise is that row's.
 """
 
 import numpy as np
