@@ -786,7 +786,3 @@ def _report(error: Exception) -> int:
         raise error
     print(f"minivae: error: {error}", file=sys.stderr)
     return NOT_FINITE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -397,7 +397,7 @@ def fit(
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")
     source = str(data) if isinstance(data, str | Path) else None
-    splits = data if isinstance(data, Splits) else load(str(data), seed=training.seed)
+    splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
     folder = None if out is None else Path(out)
     model.to(device)
     if folder is not None and resume:

@@ -20,6 +20,7 @@ FLOORS = [
     {"models", "presets", "data"},
     {"checkpoint", "evaluate", "export", "gradcheck", "pictures", "plots", "tensorboard", "train"},
     {"cli", "benchmarks"},
+    {"__main__"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(path for name in ("minivae", *BESIDE) for path in (ROOT / name).rglob("*.py"))

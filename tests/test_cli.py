@@ -395,7 +395,7 @@ def test_a_loss_that_is_not_finite_is_one_line_with_exit_code_1(
 
 def test_help_names_every_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "minivae.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "minivae", "--help"], capture_output=True, text=True, check=True
     )
     for command in ("train", "reconstruct", "sample", "encode", "plot", "gradcheck", "export"):
         assert command in done.stdout

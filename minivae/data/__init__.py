@@ -12,7 +12,7 @@ BUILTIN = ("glyphs", "mnist", "fashion-mnist")
 """Data sets by name: the embedded digits, and two that are downloaded once."""
 
 
-def load(source: str, *, seed: int = 0) -> Splits:
+def load(source: str | Path, *, seed: int = 0) -> Splits:
     """The splits of a data set by name, or of a path.
 
     A path is a folder with MNIST's IDX files (gzipped or not), one IDX file of images, a `.npy` or

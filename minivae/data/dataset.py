@@ -47,8 +47,9 @@ class Splits(NamedTuple):
     test: Dataset
 
 
-def dataset(images: NDArray, labels: NDArray | None, source: Path | str) -> Dataset:
-    """A checked data set of images n x h x w or n x h x w x c; True is white.
+def dataset(images: NDArray, labels: NDArray | None = None, source: Path | str = "data") -> Dataset:
+    """A checked data set of images n x h x w or n x h x w x c, uint8, bool (True is white) or
+    floating point in [0, 1], and integer labels (n,).
 
     Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
     finite, or labels that do not fit.
