@@ -81,6 +81,7 @@ def _code(activation: Activation) -> tuple[int, np.float32]:
 
 
 def _flat(array: NDArray) -> NDArray:
+    assert array.flags.c_contiguous, "what is written to a copy is lost"
     return array.reshape(-1)
 
 
