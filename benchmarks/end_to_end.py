@@ -1,6 +1,7 @@
 """Seconds from a cold start to a test loss on MNIST with dense 784-400-20, interpreter, imports and
 data included. minivae compiles its kernels in its first run; later ones find them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -79,12 +80,8 @@ def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, 
     """
     epochs, rounds = (1, 1) if quick else (MOST_EPOCHS, ROUNDS)
     programs = {"minivae, first run": MINIVAE, "minivae": MINIVAE}
-    try:
-        import torch  # noqa: F401
-
+    if importlib.util.find_spec("torch"):
         programs["torch eager"] = TORCH
-    except ImportError:
-        pass
     races: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():

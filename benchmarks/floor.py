@@ -2,7 +2,6 @@
 matrix product, whichever takes longer. Below it is what stays in a cache, or a better product."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from minivae.backends.reference import PRIMITIVES, ReferenceBackend
 from minivae.train import Trainer
 
 from .cases import Case
-from .measure import ROUNDS, Candidate, interleaved
+from .measure import ROUNDS, Candidate, cores, interleaved
 
 FLOAT = 4
 ADAM_ARRAYS = 6
@@ -66,7 +65,7 @@ def _copy(xp: Any, target: Any, source: Any) -> Callable[[], None]:
     """A copy by all cores, or by the GPU."""
     if xp is not np:
         return lambda: xp.copyto(target, source)
-    parts = os.cpu_count() or 1
+    parts = cores() or 1
     targets, sources = (np.array_split(array, parts) for array in (target, source))
     pool = ThreadPoolExecutor(parts)
 

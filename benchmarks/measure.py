@@ -108,7 +108,7 @@ def environment(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "device": device,
         "machine": _machine(device),
-        "cores": _cores(),
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": _versions(),
         "commit": _commit(),
@@ -133,8 +133,8 @@ def _json(value: Any, depth: int = 0) -> str:
     return begin + ",".join("\n" + " " * (depth + 1) + i for i in items) + "\n" + " " * depth + end
 
 
-def _cores() -> int | None:
-    # Those that this process may use, which only Linux tells.
+def cores() -> int | None:
+    """How many cores this process may use, where the system tells it, as Linux does."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .end_to_end import ROUNDS, TARGETS
+from .end_to_end import TARGETS
 from .figures import primitives_figure, scaling_figure
 from .runs import OWN_WEIGHTS, RESULTS
 
@@ -150,7 +150,8 @@ def end_to_end_table() -> str:
         for name, race in result["end-to-end"].items()
     ]
     table = _table(["seconds to a test loss of", *targets], rows)
-    return f"{table}\n\nMedians of {ROUNDS} races each. {_where(result)}"
+    races = len(result["end-to-end"]["minivae"]["races"])
+    return f"{table}\n\nMedians of {races} races each. {_where(result)}"
 
 
 def instructions_table() -> str:

@@ -37,7 +37,7 @@ def run_suite(
     for section in sections:
         if section not in SECTIONS:
             raise unknown("section", section, SECTIONS)
-    backends.get(device)
+    device = backends.get(device).name
     result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
     if resume:
         result = _unfinished(output, result)

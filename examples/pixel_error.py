@@ -25,7 +25,7 @@ def shifted(images: NDArray) -> NDArray:
     return result
 
 
-def with_two_false_pixels(images: NDArray) -> NDArray:
+def with_two_wrong_pixels(images: NDArray) -> NDArray:
     """Images with two black corner pixels turned white."""
     result = images.copy()
     result[:, 2, 2] = 1
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = options(__doc__, "pixel-error", "glyphs").parse_args()
     images = load(arguments.data, seed=arguments.seed).test.images
     images = images / np.float32(255) if images.dtype == np.uint8 else images
-    moved, damaged = shifted(images), with_two_false_pixels(images)
+    moved, damaged = shifted(images), with_two_wrong_pixels(images)
     errors = squared_error(images, moved), squared_error(images, damaged)
     print(f"shifted by one pixel   mean squared error {errors[0].mean():6.2f}")
     print(f"two wrong pixels       mean squared error {errors[1].mean():6.2f}")

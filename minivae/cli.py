@@ -320,8 +320,6 @@ def _refuse_idle(arguments: argparse.Namespace, model: "Autoencoder", training: 
         for name in _given(arguments, names):
             if not effective:
                 raise InputError(f"{_option(name)} changes nothing here: it is for {expected}")
-    if arguments.best:
-        raise InputError("--best changes nothing here: it is for --resume")
 
 
 def _option(name: str) -> str:
@@ -369,6 +367,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.resume is not None:
         _resume(arguments)
         return
+    if arguments.best:
+        raise InputError("--best changes nothing here: it is for --resume")
     name = arguments.preset or DEFAULT_PRESET
     preset = find_preset(name)
     training = _training(preset, arguments)
@@ -694,7 +694,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from . import __version__, backends
+    from . import backends
     from .presets import PRESETS
 
     print(f"minivae {__version__}, Python {platform.python_version()}, NumPy {np.__version__}")

@@ -19,11 +19,11 @@ class InputError(Exception):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error that `name` is not a known one, with the nearest that is."""
+    """The error that `name` is not a known one, with the nearest that is, if one is near."""
     names = list(known)
     near = difflib.get_close_matches(name, names, 1, 0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return InputError(f"unknown {what} {name!r}{hint} ({', '.join(names)})")
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {name!r}; {hint}expected one of {', '.join(names)}")
 
 
 def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:

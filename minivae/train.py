@@ -232,6 +232,13 @@ class Trainer:
                     raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
         raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
 
+    def check_parameters(self) -> None:
+        """Raises NotFiniteError if a parameter is not finite: an update can overflow where the loss
+        did not."""
+        for name, value in self.model.parameters.values.items():
+            if not np.isfinite(self.model.backend.to_numpy(value)).all():
+                raise NotFiniteError(f"{name} is not finite after step {self.finished_steps}")
+
     def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:
         """Means of loss, reconstruction and KL over the last `steps` steps, since `totals`."""
         now = self.model.backend.to_numpy(self.totals)
@@ -244,13 +251,12 @@ class Trainer:
         any, with a sigma calibrated anew where the likelihood asks for one; and how many latent
         dimensions are active on these or else on those. NotFiniteError if a parameter is not."""
         training, model = self.training, self.model
-        for name, value in model.parameters.values.items():
-            if not np.isfinite(model.backend.to_numpy(value)).all():
-                raise NotFiniteError(f"{name} is not finite after step {self.finished_steps}")
+        self.check_parameters()
         options: Any = {"seed": training.seed, "binarization": training.binarization}
         if model.objective.calibrated:
             some = self.splits.train.take(slice(min(self.images, CALIBRATION_IMAGES)))
-            model.calibrate(some.images, some.labels, **options)
+            if not math.isfinite(model.calibrate(some.images, some.labels, **options)):
+                raise NotFiniteError(f"sigma is not finite after step {self.finished_steps}")
         splits = {"test": self.splits.test}
         if self.validation is not None:
             splits["validation"] = self.validation
@@ -325,6 +331,7 @@ class _Run:
     def checkpoint(self) -> None:
         """Saves the run, if it has a folder."""
         if self.folder is not None:
+            self.trainer.check_parameters()
             write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
 
     def out_of_patience(self) -> bool:
@@ -350,6 +357,10 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
     is."""
     if not model.latent:
         return ""
+    if not math.isfinite(line["test"]["loss"]):
+        return (
+            "the loss of the test images is not finite; try a smaller learning rate, or --clip-norm"
+        )
     nats = line["test"]["kl"] / model.latent
     if nats > MOST_NATS:
         return (
@@ -408,9 +419,9 @@ def fit(
                 f"{folder} is at step {done.step}, expected to end no earlier than that, not at "
                 f"step {trainer.total_steps}"
             )
-        run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
         if best:
-            run.checkpoint()
+            write_checkpoint(folder, model, done)
+        run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
         write_config(folder, read_config(folder) | {"training": dataclasses.asdict(training)})
     else:
         trainer = Trainer(model, splits, training)

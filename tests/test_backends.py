@@ -926,12 +926,15 @@ def test_machine_code_is_kept_by_the_content_of_all_its_sources(
 ) -> None:
     kept = Path(cpu_products.dense_forward.stats.cache_path)
     assert kept.is_relative_to(cpu_kernels.CACHE_FOLDER)
-    monkeypatch.setattr(cpu_kernels, "__file__", str(tmp_path / "cpu_kernels.py"))
-    folders = set()
-    for content in ("x = 1", "x = 2"):
-        (tmp_path / "cpu_tiles.py").write_text(content)
-        folders.add(cpu_kernels._cache_folder())
-    assert len(folders) == 2
+    for folder in ("backends", "ops"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(cpu_kernels, "__file__", str(tmp_path / "backends" / "cpu_kernels.py"))
+    folders = {cpu_kernels._cache_folder()}
+    for path in ("backends/cpu_tiles.py", "ops/state.py"):
+        for content in ("x = 1", "x = 2"):
+            (tmp_path / path).write_text(content)
+            folders.add(cpu_kernels._cache_folder())
+    assert len(folders) == 5
 
 
 def test_a_product_of_no_images_is_nothing(backend: ReferenceBackend) -> None:

@@ -76,13 +76,13 @@ def test_the_study_leaves_its_picture(name: str, data: Path, tmp_path: Path) -> 
     assert (tmp_path / f"{name}.png").exists()
 
 
-def test_a_shifted_digit_scores_worse_than_one_with_two_false_pixels(example: Any) -> None:
+def test_a_shifted_digit_scores_worse_than_one_with_two_wrong_pixels(example: Any) -> None:
     from minivae.data.glyphs import glyphs
 
     study = example("pixel_error")
     images = glyphs(0, 10, 200).test.images / 255
     shifted = study.squared_error(images, study.shifted(images))
-    damaged = study.squared_error(images, study.with_two_false_pixels(images))
+    damaged = study.squared_error(images, study.with_two_wrong_pixels(images))
     assert np.mean(shifted > damaged) > 0.99
 
 

@@ -154,12 +154,18 @@ def test_a_posterior_in_use_is_not_warned_of() -> None:
 
 @pytest.mark.parametrize(
     ("kl", "active", "epoch", "said"),
-    [(21.0, 2, 1, "the KL explodes"), (0.0, 0, 1, ""), (0.0, 0, 2, "collapses"), (5.0, 2, 9, "")],
+    [
+        (21.0, 2, 1, "the KL explodes"),
+        (np.inf, 2, 1, "the loss of the test images is not finite"),
+        (0.0, 0, 1, ""),
+        (0.0, 0, 2, "collapses"),
+        (5.0, 2, 9, ""),
+    ],
 )
 def test_a_symptom_follows_from_an_epochs_figures(
     kl: float, active: int, epoch: int, said: str
 ) -> None:
-    line = {"epoch": epoch, "test": {"kl": kl}, "active_units": active}
+    line = {"epoch": epoch, "test": {"loss": 90 + kl, "kl": kl}, "active_units": active}
     found = symptom(line, small_vae())
     assert said in found
     assert bool(found) == bool(said)

@@ -81,7 +81,8 @@ def _code(activation: Activation) -> tuple[int, np.float32]:
 
 
 def _flat(array: NDArray) -> NDArray:
-    assert array.flags.c_contiguous, "what is written to a copy is lost"
+    if not array.flags.c_contiguous:
+        raise TypeError("a strided array, expected a C-contiguous one")
     return array.reshape(-1)
 
 

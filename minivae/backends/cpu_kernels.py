@@ -27,9 +27,11 @@ settings: Any = config
 
 def _cache_folder() -> str:
     """Where compiled kernels are kept, by the hash of all sources: Numba itself looks only at the
-    file of a kernel, not at those of the functions that it calls."""
+    file of a kernel, not at those of the functions that it calls and the constants that it reads.
+    """
     here = Path(__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(here.glob("cpu_*.py")))
+    paths = sorted([*here.glob("cpu_*.py"), *(here.parent / "ops").glob("*.py")])
+    sources = b"".join(path.read_bytes() for path in paths)
     if settings.CACHE_DIR:
         folder = Path(settings.CACHE_DIR)
     elif os.access(here, os.W_OK):

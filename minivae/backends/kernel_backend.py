@@ -124,7 +124,7 @@ def splits_of(depth: int, tiles: int) -> int:
     """Into how many parts a contraction of `depth` is split where the launch has `tiles`: enough to
     fill a GPU, but no part below 64 deep."""
     slices = max(1, -(-depth // DEPTH))
-    splits = min(-(-FILLING_BLOCKS // tiles), max(1, slices // 4))
+    splits = min(-(-FILLING_BLOCKS // max(tiles, 1)), max(1, slices // 4))
     return -(-slices // -(-slices // splits))  # as many as have any slice
 
 

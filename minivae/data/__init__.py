@@ -4,9 +4,9 @@ import difflib
 from pathlib import Path
 
 from ..errors import InputError
-from .dataset import Dataset, Splits, dataset
+from .dataset import Dataset, Splits
 
-__all__ = ["BUILTIN", "Dataset", "Splits", "dataset", "load"]
+__all__ = ["BUILTIN", "Dataset", "Splits", "load"]
 
 BUILTIN = ("glyphs", "mnist", "fashion-mnist")
 """Data sets by name: the embedded digits, and two that are downloaded once."""

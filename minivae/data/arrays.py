@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .dataset import Splits, dataset, hold_out, same_image_shape
+from .dataset import Dataset, Splits, hold_out, same_image_shape
 
 KEYS = {
     "images": ("images", "x_train"),
@@ -46,7 +46,7 @@ def _load(path: Path) -> dict[str, NDArray]:
 
 def load_npy(path: Path) -> Splits:
     """Images n x h x w or n x h x w x c of an .npy file, without labels."""
-    return hold_out(dataset(_load(path)["images"], None, path), path.name, path)
+    return hold_out(Dataset.of(_load(path)["images"], None, path), path.name, path)
 
 
 def load_npz(path: Path) -> Splits:
@@ -61,10 +61,10 @@ def load_npz(path: Path) -> Splits:
     if images is None:
         found = ", ".join(arrays)
         raise InputError(f'{path}: expected an array "images" or "x_train", found {found}')
-    train = dataset(images, _flat(parts["labels"]), path)
+    train = Dataset.of(images, _flat(parts["labels"]), path)
     if test_images is None:
         return hold_out(train, path.name, path)
-    test = dataset(test_images, _flat(parts["test_labels"]), path)
+    test = Dataset.of(test_images, _flat(parts["test_labels"]), path)
     same_image_shape(train, test, path)
     return Splits(path.name, train, test)
 

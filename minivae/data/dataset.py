@@ -15,7 +15,8 @@ HELD_OUT = 10
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (n, h, w, c), uint8 or float32 in [0, 1], and labels (n,) if there are any."""
+    """Images (n, h, w, c), uint8 or float32 in [0, 1], and labels (n,) if there are any. `of` makes
+    one of other arrays."""
 
     images: NDArray
     labels: NDArray[np.int64] | None
@@ -33,6 +34,34 @@ class Dataset:
         """One more than the largest label; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
+    @staticmethod
+    def of(
+        images: NDArray, labels: NDArray | None = None, source: Path | str = "data"
+    ) -> "Dataset":
+        """A checked data set of images n x h x w or n x h x w x c, uint8, bool (True is white) or
+        floating point in [0, 1], and integer labels (n,).
+
+        Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
+        finite, or labels that do not fit.
+        """
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or 0 in images.shape:
+            raise InputError(
+                f"{source}: images have shape {images.shape}, expected n x h x w or n x h x w x c"
+            )
+        if images.dtype == np.bool_:
+            images = 255 * images.astype(np.uint8)
+        if np.issubdtype(images.dtype, np.floating):
+            images = images.astype(np.float32, copy=False)
+            check_unit_range(images, source)
+        elif images.dtype != np.uint8:
+            raise InputError(
+                f"{source}: images are {images.dtype}, expected uint8, bool or floating point in "
+                "[0, 1]"
+            )
+        return Dataset(np.ascontiguousarray(images), _checked_labels(labels, len(images), source))
+
     def take(self, index: slice | NDArray) -> "Dataset":
         """The images and labels of an index."""
         labels = None if self.labels is None else self.labels[index]
@@ -45,31 +74,6 @@ class Splits(NamedTuple):
     name: str
     train: Dataset
     test: Dataset
-
-
-def dataset(images: NDArray, labels: NDArray | None = None, source: Path | str = "data") -> Dataset:
-    """A checked data set of images n x h x w or n x h x w x c, uint8, bool (True is white) or
-    floating point in [0, 1], and integer labels (n,).
-
-    Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
-    finite, or labels that do not fit.
-    """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise InputError(
-            f"{source}: images have shape {images.shape}, expected n x h x w or n x h x w x c"
-        )
-    if images.dtype == np.bool_:
-        images = 255 * images.astype(np.uint8)
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32, copy=False)
-        check_unit_range(images, source)
-    elif images.dtype != np.uint8:
-        raise InputError(
-            f"{source}: images are {images.dtype}, expected uint8, bool or floating point in [0, 1]"
-        )
-    return Dataset(np.ascontiguousarray(images), _checked_labels(labels, len(images), source))
 
 
 def check_unit_range(images: NDArray, source: Path | str) -> None:

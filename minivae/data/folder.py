@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .dataset import Dataset, Splits, dataset, hold_out, same_image_shape
+from .dataset import Dataset, Splits, hold_out, same_image_shape
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 GREY = ("1", "L", "LA")
@@ -63,7 +63,7 @@ def _read(folder: Path) -> Dataset:
         found, expected = (f"{i.shape} in {i.dtype}" for i in (image, images[0]))
         if found != expected:
             raise InputError(f"{path}: an image of {found}, expected {expected} like {files[0][0]}")
-    return dataset(np.stack(images), labels, folder)
+    return Dataset.of(np.stack(images), labels, folder)
 
 
 def _read_image(path: Path) -> NDArray:

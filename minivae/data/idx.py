@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .dataset import Dataset, Splits, dataset, hold_out, same_image_shape
+from .dataset import Dataset, Splits, hold_out, same_image_shape
 
 UINT8 = 0x08
 TRAIN, TEST = "train", "t10k"
@@ -78,7 +78,7 @@ def _read_split(folder: Path, split: str) -> Dataset | None:
     if images is None:
         return None
     numbers = None if labels is None else read_idx(labels, 1)
-    return dataset(read_idx(images, 3), numbers, f"{folder}, {split} images")
+    return Dataset.of(read_idx(images, 3), numbers, f"{folder}, {split} images")
 
 
 def load_idx_folder(folder: Path, name: str) -> Splits:
@@ -95,4 +95,4 @@ def load_idx_folder(folder: Path, name: str) -> Splits:
 
 def load_idx_file(path: Path) -> Splits:
     """The images of one IDX file, without labels."""
-    return hold_out(dataset(read_idx(path, 3), None, path), path.name, path)
+    return hold_out(Dataset.of(read_idx(path, 3), None, path), path.name, path)

@@ -10,6 +10,6 @@ by element.
 
 Read dense, activations, elbo, latent, adam and conv; then importance, calibration, capacity and
 labels. Two letters have two meanings: z is what an activation is applied to, but the latent in
-latent, importance and labels; w is a layer's weight, but a loss's in elbo.E3 and a draw's in
+elbo, latent, importance and labels; w is a layer's weight, but a loss's in elbo.E3 and a draw's in
 importance.
 """
