@@ -155,7 +155,7 @@ def end_to_end_table() -> str:
 
 
 def instructions_table() -> str:
-    """What a slice of a wide tile of a matrix product takes, in float32 and in TF32."""
+    """What a slice of a tile of a matrix product takes, in float32 and in TF32."""
     result = _load("machine-code.json")
     counts = {
         (row["kernel"], f"{row['precision']}, {row['tile']}"): str(row["instructions"])

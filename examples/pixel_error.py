@@ -1,4 +1,4 @@
-"""The flaw of pixel losses: a digit shifted by one pixel scores worse than one with two wrong ones.
+"""The flaw of pixel losses: shifting a digit by one pixel scores worse than two wrong pixels.
 
     python examples/pixel_error.py --data mnist
 

@@ -99,8 +99,8 @@ class TiedStack:
         return outputs
 
     def loss_and_gradient(self, x: NDArray, first: int, depth: int) -> float:
-        """The mean squared error, summed over a row, of layers `first` to `depth` reconstructing
-        the input of layer `first`, and its gradient with respect to them (E1 to E3)."""
+        """Returns the squared error, summed over a row, averaged over rows, of layers `first` to
+        `depth` - 1 reconstructing their input; writes their `gradients` (E1 to E3)."""
         codes = self.encode(x, depth)[first:]
         decoded = self.decode(codes[-1], first, depth)
         rows, loss = len(x), self.backend.zeros((len(x),), self.dtype)

@@ -15,8 +15,8 @@ struct Shape {
   int taps_h, taps_w, stride_h, stride_w, top, left;
 };
 
-// A number to divide by, again and again: its inverse, of which every quotient is at most 1 below
-// the right one (Granlund and Montgomery 1994), takes the place of a division in the loop.
+// A divisor used again and again: multiplying by its inverse, which gives a quotient at most 1 too
+// small (Granlund and Montgomery 1994), replaces a division in the loop.
 struct Divisor {
   unsigned int value, inverse;
   __device__ __forceinline__ Divisor(int d) : value(max(d, 1)), inverse(0xffffffffu / value) {}

@@ -232,9 +232,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
   if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
-// The Bernoulli loss of k draws an image, the rows i k + s of all but target (n, o) and loss (n,):
-// weights (n k,) from log_ratio (n k,), and dz as if every draw had the weight 1 and the batch one
-// image, for importance_weigh to go on with.
+// The Bernoulli loss of k draws per image: x, y, dz, log_ratio, weights have rows i k + s, target
+// (n, o) and loss (n,) one per image. Makes weights, and dz as if each draw had weight 1 and the
+// batch one image: importance_weigh scales it.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_elbo(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,

@@ -640,8 +640,8 @@ struct ActivationDerivative {
   }
 };
 
-// A gradient (rows, columns) to memory, times the share of the batch that it is of, on top of what
-// is there or not (dense.E5).
+// Stores a gradient (rows, columns) times its part's share of the batch, added to what is there if
+// `accumulate` (dense.E5).
 struct Store {
   static const int TOGETHER = 4;
   using Fetched = Run;

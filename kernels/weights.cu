@@ -1,8 +1,8 @@
 // The weight gradients of dense layers, by the equations of ops/dense.py: x^T dz for several layers
 // in one launch, since each alone is too small to fill a GPU. They run after all input gradients,
-// and so may change the weights as soon as they know how.
+// and may update a weight as soon as its gradient is known.
 
-// A tile of dw = x^T dz (dense.E2) and, below the first row of tiles, of db (dense.E3).
+// A tile of dw = x^T dz (dense.E2) and, in the first row of tiles, of db (dense.E3).
 template <class Finish>
 __device__ __forceinline__ void weight_gradient_tile(
     const float* x, const float* dz, int tile, const Share& share, const Finish& weight,

@@ -65,7 +65,7 @@ class Evaluation:
 
     `loss` is reconstruction and KL as they are, without beta, free bits or capacity; -ELBO where
     the figures are likelihoods.
-    `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is too, and
+    `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is empty, and
     `negative_log_likelihood` and `bits_per_dimension` are None. `kl_per_dimension`, `active_units`
     and `aggregate_posterior` describe q(z|x) over the images; `error_per_class` is the mean squared
     error of a pixel, decoded from the posterior mean.
@@ -242,8 +242,8 @@ def evaluate(
     chunk: int = DEFAULT_CHUNK,
     progress: bool = False,
 ) -> Evaluation:
-    """Evaluates a model on images with `samples` draws of z each, at most `chunk` of them at a
-    time.
+    """Evaluates a model on images with `samples` draws of z each (at most DRAWS_OF_A_LOSS where
+    there is no likelihood), at most `chunk` at a time.
 
     Raises InputError on images that the model does not take, on an unknown binarization, on samples
     outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of BLOCK or needs more memory

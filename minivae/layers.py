@@ -345,8 +345,8 @@ class ConvTranspose2d(Convolution):
     """2-D transposed convolution with w (kh, kw, channels, c); derived in ops/conv.py.
 
     The output has (size - 1) stride - 2 padding + kernel + output_padding pixels, or `output_size`
-    where that is given; with padding "same", size times stride. An `output_size` must be one from
-    which the convolution of the same settings would come back to the input.
+    where that is given; with padding "same", size times stride. A convolution of the same settings
+    must map `output_size` back to the input's size.
     """
 
     output_padding: Pair = 0

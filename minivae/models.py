@@ -37,7 +37,7 @@ row of a batch, and small, so that it seldom needs more memory than training has
 
 
 def check_binarization(kind: str) -> None:
-    """Raises InputError for another than those of ops/batch.py."""
+    """Raises InputError unless `kind` is in BINARIZATIONS."""
     if kind not in BINARIZATIONS:
         known = ", ".join(BINARIZATIONS)
         raise InputError(f"binarization is {kind!r}, expected one of {known}")
@@ -56,11 +56,11 @@ class Objective:
         calibrated-gaussian  the same with the sigma^2 that fits the batch best (calibration.E3);
                              images are evaluated with the sigma of `Autoencoder.calibrate`
 
-    With `estimator` "analytic" the KL is that of latent.E2, with one draw of z an image. The others
-    take all of log p(x|z) + log p(z) - log q(z|x) from `samples` draws (importance.E2):
-    "monte-carlo" their mean, the ELBO again; "importance" the log of their exponentials' mean, the
-    tighter bound of the IWAE. They are for the Bernoulli likelihood, beta 1, no free bits and
-    no capacity, and report all of the loss as reconstruction.
+    With `estimator` "analytic" the KL is latent.E2, with one draw of z per image. The others use
+    log w = log p(x|z) + log p(z) - log q(z|x) of `samples` draws per image (importance.E2):
+    "monte-carlo" the mean of log w, again the ELBO; "importance" the log of the mean of w, the
+    tighter bound of the IWAE. They need the Bernoulli likelihood, beta 1, no free bits and no
+    capacity, and report the whole loss as reconstruction.
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
@@ -119,8 +119,8 @@ class Objective:
         return self.likelihood == "calibrated-gaussian"
 
     def constant(self, pixels: int) -> float:
-        """What a Gaussian's -log p(x|z) has beside its squared error (elbo.E4), for an image, where
-        the loss on the device leaves it out."""
+        """The part of a fixed Gaussian's -log p(x|z) that the loss on the device leaves out
+        (elbo.E4), in nats per image; 0 for other likelihoods."""
         if self.likelihood != "gaussian":
             return 0.0
         return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
@@ -442,8 +442,8 @@ class Autoencoder:
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> Any:
         """The codes (n, *code_shape) of images (n, h, w, c).
 
-        Here as elsewhere, `labels` is one (n,) for each image, or one for all: a conditional model
-        needs them, another does not look at them.
+        Here as elsewhere, `labels` are (n,), or one for all images: a conditional model needs them,
+        others ignore them. Raises InputError on images or labels that do not fit.
         """
         return self._encoded(images, labels)
 
@@ -472,8 +472,8 @@ class Autoencoder:
 
     @property
     def final_objective(self) -> Objective:
-        """The objective as images are evaluated by it: as at the end of training, and with the
-        calibrated sigma instead of the batch's own. Raises InputError before `calibrate`."""
+        """The objective for evaluation: beta and capacity at their final values, and a calibrated
+        likelihood with the sigma of `calibrate`, before which it raises InputError."""
         final = dataclasses.replace(self.objective, beta_warmup_steps=0, capacity_steps=0)
         if not final.calibrated:
             return final

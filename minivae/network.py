@@ -148,11 +148,11 @@ class Pass:
     """A network bound to its memory for the rows of `x`.
 
     `dx` receives the gradient of the input before `below`, the activation that made it; None where
-    nobody needs it. `onehot` (n, classes) holds the rows' labels for a JoinLabel; with as many rows
-    of `x` for each of its own, they share them. `output` holds the result of `forward`; the caller
-    writes the gradient before `output_activation`, the activation that made the output, into
-    `output_gradient` and then runs `input_gradient_calls` and, after those of all networks, since
-    the optimizer may change the weights with them, `weight_gradient_calls`.
+    nobody needs it. `onehot` (n, classes) holds labels for a JoinLabel; if `x` has k n rows, each k
+    consecutive ones share a label. `output` holds the result of `forward`; the caller writes the
+    gradient before `output_activation`, the activation that made the output, into `output_gradient`
+    and runs `input_gradient_calls`. `weight_gradient_calls` run last, after those of all networks,
+    since an optimizer may change the weights in them.
     """
 
     def __init__(

@@ -30,9 +30,8 @@ class Adam:
                    (Loshchilov & Hutter 2017)
         pieces     `pieces` are (steps, factor), one after another; the last goes on
 
-    `clip_norm` bounds the global norm of the gradient; 0 means no clipping. `epsilon_hat` takes
-    epsilon for the one outside of the bias correction (adam.E3'). `second_moment` is where that
-    moment starts.
+    `clip_norm` bounds the global norm of the gradient; 0 means no clipping. With `epsilon_hat`,
+    epsilon is the one outside the bias correction (adam.E3'). `second_moment` is the initial v.
     """
 
     lr: float = 1e-3

@@ -1,8 +1,8 @@
 """The presets: a model by name, and how it is trained.
 
-Each reproduces a published or widely used set-up. They share the last partial training batch
-dropped and, but for the two of the IWAE paper, PyTorch's default initialisation and one latent draw
-per image.
+Each reproduces a published or widely used set-up. All drop the last partial training batch and,
+except for the two of the IWAE paper, use PyTorch's default initialisation and one latent draw per
+image.
 """
 
 import dataclasses

@@ -247,9 +247,9 @@ class Trainer:
         return self.model.means(now - totals, images)
 
     def held_out_metrics(self) -> dict[str, Any]:
-        """Loss, reconstruction and KL of the test split and of the validation images, if there are
-        any, with a sigma calibrated anew where the likelihood asks for one; and how many latent
-        dimensions are active on these or else on those. NotFiniteError if a parameter is not."""
+        """Loss, reconstruction and KL of the test split and of any validation images, with sigma
+        calibrated anew where the likelihood needs it; and a VAE's active units, on validation
+        images or else test images. NotFiniteError if a parameter or sigma is not finite."""
         training, model = self.training, self.model
         self.check_parameters()
         options: Any = {"seed": training.seed, "binarization": training.binarization}
@@ -402,8 +402,8 @@ def fit(
         on_metrics: called with each metrics record.
         extra_config: what else to keep in the run's configuration.
 
-    Raises InputError on data or options that do not fit, NotFiniteError when the loss is no longer
-    finite, Interrupted, after saving, on SIGINT or SIGTERM.
+    Raises InputError on data or options that do not fit; NotFiniteError when the loss, a parameter
+    or sigma is no longer finite; Interrupted on SIGINT or SIGTERM, after saving.
     """
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")

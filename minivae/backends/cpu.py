@@ -51,10 +51,10 @@ _ONE_CALLER = threading.Lock()
 def _launch_threads() -> None:
     """Starts Numba's threads.
 
-    OpenMP's wait awake for work, by default for milliseconds, and so keep a core from whoever else
-    computes: two runs at once then wait for each other in every kernel. Within a step the next call
-    comes in microseconds. Where nothing else runs, but a virtual core is late at times, a longer
-    wait is better: a count that the user has set stays.
+    OpenMP's threads spin while idle, by default for milliseconds, and so keep a core from other
+    processes: two runs at once then wait for each other in every kernel. Within a step the next
+    call comes in microseconds. Where nothing else runs, but a virtual core is late at times, a
+    longer spin is better: a count that the user has set stays.
     """
     if SPINS in os.environ:
         return
@@ -572,7 +572,7 @@ class CpuBackend(ReferenceBackend):
         epsilon: float,
         batch_size: int,
     ) -> None:
-        """`Backend.optimizer_step`, without writing the gradients of dense layers."""
+        """`ReferenceBackend.optimizer_step`, without writing the gradients of dense layers."""
         flat, adam = (p, m, v), (schedule, state, beta1, beta2, epsilon)
         for call in calls:
             x, dz, dw, db, *_ = call.arguments

@@ -240,7 +240,7 @@ def cos_and_sin(angle):
 
 
 @kernel
-def normal_distribution(z):
+def normal_cdf(z):
     """Phi(z), with the C library's erf."""
     return HALF * (ONE + np.float32(math.erf(z * SQRT_HALF)))
 
@@ -277,7 +277,7 @@ def activate(z, y, kind, slope):
             y[i] = z[i] if z[i] > ZERO else expm1(z[i])
     elif kind == GELU:
         for i in range(z.size):
-            y[i] = z[i] * normal_distribution(z[i])
+            y[i] = z[i] * normal_cdf(z[i])
     elif kind == SILU:
         for i in range(z.size):
             y[i] = z[i] * sigmoid(z[i])
@@ -310,7 +310,7 @@ def multiply_derivative(z, y, dy, dz, kind, slope):
             dz[i] = dy[i] * (ONE if y[i] > ZERO else y[i] + ONE)
     elif kind == GELU:
         for i in range(y.size):
-            dz[i] = dy[i] * (normal_distribution(z[i]) + z[i] * normal_density(z[i]))
+            dz[i] = dy[i] * (normal_cdf(z[i]) + z[i] * normal_density(z[i]))
     elif kind == SILU:
         for i in range(y.size):
             s = sigmoid(z[i])

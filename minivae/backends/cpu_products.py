@@ -393,7 +393,7 @@ def _negative_slope(kind, slope):
 
 @shared_kernel
 def dense_forward(x, w, b, y, z, lists, parts, kind, slope):
-    """y = f(x w + b) (dense.E). Columns of x that are zero in all rows of a tile are skipped, if
+    """y = f(x w + b) (dense.E0). Columns of x that are zero in all rows of a tile are skipped, if
     the first tile has enough of them.
 
     Shapes: x (n, i), w (i, o), b (o,), y and z (n, o): scratch, or y itself if f is BENT; scratch

@@ -133,8 +133,8 @@ def _count(tile: Tile, rows: int, columns: int) -> int:
 
 
 def wide_tile(products: Sequence[tuple[int, int]]) -> Tile:
-    """The tile for a launch that makes matrices of these rows and columns: LARGE if there are more
-    of them than multiprocessors, and these, a tile each at a time, end no later with it."""
+    """The tile for a launch that makes matrices of these rows and columns: LARGE if that gives more
+    tiles than multiprocessors, and these, one tile each at a time, finish no later."""
     large, medium = (sum(_count(tile, *size) for size in products) for tile in (LARGE, MEDIUM))
     rounds, medium_rounds = (-(-tiles // FILLING_BLOCKS) for tiles in (large, medium))
     return LARGE if rounds > 1 and LARGE_TIME * rounds <= medium_rounds else MEDIUM
@@ -244,7 +244,7 @@ class KernelBackend(ReferenceBackend):
             return False
         (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
         output, target, loss, dz, *constants = loss_arguments
-        if not self._follow(x, w, (output, y), (totals_arguments[0], loss)):
+        if not self._fusable(x, w, (output, y), (totals_arguments[0], loss)):
             return False
         self._launch_loss(
             *(FUSED_LOSSES[names], x, w, b, y, activation, totals_arguments),
@@ -261,7 +261,7 @@ class KernelBackend(ReferenceBackend):
             return False
         (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
         logits, target, log_ratio, weights, loss, dlogits, scale, importance = loss_arguments
-        if not self._follow(x, w, (logits, y), (totals_arguments[0], loss)):
+        if not self._fusable(x, w, (logits, y), (totals_arguments[0], loss)):
             return False
         rows, columns = y.shape
         self._launch_loss(
@@ -272,8 +272,8 @@ class KernelBackend(ReferenceBackend):
         self.launch("importance_weigh", (rows, _blocks(columns)), dlogits, weights, scale, columns)
         return True
 
-    def _follow(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
-        """Whether calls work on the same arrays, and x w has no more rows than fused losses may."""
+    def _fusable(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
+        """Whether each pair is one array, and x w is small enough (LARGEST_FUSED_ROWS)."""
         tile = tiles_of(len(x), w.shape[1], x.shape[1]).tile
         columns_of_tiles = -(-w.shape[1] // tile.columns)
         same = all(self.address(first) == self.address(second) for first, second in pairs)

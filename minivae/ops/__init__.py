@@ -4,9 +4,8 @@ These functions define what every backend computes. They write into arrays that 
 accept float32 and float64, and favour the equation over speed. Array shapes are written
 `n h w c` (batch, height, width, channels); every array is C-contiguous.
 
-L is the loss. A name with a d before it is the gradient of L with respect to what it names, in the
-same shape: dz[r, o] = ∂L/∂z[r, o]. In equations x w is a matrix product, and * multiplies element
-by element.
+L is the loss. A name prefixed with d is the gradient of L with respect to the array it names, in
+its shape: dz[r, o] = ∂L/∂z[r, o]. In equations x w is a matrix product, and * is elementwise.
 
 Read dense, activations, elbo, latent, adam and conv; then importance, calibration, capacity and
 labels. Two letters have two meanings: z is what an activation is applied to, but the latent in

@@ -18,7 +18,7 @@ be divided by sqrt(v):
 
     E4    p <- (1 - lr weight_decay) p                               (Adam: weight_decay = 0)
 
-which is PyTorch's weight_decay; the paper's lambda is that times the rate before its schedule. The
+which is PyTorch's weight_decay; the paper's lambda is weight_decay times the unscheduled rate. The
 numbers that depend on t are a row of the schedule (state.py).
 
 **Clipping by global norm** (Pascanu et al. 2013) scales the gradient of all parameters at once:
@@ -57,7 +57,7 @@ def adam_update(
 
 
 def clip_gradient(g: NDArray, max_norm: float, norm: NDArray) -> None:
-    """E5 in place. Shapes: g (size,), all parameters' gradient; norm (1,), its |g| before that."""
+    """E5 in place. Shapes: g (size,), all parameters' gradient; norm (1,), the |g| before E5."""
     norm[0] = np.sqrt(np.sum(np.square(g, dtype=np.float64)))
     if norm[0] > max_norm:
         g *= max_norm / norm[0]

@@ -9,7 +9,7 @@ At step t, counted from 0, the capacity C has risen linearly towards its final v
 
     E2    C(t) = C min(1, (t + 1) / T),      C at once for T = 0
 
-and the weight (the paper's gamma; the objective's beta) binds K to it from both sides:
+and beta (the paper's gamma) weighs K's distance from it, on either side:
 
     E3    L = mean reconstruction + beta |K - C(t)|
 
@@ -18,9 +18,8 @@ C where another takes less. Every KL_j of every image enters K by 1 / n, so that
 
     E4    c_j = ∂L/∂KL_j of one image = beta / n sign(K - C(t)),     0 at K = C(t)
 
-Below the capacity a step down the gradient raises the KL, above it lowers it. C is a function of
-the state's step, found where the step runs. C = 0 is elbo.E5 without free bits, since K is never
-negative.
+Below the capacity gradient descent raises the KL, above it lowers the KL. C(t) is computed from
+the state's step, on the device. C = 0 is elbo.E5 without free bits, since K is never negative.
 """
 
 import numpy as np

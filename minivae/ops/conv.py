@@ -30,9 +30,9 @@ With dY_ij the same window of dz, dense.E1 and dense.E2 of each tap give
 and db is E4 over the large image.
 
 The weight keeps the shape (kh, kw, c, k) of the convolution that it transposes: c channels in the
-large image, k in the small one. Only the top and left padding appear: the output's own size says
-how far the kernel runs over the bottom and right edge, so "same" padding and output padding need
-no case of their own.
+large image, k in the small one. Only the top and left padding appear: the output's size says how
+far the kernel extends past the bottom and right edges, so "same" padding and output padding need
+no special case.
 """
 
 from collections.abc import Iterator

@@ -14,9 +14,9 @@ that activation's derivative, so that a gradient on its way down is always dz, n
 
     E4    dz_below = (dz w^T) * f_below'
 
-A batch may go through the model in parts, one after another, to need less memory
-(Training.accumulate). The mean over the batch is that of the parts' means, each with its share of
-the batch as `weight`, and so are the gradients:
+To save memory, a batch may go through the model in parts, one after another (Training.accumulate).
+The batch mean is the sum of the parts' means, each times its share of the batch, `weight`, and so
+is the gradient:
 
     E5    dw = dw + weight x^T dz,    db = db + weight sum_r dz[r]
 
@@ -68,7 +68,7 @@ def dense_weight_gradient(
 
 
 def keep_or_clear(accumulate: bool, dw: NDArray, db: NDArray) -> None:
-    """What a gradient is added to (E5): what dw and db hold, or else zeros."""
+    """Clears dw and db for a new sum of gradients unless `accumulate` (E5)."""
     if not accumulate:
         dw[...] = 0
         db[...] = 0

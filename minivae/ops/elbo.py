@@ -1,19 +1,19 @@
 """The evidence lower bound (ELBO), as a loss to minimise, in nats per image.
 
-A decoder p(x|z) and a prior p(z) give an image x the probability p(x), an integral over z that
-nobody can compute. With any q(z|x) to draw z from, Jensen's inequality bounds its logarithm:
+A decoder p(x|z) and a prior p(z) give an image x the probability p(x), an intractable integral over
+z. With any q(z|x) to draw z from, Jensen's inequality bounds its logarithm:
 
     E0    log p(x) = log E_q[p(x|z) p(z) / q(z|x)]
                   >= E_q[log p(x|z) + log p(z) - log q(z|x)] = ELBO(x)
 
-The gap is KL(q(z|x) || p(z|x)): the better q, the encoder, is, the tighter. Regrouped,
+The gap is KL(q(z|x) || p(z|x)): a better encoder q tightens the bound. Regrouped,
 
     E1    -ELBO(x) = E_q[-log p(x|z)] + KL(q(z|x) || p(z))           (Kingma & Welling 2014, eq. 3)
                    ~ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
 
-Every reconstruction loss here is a sum over pixels and returns one number an image; `scale`, one
-over the batch size, makes the gradient that of the mean over the batch. Value and gradient are one
-pass over memory: pixels are most of a dense model's elements, and each is read once.
+Every reconstruction loss here sums over pixels, to one number per image; `scale`, one over the
+batch size, turns the gradient into that of the batch mean. Value and gradient take one pass over
+memory: pixels are most of a dense model's elements, and each is read once.
 
 **Bernoulli likelihood on logits** a, pixel x in [0, 1], white with probability sigmoid(a). Since
 log sigmoid(a) = a - softplus(a), log(1 - sigmoid(a)) = -softplus(a) and softplus' = sigmoid:
@@ -86,8 +86,8 @@ def elbo_totals(
 ) -> None:
     """E5 and E6: adds the batch's loss, reconstruction and KL to `totals`, and sets `kl_weight`.
 
-    The three are means over the batch times the number of images, so that totals divided by all
-    images seen is the mean over them. The KL in `totals` is the true one, without free bits
+    Each is its batch mean times n, so that `totals` divided by the number of images seen are the
+    means over them. The KL in `totals` is the true one, without free bits
     (`free_bits` is lambda, in nats). A plain autoencoder has d = 0. A loss that is not finite sets
     `state[FAILED]` and adds nothing. Shapes: reconstruction (n,), kl (n, d), schedule (steps, 4),
     state (5,), kl_weight (d,), totals (3,) in float64.

@@ -1,4 +1,4 @@
-"""Objectives of k draws an image: the importance-weighted bound, and the mean of k ELBOs.
+"""Objectives of k draws per image: the importance-weighted bound and the mean of k ELBOs.
 
 With z_s = mu + sigma eps_s, s = 1..k, drawn from q(z|x), sigma = exp(logvar / 2) (latent.E1), each
 draw has a log-weight (Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq.
@@ -15,8 +15,8 @@ parameter is the sum over the draws of v_s times that of log w_s, exactly, with 
 
     E3    v_s = ∂bound/∂log w_s = softmax_s(log w)   or   1 / k,           sum_s v_s = 1
 
-The loss of an image is -bound. A pixel's logit a of draw s, with elbo.E2 and the `scale` of the
-mean over the batch, gets
+The loss of an image is -bound. By elbo.E2 and the batch mean's `scale`, a pixel's logit a of draw
+s has the gradient
 
     E4    dlogit = scale v_s (sigmoid(a) - x)
 

@@ -5,13 +5,13 @@ For an image x of class y, with a prior that does not depend on the class,
 
     E1    log p(x|y) >= E[log p(x|z,y)] - KL(q(z|x,y) || p(z)),  z ~ q(z|x,y)
 
-so that the latent need not say what the label says, and z ~ p(z) with a label of one's choice draws
+so the latent need not encode what the label says, and decoding z ~ p(z) with a chosen label draws
 an image of that class. The loss and its gradient are those of elbo.py and latent.py: the label is
-only one more input of both networks. One-hot, over K classes,
+just one more input of both networks. One-hot over K classes,
 
     E2    o_k = 1 if k = y else 0
 
-it joins a vector v of m numbers, made by an activation f from a:
+it is appended to m numbers v = f(a), f being an activation:
 
     E3    u = (v_1, ..., v_m, o_1, ..., o_K)
     E4    da_i = du_i f'(a_i),  i <= m          (the chain rule as in dense.E4; o is given)
@@ -38,7 +38,7 @@ def gather_labels(labels: NDArray, permutation: NDArray, state: NDArray, onehot:
 
 
 def join_forward(x: NDArray, onehot: NDArray, y: NDArray) -> None:
-    """E3: y = (x, onehot), for k rows of x, draws of one image, with each row of onehot.
+    """E3: y = (x, onehot); the k rows of x that belong to one image share a onehot row.
 
     Shapes: x (n k, m), onehot (n, classes), y (n k, m + classes).
     """
@@ -48,5 +48,5 @@ def join_forward(x: NDArray, onehot: NDArray, y: NDArray) -> None:
 
 
 def join_input_gradient(dy: NDArray, x: NDArray, dx: NDArray, activation: Activation) -> None:
-    """E4, for the activation that made x. Shapes: dy (n, m + classes), x and dx (n, m)."""
+    """E4, for the activation that made x. Shapes: dy (n k, m + classes), x and dx (n k, m)."""
     activation_backward(None, x, dy[:, : x.shape[1]], dx, activation)

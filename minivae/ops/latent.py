@@ -16,8 +16,8 @@ The loss sees the head through z, and through KL_j with the derivative c_j = ∂
     E3    dmu_j     = dz_j + c_j mu_j
     E4    dlogvar_j = dz_j eps_j exp(logvar_j / 2) / 2 + c_j (exp(logvar_j) - 1) / 2
 
-The noise eps is a function of (seed, stream, step, row, j): the backward pass makes it again
-instead of storing it.
+The noise eps is a function of (seed, stream, step, row, j): the backward pass regenerates it; it is
+not stored.
 """
 
 import numpy as np
