@@ -62,8 +62,6 @@ class PaperPeer:
     """PyTorch's step of the paper's presets."""
 
     def __init__(self, case: Case) -> None:
-        # Steps this small only wait for a second thread.
-        torch.set_num_threads(1)
         torch.distributions.Distribution.set_default_validate_args(False)
         objective, self.training = case.model.objective, case.training
         self.importance, self.samples = objective.estimator == "importance", objective.samples
