@@ -1,7 +1,9 @@
 """The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
 
 Those of convolutions gather the rows of one operand through `Windows` (cpu_windows.py); no matrix
-of columns is written. A kernel runs on one core, a shared one on all.
+of columns is written. A kernel runs on one core, a shared one on all. A shared one passes on the
+number of a part as an int64: Numba's own kind of index would have the kernel compiled once for
+typing, as int64, and once more for use.
 """
 
 import numpy as np
@@ -402,7 +404,7 @@ def dense_forward(x, w, b, y, z, lists, parts, kind, slope):
     n, inputs = x.shape
     tiles = lists.shape[0]
     bent, below = _negative_slope(kind, slope)
-    if _list_columns(x, 0, lists[0]) > MOST_LIT * inputs:
+    if _list_columns(x, np.int64(0), lists[0]) > MOST_LIT * inputs:
         lists = lists[:1]
         for column in range(inputs):
             lists[0, column] = column
@@ -411,7 +413,7 @@ def dense_forward(x, w, b, y, z, lists, parts, kind, slope):
         for tile in prange(1, tiles):
             _list_columns(x, tile * ROWS, lists[tile])
     for part in prange(parts):
-        _dense_product(x, w, b, z, below, lists, part, parts)
+        _dense_product(x, w, b, z, below, lists, np.int64(part), parts)
     if bent:
         return
     for part in prange(parts):
@@ -429,7 +431,7 @@ def dense_input_gradient(dz, w, x, dx, dy, panels, kind, slope):
     n, parts = x.shape[0], panels.shape[0]
     bent, below = _negative_slope(kind, slope)
     for part in prange(parts):
-        _dense_back_product(dz, w, x, dy, below, panels[part], part, parts)
+        _dense_back_product(dz, w, x, dy, below, panels[part], np.int64(part), parts)
     if bent:
         return
     for part in prange(parts):
@@ -527,7 +529,8 @@ def window_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate
     Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
     """
     for part in prange(parts):
-        _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts)
+        share = np.int64(part), parts
+        _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, *share)
 
 
 @shared_kernel
@@ -610,4 +613,4 @@ def dense_weight_update(x, dz, weight, bias, schedule, state, beta1, beta2, epsi
         return
     row = schedule[state[INDEX]]
     for part in prange(parts):
-        _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts)
+        _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, np.int64(part), parts)
