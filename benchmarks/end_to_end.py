@@ -38,7 +38,7 @@ splits = load(sys.argv[1])
 training = Training(epochs=int(sys.argv[2]))
 device = "cuda" if sys.argv[3] == "cuda" else "cpu"
 model = preset("glyphs").model().to("reference")
-peer = TorchPeer(Case("mnist", model, training, splits), device, "eager")
+peer = TorchPeer(Case("mnist", model, training, splits), device, sys.argv[4])
 test = torch.from_numpy(splits.test.images.copy()).permute(0, 3, 1, 2).to(device).float() / 255
 for epoch in range(training.epochs):
     for _ in range(len(splits.train) // training.batch_size):
@@ -48,9 +48,11 @@ for epoch in range(training.epochs):
 """
 
 
-def _race(program: str, data: str, device: str, epochs: int, caches: str | None) -> dict[str, Any]:
+def _race(
+    program: str, data: str, device: str, mode: str, epochs: int, caches: str | None
+) -> dict[str, Any]:
     """Runs a program that prints a test loss an epoch, and times when each target is reached; with
-    compiled kernels kept in the folder `caches`, if that is given.
+    compiled kernels kept in the folder `caches`, if that is given. `mode` is PyTorch's.
 
     Raises RuntimeError if it fails.
     """
@@ -58,7 +60,7 @@ def _race(program: str, data: str, device: str, epochs: int, caches: str | None)
     started = time.perf_counter()
     reached: dict[str, float] = {}
     losses = []
-    command = [sys.executable, "-c", program, data, str(epochs), device]
+    command = [sys.executable, "-c", program, data, str(epochs), device, mode]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -79,15 +81,16 @@ def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, 
     PyTorch's, in turns. For each the races, and the median seconds to the targets that all reach.
     """
     epochs, rounds = (1, 1) if quick else (MOST_EPOCHS, ROUNDS)
+    mode = "graph" if device == "cuda" else "eager"
     programs = {"minivae, first run": MINIVAE, "minivae": MINIVAE}
     if importlib.util.find_spec("torch"):
-        programs["torch eager"] = TORCH
+        programs[f"torch {mode}"] = TORCH
     races: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
             with tempfile.TemporaryDirectory() as folder:
                 caches = folder if name.endswith("first run") else None
-                races[name].append(_race(program, str(data), device, epochs, caches))
+                races[name].append(_race(program, str(data), device, mode, epochs, caches))
     return {
         name: {
             "seconds_to": {

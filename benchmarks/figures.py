@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator
 
 from minivae.plots import new_figure, save_figure
 
-COLOURS = {"minivae": "tab:blue", "torch eager": "tab:orange"}
+COLOURS = {"minivae": "tab:blue", "torch eager": "tab:orange", "torch graph": "tab:orange"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 SIZES = {
     "dense batch": "dense VAE: batch size",
@@ -29,6 +29,8 @@ def scaling_figure(path: Path, result: dict[str, Any]) -> None:
     for column, (sweep, cases) in enumerate(sweeps.items()):
         for name, colour in COLOURS.items():
             measured = [case for case in cases if name in case]
+            if not measured:
+                continue
             sizes = [case["size"] for case in measured]
             times = [case[name]["milliseconds"]["median"] for case in measured]
             memory = [case[name]["host_megabytes"] for case in measured]

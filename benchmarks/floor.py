@@ -75,22 +75,26 @@ def _copy(xp: Any, target: Any, source: Any) -> Callable[[], None]:
     return copy
 
 
-class _Counter(ReferenceBackend):
-    """Counts what a step's primitives would have to move and do, and does nothing. What a primitive
-    reads or writes is moved once; a weight's gradient goes to Adam without being moved."""
+class Counter(ReferenceBackend):
+    """Counts what primitives would have to move and do, and does nothing. What a primitive reads or
+    writes is moved once; if `fused`, a weight's gradient goes to Adam without being moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused: bool) -> None:
+        self.fused = fused
         self.moved = self.operations = 0.0
 
     def count(self, name: str, arguments: Sequence[Any]) -> None:
         if name == "gather_batch":
             data, _, _, x = arguments[:4]
             self.moved += x.size * data.itemsize + x.nbytes
+        elif name == "gather_labels":
+            labels, order, _, onehot = arguments
+            self.moved += len(onehot) * (labels.itemsize + order.itemsize) + onehot.nbytes
         elif name == "adam_update":
-            self.moved += ADAM_ARRAYS * arguments[0].nbytes
+            self.moved += (ADAM_ARRAYS + (not self.fused)) * arguments[0].nbytes
         elif name.endswith("weight_gradient"):
-            x, dz, dw = arguments[:3]
-            self.moved += x.nbytes + dz.nbytes
+            x, dz, dw, db = arguments[:4]
+            self.moved += x.nbytes + dz.nbytes + (0 if self.fused else dw.nbytes + db.nbytes)
             self.operations += 2.0 * dw.size * len_of_small(name, x, dz)
         else:
             arrays = {a.ctypes.data: a for a in arguments if isinstance(a, np.ndarray)}
@@ -112,11 +116,11 @@ def _counting(name: str) -> Any:
 
 
 for _name in PRIMITIVES:
-    setattr(_Counter, _name, _counting(_name))
+    setattr(Counter, _name, _counting(_name))
 
 
 def step_floor(case: Case, rates: Rates) -> float:
     """Milliseconds that a step needs at least, if each primitive moves its own operands."""
-    counter = _Counter()
+    counter = Counter(fused=True)
     Trainer(case.model.to(counter), case.splits, case.training).step()
     return rates.milliseconds(counter.moved, counter.operations)

@@ -21,6 +21,9 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 
+UNROLLED = 8
+"""Steps of a scan in a row on a GPU, between two of which there is a branch."""
+
 
 def _apply(network: Network, values: dict[str, Any], x: Any) -> Any:
     for index, layer in enumerate(network.layers):
@@ -68,15 +71,16 @@ class JaxPeer:
         self.case, self.scan = case, scan
         self.batch = case.training.batch_size
         model = case.model
-        self.values = {
+        values = {
             name: jnp.asarray(model.backend.to_numpy(value))
             for name, value in model.parameters.values.items()
         }
         self.data = jnp.asarray(case.splits.train.images)
         # Every array of the carry is donated, so none may stand in it twice.
-        copies = [{n: jnp.array(v) * s for n, v in self.values.items()} for s in (1, 0, 0)]
+        copies = [{n: jnp.array(v) * s for n, v in values.items()} for s in (1, 0, 0)]
         self._carry = (*copies, jnp.zeros((), jnp.int32), jax.random.key(0))
         self._run = jax.jit(self._many if scan > 1 else self._one, donate_argnums=0)
+        self._compiled_loss = jax.jit(self._loss)
 
     def _loss(self, values: dict[str, Any], x: Any, eps: Any) -> Any:
         model = self.case.model
@@ -95,15 +99,16 @@ class JaxPeer:
         return (loss + objective.beta * divergence) / x.shape[0]
 
     def loss(self, x: np.ndarray, eps: np.ndarray) -> float:
-        """The loss of given images (n, h, w, c) and noise, compiled as what is timed."""
-        return float(jax.jit(self._loss)(self.values, jnp.asarray(x), jnp.asarray(eps)))
+        """The loss of given images (n, h, w, c) and noise with the present weights, compiled as
+        what is timed."""
+        return float(self._compiled_loss(self._carry[0], jnp.asarray(x), jnp.asarray(eps)))
 
-    def _one(self, carry: Any) -> Any:
+    def _one(self, carry: Any, data: Any) -> Any:
         values, first, second, step, key = carry
         adam = self.case.training.optimizer
         key, noise_key, order_key = jax.random.split(key, 3)
-        index = jax.random.randint(order_key, (self.batch,), 0, len(self.data))
-        x = self.data[index].astype(jnp.float32) / 255
+        index = jax.random.randint(order_key, (self.batch,), 0, len(data))
+        x = data[index].astype(jnp.float32) / 255
         eps = jax.random.normal(noise_key, (self.batch, max(self.case.model.latent, 1)))
         gradients = jax.grad(self._loss)(values, x, eps)
         step = step + 1
@@ -120,14 +125,18 @@ class JaxPeer:
         values, first, second = ({n: t[i] for n, t in updated.items()} for i in range(3))
         return values, first, second, step, key
 
-    def _many(self, carry: Any) -> Any:
-        # On a CPU the steps in a row are no faster than the loop.
-        unroll = jax.default_backend() == "gpu"
-        return lax.scan(lambda c, _: (self._one(c), None), carry, None, self.scan, unroll=unroll)[0]
+    def _many(self, carry: Any, data: Any) -> Any:
+        # On a CPU steps in a row are no faster than the loop.
+        unroll = UNROLLED if jax.default_backend() == "gpu" else 1
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            return self._one(carry, data), None
+
+        return lax.scan(step, carry, None, self.scan, unroll=unroll)[0]
 
     def step(self) -> None:
         """One call: `scan` training steps."""
-        self._carry = self._run(self._carry)
+        self._carry = self._run(self._carry, self.data)
 
     def synchronize(self) -> None:
         """Waits for the device."""

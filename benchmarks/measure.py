@@ -23,6 +23,7 @@ ROUNDS = 15
 SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
 LINE = 240
+LIMIT = 600
 CPU_INFO = Path("/proc/cpuinfo")
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
@@ -82,12 +83,17 @@ def _calibrated(candidate: Candidate, seconds: float) -> int:
     return max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_own_process(function: Callable[..., Any], *arguments: Any, limit: float = LIMIT) -> Any:
     """What a module's function returns when called in a fresh process, whose threads and peak
-    memory are its own."""
+    memory are its own. Raises TimeoutError after `limit` seconds."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result(limit)
+        finally:
+            # Not asked to end, which a framework's threads, or a device that hangs, may never do.
+            for child in multiprocessing.active_children():
+                child.kill()
 
 
 def reason(error: Exception) -> str:

@@ -61,40 +61,44 @@ class PaperAdam:
 class PaperPeer:
     """PyTorch's step of the paper's presets."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, device: str = "cpu") -> None:
         torch.distributions.Distribution.set_default_validate_args(False)
         objective, self.training = case.model.objective, case.training
         self.importance, self.samples = objective.estimator == "importance", objective.samples
         self.latent = case.model.latent
-        self.model = TorchModel(case.model)
+        self.device = torch.device(device)
+        self.model = TorchModel(case.model).to(self.device)
         self.optimizer = PaperAdam(list(self.model.parameters()))
         images = torch.tensor(case.splits.train.images[: self.training.images or None])
-        self.images = images.permute(0, 3, 1, 2) / 255
+        self.images = images.permute(0, 3, 1, 2).to(self.device) / 255
         self.steps = 0
 
     def loss(self, x: torch.Tensor, eps: torch.Tensor) -> float:
         """The batch's mean loss for given images and noise (n k, d)."""
-        by_draws = eps.reshape(len(x), self.samples, -1).transpose(0, 1)
+        by_draws = eps.reshape(len(x), self.samples, -1).transpose(0, 1).to(self.device)
         with torch.no_grad():
-            return float(negative_bound(self.model, x, by_draws, self.importance)) / len(x)
+            total = negative_bound(self.model, x.to(self.device), by_draws, self.importance)
+        return float(total) / len(x)
 
     def step(self) -> None:
         """One training step on the next batch, in the order of the images."""
         size = self.training.batch_size
         first = self.steps % (len(self.images) // size) * size
         x = torch.bernoulli(self.images[first : first + size])
-        eps = torch.randn(self.samples, len(x), self.latent)
+        eps = torch.randn(self.samples, len(x), self.latent, device=self.device)
         loss = negative_bound(self.model, x, eps, self.importance)
         loss.backward()
         self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0))
         self.steps += 1
 
     def synchronize(self) -> None:
-        """Nothing to wait for on a CPU."""
+        """Waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def weights(self) -> dict[str, Any]:
         """The weights under minivae's names: dense weights are (inputs, outputs) there."""
         return {
-            name: (value.T if name.endswith("weight") else value).detach().numpy().copy()
+            name: (value.T if name.endswith("weight") else value).detach().cpu().numpy().copy()
             for name, value in self.model.named_parameters()
         }

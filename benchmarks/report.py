@@ -122,9 +122,9 @@ def steps_table() -> str:
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
     rows = []
     for case in result["steps"]:
-        times = case["milliseconds"]
+        times, lead = case["milliseconds"], case["times_as_fast_as_the_fastest_peer"]
         cells = [f"{times[n]['median']:.3g}" if n in times else "-" for n in names]
-        rows.append([case["case"], *cells, f"{case['times_as_fast_as_the_fastest_peer']:.2f}"])
+        rows.append([case["case"], *cells, f"{lead:.2f}" if lead else "-"])
     table = _table(["step, ms", *names, "speed-up over the fastest peer"], rows)
     return (
         f"{table}\n\nMedians of turns taken within one process, in the last column those of each "

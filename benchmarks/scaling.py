@@ -3,21 +3,22 @@ time as a multiple of its floor."""
 
 import importlib.util
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from minivae.train import Trainer
 
-from .cases import Case, preset_case
+from .cases import IMAGES, Case, preset_case
 from .floor import Rates, machine_rates, step_floor
 from .measure import Candidate, in_own_process, interleaved, reason
-from .steps import set_peers_precision
+from .steps import OWN, set_peers_precision
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
 IMAGE_SIZES = (28, 64, 128)
 FEW_IMAGES = 1024
-"""So few that the memory of a data set is small beside a step's."""
+"""So few that the memory of a data set is small beside a step's. Not for small images on a GPU,
+where an epoch's end would take longer than its steps."""
 
 
 def _cases(quick: bool) -> list[dict[str, Any]]:
@@ -37,23 +38,27 @@ def _cases(quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _minivae(case: Case, device: str) -> Candidate:
-    trainer = Trainer(case.model.to(device), case.splits, case.training)
-    return Candidate(trainer.step, case.model.backend.synchronize)
+def _case(options: dict[str, Any], device: str) -> Case:
+    few = device != "cuda" or "image_shape" in options
+    return preset_case(**options, images=FEW_IMAGES if few else IMAGES)
 
 
-def _torch(case: Case, device: str) -> Candidate:
+def _candidate(framework: str, case: Case, device: str) -> Candidate:
+    if framework == OWN:
+        trainer = Trainer(case.model.to(device), case.splits, case.training)
+        return Candidate(trainer.step, case.model.backend.synchronize)
     from .torch_peer import TorchPeer
 
     set_peers_precision("fp32")
-    peer = TorchPeer(case, "cuda" if device == "cuda" else "cpu", "eager")
+    where = "cuda" if device == "cuda" else "cpu"
+    peer = TorchPeer(case, where, framework.removeprefix("torch "))
     return Candidate(peer.step, peer.synchronize)
 
 
-FRAMEWORKS: dict[str, Callable[[Case, str], Candidate]] = {
-    "minivae": _minivae,
-    "torch eager": _torch,
-}
+def _frameworks(device: str) -> list[str]:
+    if importlib.util.find_spec("torch") is None:
+        return [OWN]
+    return [OWN, f"torch {'graph' if device == 'cuda' else 'eager'}"]
 
 
 def _peak_megabytes() -> float:
@@ -62,7 +67,7 @@ def _peak_megabytes() -> float:
 
 def _device_megabytes(framework: str) -> float:
     """What a framework has taken of a GPU's memory."""
-    if framework == "minivae":
+    if framework == OWN:
         import cupy
 
         return float(cupy.get_default_memory_pool().total_bytes() / 2**20)
@@ -74,11 +79,11 @@ def _device_megabytes(framework: str) -> float:
 def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
     """One size, in a process of its own, so that its peak memory is its own too: what it takes
     beyond the process once it has taken a step of the same kind at a tiny size."""
-    build = FRAMEWORKS[framework]
-    build(preset_case(options["name"], batch=2), device).run()
+    tiny = preset_case(options["name"], batch=2, images=FEW_IMAGES)
+    _candidate(framework, tiny, device).run()
     before = _peak_megabytes()
-    case = preset_case(**options, images=FEW_IMAGES)
-    step = build(case, device)
+    case = _case(options, device)
+    step = _candidate(framework, case, device)
     rounds, seconds = (2, 0.01) if quick else (5, 0.3)
     times = interleaved({case.name: step}, rounds, seconds)[case.name]
     result = {
@@ -92,8 +97,8 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
     return result
 
 
-def _floor(options: dict[str, Any], rates: Rates) -> float:
-    return step_floor(preset_case(**options, images=FEW_IMAGES), rates)
+def _floor(options: dict[str, Any], device: str, rates: Rates) -> float:
+    return step_floor(_case(options, device), rates)
 
 
 def _measure_all(
@@ -103,10 +108,10 @@ def _measure_all(
     try:
         for framework in frameworks:
             result[framework] = in_own_process(_measure, framework, options, device, quick)
-        floor = in_own_process(_floor, options, rates)
+        floor = in_own_process(_floor, options, device, rates)
     except Exception as error:  # the other sizes are measured all the same
         return {**result, "failure": reason(error)}
-    own = result["minivae"]["milliseconds"]["median"]
+    own = result[OWN]["milliseconds"]["median"]
     result["floor_milliseconds"] = float(f"{floor:.4g}")
     result["times_the_floor"] = float(f"{own / floor:.3g}")
     return result
@@ -120,7 +125,7 @@ def measure_scaling(
     beside what was measured, and is measured again by the next call."""
     # Not in this process: a child's peak memory begins at its parent's.
     rates = in_own_process(machine_rates, device, quick)
-    frameworks = [*FRAMEWORKS] if importlib.util.find_spec("torch") else ["minivae"]
+    frameworks = _frameworks(device)
     measured = [size for size in measured if "failure" not in size]
     for options in _cases(quick):
         if options["label"] not in {known["case"] for known in measured}:

@@ -6,6 +6,7 @@ those of minivae by itself (`backends/cpu.py`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,31 @@ from .measure import (
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
 QUICK_BATCH = 4
 OWN = "minivae"
-SCAN = 8
+SEVERAL = 8
+"""Steps of minivae that are one launch in `several_steps`."""
+
+SCAN = {"cpu": 8, "cuda": 64}
+"""Steps of one call of JAX's scan: on a GPU so many that what a call costs is no part of a step."""
+
+FIRST_STEPS = 3
+"""Steps that a peer must take before it is timed; some do what they do once in the second."""
 
 
-def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
-    """The peers that can run here by name, and what is missing."""
-    found: dict[str, Callable[[Case], Any]] = {}
+def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """What makes each peer that can run here, by name, and what is missing."""
+    found: dict[str, Callable[[], Any]] = {}
     missing = []
+    where = "cuda" if device == "cuda" else "cpu"
     try:
-        from .torch_peer import TorchPeer
+        import torch
 
-        where = "cuda" if device == "cuda" else "cpu"
-        on_gpu = ("compile-max-autotune", "graph", "compile-graph") if where == "cuda" else ()
-        for mode in ("eager", "compile", *on_gpu):
-            found[f"torch {mode}"] = lambda case, mode=mode: TorchPeer(case, where, mode)
+        from .torch_peer import CAPTURED, COMPILED, TorchPeer, is_convolutional
+
+        torch.compiler.reset()  # of what was compiled for other cases
+        modes = ["eager", "compile"] if where == "cpu" else ["eager", *COMPILED, *CAPTURED]
+        for mode in dict.fromkeys(modes):
+            if is_convolutional(case.model) or not mode.endswith("nchw"):
+                found[f"torch {mode}"] = lambda mode=mode: TorchPeer(case, where, mode)
     except ImportError:
         missing.append("torch")
     try:
@@ -51,21 +63,21 @@ def peers(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
 
         from .jax_peer import JaxPeer
 
-        jax.config.update("jax_platforms", "cuda" if device == "cuda" else "cpu")
-        found["jax jit"] = lambda case: JaxPeer(case)
-        found["jax scan"] = lambda case: JaxPeer(case, SCAN)
+        jax.config.update("jax_platforms", where)
+        found["jax jit"] = lambda: JaxPeer(case)
+        found["jax scan"] = lambda: JaxPeer(case, SCAN[where])
     except ImportError:
         missing.append("jax")
     return found, missing
 
 
-def peers_by_draws(device: str) -> tuple[dict[str, Callable[[Case], Any]], list[str]]:
-    """`peers` for an objective by draws alone (importance.py), written for PyTorch on a CPU."""
+def peers_by_draws(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """`peers` for an objective by draws alone (importance.py), written for PyTorch."""
     try:
         from .paper_peer import PaperPeer
     except ImportError:
         return {}, ["torch"]
-    return ({"torch eager": PaperPeer} if device == "cpu" else {}), []
+    return {"torch eager": lambda: PaperPeer(case, "cuda" if device == "cuda" else "cpu")}, []
 
 
 def set_peers_precision(precision: str) -> None:
@@ -140,14 +152,13 @@ def _label(case: Case, precision: str) -> str:
 def measure_case(
     case: Case,
     device: str,
-    names: list[str] | None = None,
     rounds: int = ROUNDS,
     seconds: float = SECONDS_A_TURN,
     precision: str = "fp32",
 ) -> dict[str, Any]:
     """Milliseconds a step of minivae and of every peer; the failures of peers by name.
 
-    Raises RuntimeError if a peer's loss differs.
+    Raises RuntimeError if a peer's loss differs, or if what was timed has not lowered a loss.
     """
     set_peers_precision(precision)
     case.model.to(backends.get(device, precision))
@@ -159,25 +170,30 @@ def measure_case(
     synchronize = case.model.backend.synchronize
     candidates = {OWN: Candidate(trainer.step, synchronize)}
     if device != "cpu":
-        name = f"{OWN}, {SCAN} steps a launch"
-        candidates[name] = Candidate(several_steps(case, SCAN), synchronize, SCAN)
+        name = f"{OWN}, {SEVERAL} steps a launch"
+        candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
     by_draws = case.model.objective.estimator != "analytic"
-    builders, missing = (peers_by_draws if by_draws else peers)(device)
+    builders, missing = (peers_by_draws if by_draws else peers)(case, device)
     failures = dict.fromkeys(missing, "not installed")
+    losses: dict[str, Callable[[], float]] = {OWN: lambda: _own_loss(case, images)}
     for name, build in builders.items():
-        if names is not None and name not in names:
-            continue
         try:
-            peer = build(case)
+            peer = build()
             loss = _peer_loss(name, peer, images, eps)
-            peer.step()
+            for _ in range(FIRST_STEPS):
+                peer.step()
+            peer.synchronize()
         except Exception as error:  # a peer that cannot run is named, and the others are timed
             failures[name] = reason(error)
             continue
         if not abs(loss - own) <= LOSS_TOLERANCE[precision] * abs(own):
             raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
         candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
+        losses[name] = partial(_peer_loss, name, peer, images, eps)
     times = take_turns(candidates, rounds, seconds)
+    for name, now in ((name, loss_now()) for name, loss_now in losses.items()):
+        if not now < own:
+            raise RuntimeError(f"{case.name}: after its steps {name} has loss {now}, before {own}")
     peer_times = [times[name] for name in times if not name.startswith(OWN)]
     leads = [times_as_fast(times[OWN], other) for other in peer_times]
     return {

@@ -12,7 +12,20 @@ from minivae.network import Network
 
 from .cases import Case
 
-LAYOUT = torch.channels_last
+COMPILED = {
+    "compile": "default",
+    "compile-max-autotune": "max-autotune",
+    "compile-graph": "max-autotune-no-cudagraphs",
+}
+"""The ways that go through `torch.compile`, and with which mode."""
+
+CAPTURED = ("graph", "graph-nchw", "compile-graph")
+"""The ways whose whole step is a CUDA graph, captured by hand at the first one."""
+
+
+def is_convolutional(model: Autoencoder) -> bool:
+    """Whether the model's first layer makes images of images."""
+    return len(model.encoder.shapes[1]) == 3
 
 
 def _sequential(network: Network, model: Autoencoder) -> nn.Sequential:
@@ -40,49 +53,48 @@ class TorchModel(nn.Module):
 
     def forward(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         code = self.encoder(x)
-        divergence = torch.zeros((), device=x.device)
-        if self.latent:
-            mu, logvar = code.chunk(2, dim=1)
-            divergence = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-            code = mu + torch.exp(0.5 * logvar) * eps
+        if not self.latent:
+            return self._reconstruction(code, x) / len(x)
+        mu, logvar = code.chunk(2, dim=1)
+        divergence = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+        loss = self._reconstruction(mu + torch.exp(0.5 * logvar) * eps, x)
+        return (loss + self.objective.beta * divergence) / len(x)
+
+    def _reconstruction(self, code: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         output = self.decoder(code)
         if self.objective.likelihood == "bernoulli":
-            loss = functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
-        else:
-            loss = self.objective.error_weight * functional.mse_loss(output, x, reduction="sum")
-        return (loss + self.objective.beta * divergence) / len(x)
+            return functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
+        return self.objective.error_weight * functional.mse_loss(output, x, reduction="sum")
 
 
 class TorchPeer:
-    """One way of running PyTorch's step: eager, compiled, or captured in a CUDA graph."""
+    """One way of running PyTorch's step: eager, one of COMPILED, or one of CAPTURED."""
 
     def __init__(self, case: Case, device: str, mode: str) -> None:
         self.batch = case.training.batch_size
-        self.device, self.mode = torch.device(device), mode
+        self.device = torch.device(device)
         self.model = TorchModel(case.model).to(self.device)
-        if len(case.model.encoder.shapes[1]) == 3:
-            self.model = self.model.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+        if is_convolutional(case.model) and not mode.endswith("nchw"):
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         adam = case.training.optimizer
         kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
-        graph = mode in ("graph", "compile-graph")
-        captured = {"capturable": True} if graph else {}
+        self._captured = mode in CAPTURED
+        capturable = {"capturable": True} if self._captured else {}
         self.optimizer = kind(
             self.model.parameters(),
             lr=adam.lr,
             weight_decay=adam.weight_decay,
             fused=True,
-            **captured,
+            **capturable,
         )
         images = torch.tensor(case.splits.train.images).permute(0, 3, 1, 2)
         self.data = images.contiguous().to(self.device)
         self.eps = torch.zeros(self.batch, max(case.model.latent, 1), device=self.device)
-        torch.compiler.reset()  # each case with a compiled model of its own
-        compiled = "max-autotune" if mode == "compile-max-autotune" else "default"
-        plain = mode in ("eager", "graph")
-        loss = self.model if plain else torch.compile(self.model, mode=compiled)
+        compiled = COMPILED.get(mode)
+        loss = torch.compile(self.model, mode=compiled) if compiled else self.model
         self._loss: Callable[..., torch.Tensor] = loss
         self._batches = self._permuted()
-        self._graph = self._capture() if graph else None
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def _permuted(self) -> Iterator[torch.Tensor]:
         while True:
@@ -91,13 +103,14 @@ class TorchPeer:
                 yield order[first : first + self.batch]
 
     def loss(self, x: torch.Tensor, eps: torch.Tensor) -> float:
-        """The loss of given images and noise, for the comparison before timing."""
+        """The loss of given images (n, c, h, w) and noise with the present weights."""
         with torch.no_grad():
             return float(self.model(x.to(self.device), eps.to(self.device)))
 
     def _step(self, index: torch.Tensor) -> None:
         x = self.data[index].float().div_(255)
-        self.eps.normal_()
+        if self.model.latent:
+            self.eps.normal_()
         self.optimizer.zero_grad(set_to_none=True)
         self._loss(x, self.eps).backward()
         self.optimizer.step()
@@ -117,9 +130,11 @@ class TorchPeer:
 
     def step(self) -> None:
         """One training step."""
-        if self._graph is None:
+        if not self._captured:
             self._step(next(self._batches))
             return
+        if self._graph is None:
+            self._graph = self._capture()
         self.index.copy_(next(self._batches))
         self._graph.replay()
 

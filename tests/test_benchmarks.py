@@ -4,15 +4,19 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minivae.backends.reference import PRIMITIVES, Call
 from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, steps
-from minivae.benchmarks.cases import preset_case
-from minivae.benchmarks.floor import FLOAT, Rates, step_floor
+from minivae.benchmarks.cases import Case, preset_case
+from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_floor
+from minivae.benchmarks.primitives import primitive_calls
 from minivae.errors import InputError
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
@@ -45,6 +49,75 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
     image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
     assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
     assert 16 < image / 64 * 1e6 / (784 * FLOAT) < 17  # the pixels pass from layer to layer
+
+
+def test_every_primitive_that_moves_something_is_measured() -> None:
+    measured = {call.primitive for call in primitive_calls(Counter(fused=False), 2).values()}
+    assert measured == {*PRIMITIVES} - {"advance_state"}
+
+
+@pytest.mark.parametrize(("fused", "written"), [(False, 3 * 5 + 5), (True, 0)])
+def test_the_floor_of_a_weights_gradient_has_its_bytes_unless_it_goes_to_adam(
+    fused: bool, written: int
+) -> None:
+    counter = Counter(fused)
+    x, dz, dw, db = (counter.zeros(shape) for shape in ((7, 3), (7, 5), (3, 5), (5,)))
+    Call("dense_weight_gradient", (x, dz, dw, db)).run(counter)
+    assert counter.moved == FLOAT * (7 * 3 + 7 * 5 + written)
+    assert counter.operations == 2 * 7 * 3 * 5
+
+
+def small_case(name: str) -> Case:
+    if name == "dense":
+        return preset_case("glyphs", batch=16, hidden=(24,), latent=3, images=256, digits=True)
+    if name == "importance":
+        return preset_case("iwae-paper-iwae", batch=8, samples=3, images=256, digits=True)
+    return preset_case(name, batch=4, images=64, digits=True)
+
+
+# What torch.compile imports warns of itself.
+COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+
+
+@COMPILES
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["dense", "mnist-conv", "mnist-conv-ae", "importance"])
+def test_every_peer_has_the_same_loss_and_lowers_it(name: str) -> None:
+    # Raises where a peer's loss differs before the steps, or is no lower after them.
+    found = steps.measure_case(small_case(name), "cpu", rounds=1, seconds=0.01)
+    assert found["failures"] == {}
+    frameworks = {peer.split()[0] for peer in found["milliseconds"]}
+    assert frameworks == {"minivae", "torch"} | ({"jax"} if name != "importance" else set())
+
+
+@COMPILES
+@pytest.mark.peers
+@pytest.mark.parametrize("mode", ["graph", "graph-nchw", "compile-graph", "compile-max-autotune"])
+def test_a_peer_for_a_gpu_has_not_trained_before_its_loss_is_compared(mode: str) -> None:
+    import numpy as np
+    import torch
+
+    from minivae.benchmarks.torch_peer import TorchPeer
+
+    case = small_case("mnist-conv")
+    images = case.model.to("reference").images(case.splits.train.images[:4])
+    eps = np.random.default_rng(0).standard_normal((4, case.model.latent)).astype(np.float32)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    eager, peer = (TorchPeer(case, "cpu", kind) for kind in ("eager", mode))
+    expected = eager.loss(x, torch.from_numpy(eps))
+    assert peer.loss(x, torch.from_numpy(eps)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_process_that_never_ends_is_stopped_at_its_limit() -> None:
+    started = time.perf_counter()
+    with pytest.raises(TimeoutError):
+        measure.in_own_process(time.sleep, 600, limit=5)
+    assert time.perf_counter() - started < 60
+
+
+def test_a_process_that_dies_is_an_error() -> None:
+    with pytest.raises(BrokenProcessPool):
+        measure.in_own_process(os._exit, 3)
 
 
 def test_a_result_file_reads_back_and_has_short_records_on_a_line_each(tmp_path: Path) -> None:
@@ -171,7 +244,7 @@ def test_a_suite_for_an_unknown_device_measures_nothing(tmp_path: Path) -> None:
 
 def test_a_race_that_fails_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="exit status 3"):
-        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", 1, None)
+        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", "eager", 1, None)
 
 
 def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> None:
