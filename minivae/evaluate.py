@@ -217,19 +217,12 @@ def _check_memory(model: VAE, chunk: int) -> None:
     # Every output of the decoder with its gradient, the pixels and theirs.
     numbers = 2 * sum(math.prod(shape) for shape in model.decoder.shapes) + 2 * model.pixels
     needed = 4 * chunk * numbers
-    free = _free_memory()
+    free = model.backend.free_memory()
     if needed > free:
         raise InputError(
             f"chunk is {chunk}, which needs {needed >> 20} MiB of the {free >> 20} MiB that are "
             "free: expected a smaller one"
         )
-
-
-def _free_memory() -> int:
-    """Bytes of the host's memory that can be had, those of its file cache among them."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def evaluate(

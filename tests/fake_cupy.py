@@ -140,6 +140,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         zeros=lambda shape, dtype: checked(np.zeros(shape, dtype)),
         array=lambda array, order: checked(np.array(array, order=order)),
         asnumpy=lambda array: np.array(array.array),
+        get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
         launches=launches,
     )
     return cupy

@@ -277,8 +277,8 @@ def test_images_of_another_size_are_bad_input() -> None:
 def test_a_chunk_that_does_not_fit_into_memory_is_bad_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluation, "_free_memory", lambda: 1 << 20)
     model, data = LinearGaussian(0).model, LinearGaussian(0).data
+    monkeypatch.setattr(model.backend, "free_memory", lambda: 1 << 20)
     with pytest.raises(InputError, match=r"chunk is 100000, .* of the 1 MiB that are free"):
         evaluate(model, data, samples=100_000, chunk=100_000)
     assert evaluate(model, data, samples=100, chunk=100_000).samples == 100

@@ -6,6 +6,7 @@ second time it is asked for; the first time runs eagerly, which compiles every k
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -122,6 +123,10 @@ class CudaBackend(KernelBackend):
         self._use_stream()
         return cupy.asnumpy(array)
 
+    def free_memory(self) -> int:
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        return int(free) + int(cupy.get_default_memory_pool().free_bytes())
+
     def synchronize(self) -> None:
         self._stream.synchronize()
 
@@ -139,8 +144,8 @@ class _GraphedStep:
 
     def __call__(self) -> None:
         if not self._called:
-            self._called = True
             self._step()
+            self._called = True
             return
         if self._graph is None:
             self._graph = self._recorded()
@@ -151,7 +156,8 @@ class _GraphedStep:
         try:
             self._step()
         except BaseException:
-            self._stream.end_capture()  # of a part of the step, which nobody may launch
+            with suppress(cupy.cuda.runtime.CUDARuntimeError):
+                self._stream.end_capture()  # of a part of the step, which nobody may launch
             raise
         return self._stream.end_capture()
 

@@ -116,6 +116,12 @@ class ReferenceBackend:
         """A NumPy copy of the backend's array."""
         return np.array(array)
 
+    def free_memory(self) -> int:
+        """Bytes that new arrays can have, of the host's memory with its file cache or the GPU's."""
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+
     def synchronize(self) -> None:
         """Returns once the work that was asked for is done."""
 
