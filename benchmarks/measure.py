@@ -23,7 +23,7 @@ ROUNDS = 15
 SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
 LINE = 240
-LIMIT = 600
+LIMIT, SECONDS_TO_END = 600, 10
 CPU_INFO = Path("/proc/cpuinfo")
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
@@ -87,13 +87,15 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, limit: float =
     """What a module's function returns when called in a fresh process, whose threads and peak
     memory are its own. Raises TimeoutError after `limit` seconds."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(function, *arguments).result(limit)
-        finally:
-            # Not asked to end, which a framework's threads, or a device that hangs, may never do.
-            for child in multiprocessing.active_children():
-                child.kill()
+    pool = ProcessPoolExecutor(1, mp_context=context)
+    try:
+        return pool.submit(function, *arguments).result(limit)
+    finally:
+        children = multiprocessing.active_children()
+        pool.shutdown(wait=False)
+        for child in children:
+            child.join(SECONDS_TO_END)
+            child.kill()  # what hangs with a framework's threads, or with a device
 
 
 def reason(error: Exception) -> str:
