@@ -11,6 +11,9 @@ from minivae.data.glyphs import glyphs
 from minivae.models import Autoencoder
 from minivae.presets import Training, preset
 
+PRESETS = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
+"""The engine's five."""
+
 IMAGES = 60_000
 """As many as MNIST has: what is done once an epoch has its true share of a step."""
 
@@ -72,7 +75,6 @@ def step_cases(batch: int | None = None) -> list[Case]:
     unless `batch` is given."""
     size = batch or 128
     dense = preset_case("glyphs", label=f"dense-784-400-20 b{size}", batch=size, digits=True)
-    names = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
     few = batch or 20
     paper = (
         preset_case(
@@ -84,5 +86,5 @@ def step_cases(batch: int | None = None) -> list[Case]:
         )
         for kind, k in (("vae", 1), ("iwae", 5))
     )
-    presets = (preset_case(name, batch=batch, digits="mnist" in name) for name in names)
+    presets = (preset_case(name, batch=batch, digits="mnist" in name) for name in PRESETS)
     return [dense, *presets, *paper]

@@ -14,6 +14,7 @@ from typing import Any
 
 TARGETS = (110.0, 107.0, 105.5)
 MOST_EPOCHS = 15
+QUICK_IMAGES = 256
 ROUNDS = 3
 CACHES = ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH")
 """The variables that say where compiled kernels are kept."""
@@ -24,8 +25,8 @@ from minivae import fit, preset, Training
 def report(record):
     print(json.dumps(record["test"]["loss"]), flush=True)
 chosen = preset("glyphs")
-fit(chosen.model(), sys.argv[1], Training(epochs=int(sys.argv[2])), device=sys.argv[3],
-    progress=False, on_metrics=report)
+training = Training(epochs=int(sys.argv[2]), images=int(sys.argv[5]))
+fit(chosen.model(), sys.argv[1], training, device=sys.argv[3], progress=False, on_metrics=report)
 """
 TORCH = """
 import json, sys
@@ -41,7 +42,7 @@ model = preset("glyphs").model().to("reference")
 peer = TorchPeer(Case("mnist", model, training, splits), device, sys.argv[4])
 test = torch.from_numpy(splits.test.images.copy()).permute(0, 3, 1, 2).to(device).float() / 255
 for epoch in range(training.epochs):
-    for _ in range(len(splits.train) // training.batch_size):
+    for _ in range((int(sys.argv[5]) or len(splits.train)) // training.batch_size):
         peer.step()
     parts = [peer.loss(x, torch.randn(len(x), 20)) for x in test.split(100)]
     print(json.dumps(sum(parts) / len(parts)), flush=True)
@@ -49,7 +50,7 @@ for epoch in range(training.epochs):
 
 
 def _race(
-    program: str, data: str, device: str, mode: str, epochs: int, caches: str | None
+    program: str, data: str, device: str, mode: str, quick: bool, caches: str | None
 ) -> dict[str, Any]:
     """Runs a program that prints a test loss an epoch, and times when each target is reached; with
     compiled kernels kept in the folder `caches`, if that is given. `mode` is PyTorch's.
@@ -60,7 +61,8 @@ def _race(
     started = time.perf_counter()
     reached: dict[str, float] = {}
     losses = []
-    command = [sys.executable, "-c", program, data, str(epochs), device, mode]
+    epochs, images = (1, QUICK_IMAGES) if quick else (MOST_EPOCHS, 0)
+    command = [sys.executable, "-c", program, data, str(epochs), device, mode, str(images)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -80,7 +82,7 @@ def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, 
     """minivae's races, with kernels that it must compile and with those that it finds, and
     PyTorch's, in turns. For each the races, and the median seconds to the targets that all reach.
     """
-    epochs, rounds = (1, 1) if quick else (MOST_EPOCHS, ROUNDS)
+    rounds = 1 if quick else ROUNDS
     mode = "graph" if device == "cuda" else "eager"
     programs = {"minivae, first run": MINIVAE, "minivae": MINIVAE}
     if importlib.util.find_spec("torch"):
@@ -90,7 +92,7 @@ def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, 
         for name, program in programs.items():
             with tempfile.TemporaryDirectory() as folder:
                 caches = folder if name.endswith("first run") else None
-                races[name].append(_race(program, str(data), device, mode, epochs, caches))
+                races[name].append(_race(program, str(data), device, mode, quick, caches))
     return {
         name: {
             "seconds_to": {

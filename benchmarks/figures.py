@@ -10,7 +10,7 @@ from minivae.plots import new_figure, save_figure
 
 COLOURS = {"minivae": "tab:blue", "torch eager": "tab:orange", "torch graph": "tab:orange"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
-SIZES = {
+SWEEPS = {
     "dense batch": "dense VAE: batch size",
     "dense width": "dense VAE: hidden units",
     "conv image": "convolutional VAE: image side, pixels",
@@ -22,8 +22,9 @@ def scaling_figure(path: Path, result: dict[str, Any]) -> None:
     """Milliseconds and megabytes of a step by batch, width and image size."""
     sweeps: dict[str, list[dict[str, Any]]] = {}
     for case in result["scaling"]:
-        sweep, size = case["case"].rsplit(" ", 1)
-        sweeps.setdefault(sweep, []).append({**case, "size": int(size)})
+        sweep, _, size = case["case"].rpartition(" ")
+        if sweep in SWEEPS:
+            sweeps.setdefault(sweep, []).append({**case, "size": int(size)})
     figure = new_figure(3.6 * len(sweeps), 6, f"A training step as it grows, {_where(result)}")
     panels = figure.subplots(2, len(sweeps), squeeze=False, sharex="col")
     for column, (sweep, cases) in enumerate(sweeps.items()):
@@ -36,7 +37,7 @@ def scaling_figure(path: Path, result: dict[str, Any]) -> None:
             memory = [case[name]["host_megabytes"] for case in measured]
             panels[0, column].plot(sizes, times, marker="o", color=colour, label=name)
             panels[1, column].plot(sizes, memory, marker="o", color=colour, label=name)
-        panels[1, column].set_xlabel(SIZES[sweep])
+        panels[1, column].set_xlabel(SWEEPS[sweep])
         for row in (0, 1):
             _finish(panels[row, column], [case["size"] for case in cases])
     panels[0, 0].set_ylabel("milliseconds a step")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .end_to_end import TARGETS
-from .figures import primitives_figure, scaling_figure
+from .figures import SWEEPS, primitives_figure, scaling_figure
 from .runs import OWN_WEIGHTS, RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +132,49 @@ def steps_table() -> str:
     )
 
 
+def costs_table() -> str:
+    """A step beside its floor and beside PyTorch's, and how it grows with its sizes."""
+    result = _load("scaling-cpu.json")
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for case in result["scaling"]:
+        sweep, _, _ = case["case"].rpartition(" ")
+        kinds[sweep if sweep in SWEEPS else case["case"]].append(case)
+    rows = []
+    for kind, cases in kinds.items():
+        first, last = cases[0], cases[-1]
+        grown = len(cases) > 1
+        own = [case[OWN]["milliseconds"]["median"] for case in cases]
+        peer = [case["torch eager"]["milliseconds"]["median"] for case in cases]
+        growth = last["floor_milliseconds"] / first["floor_milliseconds"], own[-1] / own[0]
+        sizes = " to ".join(case["case"].rpartition(" ")[2] for case in (first, last))
+        rows.append(
+            [
+                f"{kind} {sizes}" if grown else kind,
+                *(f"{ratio:.3g}" if grown else "-" for ratio in growth),
+                _span([case["times_the_floor"] for case in cases]),
+                _span([b / a for a, b in zip(own, peer, strict=True)]),
+                _span(
+                    [c[OWN]["host_megabytes"] / c["torch eager"]["host_megabytes"] for c in cases]
+                ),
+            ]
+        )
+    head = ["a step", "floor grows", "step grows", "times its floor", "times as fast as PyTorch"]
+    table = _table([*head, "share of PyTorch's memory"], rows)
+    return f"{table}\n\n{_where(result)}"
+
+
+def _span(values: list[float]) -> str:
+    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def start_up_table() -> str:
+    """Seconds from the command line."""
+    result = _load("start-up-cpu.json")
+    rows = [[f"`{n}`", f"{t['median']:.2f}"] for n, t in result["start-up"].items()]
+    return f"{_table(['seconds', 'median'], rows)}\n\n{_where(result)}"
+
+
 def _where(result: dict[str, Any]) -> str:
     about = result["environment"]
     versions = ", ".join(f"{n} {v}" for n, v in about["versions"].items() if n != "minivae")
@@ -146,12 +189,19 @@ def end_to_end_table() -> str:
     result = _load("end-to-end-cpu.json")
     targets = [f"{target:g}" for target in TARGETS]
     rows = [
-        [name, *(f"{race['seconds_to'].get(target, '-')}" for target in targets)]
-        for name, race in result["end-to-end"].items()
+        [name, *(_median_of_races(found["races"], target) for target in targets)]
+        for name, found in result["end-to-end"].items()
     ]
     table = _table(["seconds to a test loss of", *targets], rows)
     races = len(result["end-to-end"]["minivae"]["races"])
-    return f"{table}\n\nMedians of {races} races each. {_where(result)}"
+    return f"{table}\n\nMedians of {races} races each, the fastest to the slowest. {_where(result)}"
+
+
+def _median_of_races(races: list[dict[str, Any]], target: str) -> str:
+    seconds = [race["seconds_to"][target] for race in races if target in race["seconds_to"]]
+    if len(seconds) < len(races):
+        return "-"
+    return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
 
 
 def instructions_table() -> str:
@@ -171,6 +221,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "runs": runs_table,
     "paper": paper_table,
     "steps": steps_table,
+    "costs": costs_table,
+    "start-up": start_up_table,
     "end-to-end": end_to_end_table,
     "instructions": instructions_table,
 }

@@ -12,9 +12,10 @@ from .end_to_end import measure_end_to_end
 from .measure import environment, write_result
 from .primitives import measure_primitives
 from .scaling import measure_scaling
+from .startup import measure_start_up
 from .steps import measure_steps
 
-SECTIONS = ("steps", "primitives", "scaling", "end-to-end")
+SECTIONS = ("steps", "primitives", "scaling", "end-to-end", "start-up")
 CASE_BY_CASE = ("steps", "scaling")
 
 
@@ -46,6 +47,7 @@ def run_suite(
         "primitives": lambda: iter([measure_primitives(device, quick)]),
         "scaling": lambda: measure_scaling(device, quick, result.get("scaling", [])),
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
+        "start-up": lambda: iter([measure_start_up(device, data, quick)]),
     }
     for section in sections:
         if section in result and section not in CASE_BY_CASE:

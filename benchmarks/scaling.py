@@ -1,5 +1,5 @@
-"""How a step's time and memory grow with batch, width and image size, beside PyTorch's; and its
-time as a multiple of its floor."""
+"""A step's time and memory beside PyTorch's, and its time as a multiple of its floor: of the
+presets, and as batch, width and image size grow."""
 
 import importlib.util
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 
 from minivae.train import Trainer
 
-from .cases import IMAGES, Case, preset_case
+from .cases import IMAGES, PRESETS, Case, preset_case
 from .floor import Rates, machine_rates, step_floor
 from .measure import Candidate, in_own_process, interleaved, reason
 from .steps import OWN, set_peers_precision
@@ -23,7 +23,13 @@ where an epoch's end would take longer than its steps."""
 
 def _cases(quick: bool) -> list[dict[str, Any]]:
     batches, widths, sizes = ((16,), (64,), (28,)) if quick else (BATCHES, WIDTHS, IMAGE_SIZES)
+    own_batch = {"batch": 16} if quick else {}
     return [
+        {"name": "glyphs", "label": "dense-784-400-20", "digits": True, **own_batch},
+        *(
+            {"name": name, "label": name, "digits": "mnist" in name, **own_batch}
+            for name in PRESETS[: 0 if quick else None]
+        ),
         *({"name": "glyphs", "label": f"dense batch {n}", "batch": n} for n in batches),
         *({"name": "glyphs", "label": f"dense width {w}", "hidden": (w,)} for w in widths),
         *(

@@ -1,5 +1,7 @@
-"""Whole training steps of minivae and its peers: same model, batch, data and optimizer, losses
-compared before the clock starts, taking turns in one process.
+"""Whole training steps of minivae and its peers: same model, weights, batch, data and optimizer,
+taking turns in one process. Losses are compared before the clock starts, PyTorch's by its model
+before `torch.compile`, and must be lower after it stops. JAX draws each batch anew, the others go
+through a permutation.
 
 On a CPU that process has one OpenMP library, PyTorch's, whose threads wait awake for longer than
 those of minivae by itself (`backends/cpu.py`)."""

@@ -223,10 +223,10 @@ def _add_bench(commands: Any) -> None:
         "sections",
         metavar="SECTION",
         nargs="*",
-        help="steps, primitives, scaling, end-to-end; default: steps and primitives",
+        help="steps, primitives, scaling, end-to-end, start-up; default: steps and primitives",
     )
     bench.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
-    bench.add_argument("--data", default="mnist", metavar="NAME|PATH", help="for end-to-end")
+    bench.add_argument("--data", default="mnist", metavar="NAME|PATH", help="for end-to-end and start-up")
     bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
     bench.add_argument(
         "--resume", action="store_true", help="go on with FILE, where a run was cut short"

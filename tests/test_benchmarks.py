@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from minivae.backends.reference import PRIMITIVES, Call
-from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, steps
+from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
 from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_floor
 from minivae.benchmarks.primitives import primitive_calls
@@ -81,12 +81,22 @@ COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:Deprecat
 
 @COMPILES
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["dense", "mnist-conv", "mnist-conv-ae", "importance"])
-def test_every_peer_has_the_same_loss_and_lowers_it(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "device", "precision"),
+    [
+        *((name, "cpu", "fp32") for name in ("dense", "mnist-conv", "mnist-conv-ae", "importance")),
+        *(("dense", "emulated", precision) for precision in ("fp32", "tf32")),
+        ("importance", "emulated", "fp32"),
+    ],
+)
+def test_every_peer_has_the_same_loss_and_lowers_it(name: str, device: str, precision: str) -> None:
+    case = small_case(name)
     # Raises where a peer's loss differs before the steps, or is no lower after them.
-    found = steps.measure_case(small_case(name), "cpu", rounds=1, seconds=0.01)
+    found = steps.measure_case(case, device, rounds=1, seconds=0.01, precision=precision)
     assert found["failures"] == {}
-    frameworks = {peer.split()[0] for peer in found["milliseconds"]}
+    several = {"minivae, 8 steps a launch"} if device == "emulated" else set()
+    assert several <= found["milliseconds"].keys()
+    frameworks = {name.split()[0].strip(",") for name in found["milliseconds"]}
     assert frameworks == {"minivae", "torch"} | ({"jax"} if name != "importance" else set())
 
 
@@ -106,6 +116,12 @@ def test_a_peer_for_a_gpu_has_not_trained_before_its_loss_is_compared(mode: str)
     eager, peer = (TorchPeer(case, "cpu", kind) for kind in ("eager", mode))
     expected = eager.loss(x, torch.from_numpy(eps))
     assert peer.loss(x, torch.from_numpy(eps)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_training_is_timed_to_the_metrics_of_its_first_step() -> None:
+    assert 0 < startup._first_step("cpu", "glyphs") < 600
+    with pytest.raises(RuntimeError, match="minivae train ended with status 2"):
+        startup._first_step("cpu", "nowhere")
 
 
 def test_a_process_that_never_ends_is_stopped_at_its_limit() -> None:
@@ -244,7 +260,7 @@ def test_a_suite_for_an_unknown_device_measures_nothing(tmp_path: Path) -> None:
 
 def test_a_race_that_fails_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="exit status 3"):
-        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", "eager", 1, None)
+        end_to_end._race("raise SystemExit(3)", "mnist", "cpu", "eager", True, None)
 
 
 def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> None:
