@@ -17,7 +17,7 @@ from .measure import environment, write_result
 
 EVALUATION = "evaluation.json"
 EVALUATED = (
-    *("images", "samples", "seed", "binarization", "objective"),
+    *("checkpoint", "step", "images", "samples", "seed", "binarization", "objective"),
     *("loss", "kl", "bounds", "negative_log_likelihood", "active_units", "environment"),
 )
 """What the result file keeps of an evaluation."""

@@ -8,6 +8,7 @@ of these are saved, for `minivae evaluate`.
 """
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def main() -> None:
         "environment": environment("cpu"),
         "framework": OWN_WEIGHTS if arguments.own_weights else "PyTorch",
         "preset": arguments.preset,
+        "training": dataclasses.asdict(training),
+        "objective": dataclasses.asdict(own.objective),
         "k": own.objective.samples,
         "seed": arguments.seed,
         "epochs": epochs,

@@ -51,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise InputError(f'{path}: expected a JSON object with the key "model"')
+    if not isinstance(config.get("training", {}), dict):
+        raise InputError(f'{path}: expected an object under the key "training"')
     return config
 
 
@@ -124,6 +126,10 @@ def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Aut
 
     Raises InputError if the folder, its configuration or its checkpoint is missing or damaged.
     """
-    model = model_from_config(read_config(Path(folder))["model"]).to(device)
-    read_checkpoint(Path(folder), model, BEST if best else CHECKPOINT)
-    return model
+    return load_at_step(Path(folder), device, best=best)[0]
+
+
+def load_at_step(folder: Path, device: str, *, best: bool) -> tuple[Autoencoder, int]:
+    """The same, and after how many steps the checkpoint was written."""
+    model = model_from_config(read_config(folder)["model"]).to(device)
+    return model, read_checkpoint(folder, model, BEST if best else CHECKPOINT).step

@@ -226,7 +226,9 @@ def _add_bench(commands: Any) -> None:
         help="steps, primitives, scaling, end-to-end, start-up; default: steps and primitives",
     )
     bench.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
-    bench.add_argument("--data", default="mnist", metavar="NAME|PATH", help="for end-to-end and start-up")
+    bench.add_argument(
+        "--data", default="mnist", metavar="NAME|PATH", help="for end-to-end and start-up"
+    )
     bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
     bench.add_argument(
         "--resume", action="store_true", help="go on with FILE, where a run was cut short"
@@ -242,6 +244,8 @@ def _add_bench(commands: Any) -> None:
         "-o", "--output", metavar="FILE", type=Path, default=Path("bench.json"), help="the result"
     )
 
+
+NO_LIKELIHOOD = "a loss, not a likelihood"
 
 MODEL_OPTIONS = ("latent", "hidden", "beta")
 OBJECTIVE_OPTIONS = {
@@ -436,6 +440,7 @@ def _run_training(
 ) -> None:
     from minivae.benchmarks.measure import environment
 
+    from .evaluate import why_no_likelihood
     from .pictures import draw_progress, draw_run
     from .train import fit
 
@@ -447,7 +452,11 @@ def _run_training(
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
-    print(f"objective  {model.describe(model.objective)}")
+    binarization = training.binarization
+    print(f"objective  {model.describe(model.objective)}; binarization {binarization}")
+    reason = why_no_likelihood(model, splits.test.images, binarization)
+    if reason:
+        print(f"           {NO_LIKELIHOOD}: {reason}")
     print(f"run        {folder}", flush=True)
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -584,16 +593,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from minivae.benchmarks.measure import environment
 
     from . import plots
-    from .checkpoint import read_config
+    from .checkpoint import BEST, CHECKPOINT, load_at_step, read_config
     from .evaluate import evaluate
     from .files import replacing
 
-    model, splits = _open_run(arguments)
+    config = read_config(arguments.run)
+    source, training = _source(arguments, arguments.run, config), config.get("training", {})
+    model, step = load_at_step(arguments.run, arguments.device, best=arguments.best)
+    splits = _load_data(source, training.get("seed", 0))
     test = splits.test
     if arguments.images is not None:
         _check_positive("--images", arguments.images)
         test = test.take(slice(0, arguments.images))
-    training = read_config(arguments.run).get("training", {})
     found = evaluate(
         model,
         test,
@@ -605,7 +616,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     _print_evaluation(found)
     document = {
+        "run": arguments.run.name,
+        "preset": config.get("preset"),
         "data": splits.name,
+        "source": source,
+        "checkpoint": BEST if arguments.best else CHECKPOINT,
+        "step": step,
+        "training": training,
         **found.as_dict(),
         "environment": environment(model.backend.name),
     }
@@ -625,11 +642,14 @@ def _print_evaluation(found: "Evaluation") -> None:
     print(f"objective  {found.objective}")
     print(f"data       {found.images:,} test images, binarization {found.binarization}")
     if found.why_no_likelihood:
-        print(f"a loss, not a likelihood: {found.why_no_likelihood}")
-    rows = [
+        print(f"{NO_LIKELIHOOD}: {found.why_no_likelihood}")
+    terms = [
         ("reconstruction + KL" if found.why_no_likelihood else "-ELBO", found.loss),
         ("reconstruction", found.reconstruction),
         ("KL", found.kl),
+    ]
+    rows = [
+        *(terms if found.kl_per_dimension else terms[1:2]),
         *((f"bound, k = {k}", bound) for k, bound in found.bounds.items()),
     ]
     if found.negative_log_likelihood is not None:
@@ -637,10 +657,12 @@ def _print_evaluation(found: "Evaluation") -> None:
     for name, estimate in rows:
         print(f"  {name:<19} {estimate}")
     if found.bits_per_dimension is not None:
-        print(f"  {'bits a pixel':<19} {found.bits_per_dimension:.4f}")
+        print(f"  {'bits per dimension':<19} {found.bits_per_dimension:.4f}")
     if found.kl_per_dimension:
         mismatch = found.aggregate_posterior["kl_to_prior"]
         print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
+        largest = sorted(found.kl_per_dimension, reverse=True)
+        print(f"  {'KL by dimension':<19} {' '.join(f'{nats:.2f}' for nats in largest)}, sorted")
         print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, as one normal")
     for label, error in found.error_per_class.items():
         print(f"  squared error of {label:<2} {error:.5f} a pixel")
@@ -667,13 +689,13 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _gradcheck(arguments: argparse.Namespace) -> None:
-    from .gradcheck import TOLERANCE, check_gradients
+    from .gradcheck import ENTRIES, TOLERANCE, check_gradients
     from .presets import PRESETS, preset
 
     names = list(PRESETS) if arguments.preset is None else [arguments.preset]
     wrong = []
     for name in names:
-        print(f"{name}: {preset(name).summary}")
+        print(f"{name}: {preset(name).summary}; largest errors of {ENTRIES} entries each")
         for tensor in check_gradients(preset(name).model(), arguments.seed):
             right = tensor.error < TOLERANCE
             if not right:
@@ -769,7 +791,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minivae: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except MemoryError:
-        print("minivae: error: out of memory; a smaller --batch-size needs less", file=sys.stderr)
+        print(
+            "minivae: error: out of memory; a smaller --batch-size, or --chunk, needs less",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     except Exception as error:
         return _report(error)

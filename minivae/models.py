@@ -513,7 +513,8 @@ class Autoencoder:
         objective: Objective | None = None,
     ) -> dict[str, float]:
         """The mean loss, reconstruction and KL of images (n, h, w, c), with as many draws of z each
-        as the model's objective has, in its units (nats, or weighted squares).
+        as the model's objective has, in its units (nats, or weighted squares); of a bound by draws
+        the loss alone, of a plain autoencoder no KL.
 
         `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
         `final_objective` unless another is given; the KL is weighted by its final beta. Free bits
@@ -556,13 +557,18 @@ class Autoencoder:
         self, totals: NDArray, images: int, objective: Objective | None = None
     ) -> dict[str, float]:
         """What `elbo_totals` summed over `images`, as means, with the constant of the objective
-        (the model's own unless another is given)."""
-        constant = (objective or self.objective).constant(self.pixels)
-        return {
-            "loss": float(totals[LOSS] / images + constant),
+        (the model's own unless another is given). A bound by draws has no terms, a plain
+        autoencoder no KL."""
+        objective = objective or self.objective
+        constant = objective.constant(self.pixels)
+        loss = float(totals[LOSS] / images + constant)
+        if objective.estimator != "analytic":
+            return {"loss": loss}
+        terms = {
+            "loss": loss,
             "reconstruction": float(totals[RECONSTRUCTION] / images + constant),
-            "kl": float(totals[KL] / images),
         }
+        return terms | ({"kl": float(totals[KL] / images)} if self.latent else {})
 
 
 class VAE(Autoencoder):

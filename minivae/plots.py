@@ -82,7 +82,7 @@ def loss_curves(
     steps = [record for record in metrics if "epoch" not in record]
     unit = "step" if steps else "epoch"
     last = metrics[-1]["train"]
-    terms = {key: label for key, label in LOSS_TERMS.items() if key != "kl" or last["kl"]}
+    terms = {key: label for key, label in LOSS_TERMS.items() if key == "loss" or last.get(key)}
     figure = new_figure(4.2 * len(terms), 3.6, title)
     panels = np.atleast_1d(figure.subplots(1, len(terms)))
     for axes, (key, label) in zip(panels, terms.items(), strict=True):
@@ -122,7 +122,8 @@ def reconstructions(
     figure = new_figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
     axes = figure.subplots()
     _show(axes, stacked)
-    _label(axes, "test image", "", range(1, columns + 1), ["original", "decoded"] * pairs)
+    names = ["original", "decoded"] * pairs
+    _label(axes, "test image", "image above reconstruction", range(1, columns + 1), names)
     save_figure(path, figure)
 
 
@@ -168,7 +169,7 @@ def class_reconstructions(
     figure = new_figure(5.0, 0.8 * len(classes) + 1.2, title)
     axes = figure.subplots()
     _show(axes, np.stack(rows))
-    _label(axes, "", "class", ["original", "decoded"] * 2, classes)
+    _label(axes, "two images", "class", ["original", "decoded"] * 2, classes)
     save_figure(path, figure)
 
 

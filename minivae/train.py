@@ -38,6 +38,7 @@ from .data.batching import epoch_permutation
 from .errors import InputError
 from .files import replacing
 from .models import VAE, Autoencoder, ModelPass
+from .ops.latent import kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
@@ -248,8 +249,9 @@ class Trainer:
 
     def held_out_metrics(self) -> dict[str, Any]:
         """Loss, reconstruction and KL of the test split and of any validation images, with sigma
-        calibrated anew where the likelihood needs it; and a VAE's active units, on validation
-        images or else test images. NotFiniteError if a parameter or sigma is not finite."""
+        calibrated anew where the likelihood needs it; and of a VAE, on validation images or else
+        test images, the active units and KL(q(z|x) || p(z)), the mean over images in nats.
+        NotFiniteError if a parameter or sigma is not finite."""
         training, model = self.training, self.model
         self.check_parameters()
         options: Any = {"seed": training.seed, "binarization": training.binarization}
@@ -266,8 +268,9 @@ class Trainer:
         }
         if isinstance(model, VAE):
             some = (self.validation or self.splits.test).take(slice(DESCRIBED))
-            mu, _ = model.encode(some.images, some.labels)
+            mu, logvar = model.encode(some.images, some.labels)
             found["active_units"] = int(np.sum(np.var(mu, axis=0) > ACTIVE))
+            found["posterior_kl"] = float(np.mean(np.sum(kl_to_prior(mu, logvar), axis=1)))
         return found
 
 
@@ -361,7 +364,7 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
         return (
             "the loss of the test images is not finite; try a smaller learning rate, or --clip-norm"
         )
-    nats = line["test"]["kl"] / model.latent
+    nats = line["posterior_kl"] / model.latent
     if nats > MOST_NATS:
         return (
             f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; try a smaller "

@@ -55,6 +55,14 @@ def complains(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: 
         assert word in captured.err
 
 
+def test_a_configuration_whose_training_is_none_is_bad_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run / CONFIG).read_text()) | {"training": [1]}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    complains(capsys, ["evaluate", str(tmp_path)], 'expected an object under the key "training"')
+
+
 def test_train_leaves_a_run_folder(run: Path) -> None:
     assert {CONFIG, CHECKPOINT, METRICS, "pictures"} == {path.name for path in run.iterdir()}
     assert [record["epoch"] for record in read_metrics(run / METRICS)] == [1, 2, 3]
@@ -246,7 +254,23 @@ def test_a_plain_autoencoders_objective_has_no_kl(
 ) -> None:
     options = ["--data", str(data), "--batch-size", "10", "--steps", "2"]
     assert train(tmp_path / "run", "--preset", "mnist-conv-ae", *options) == 0
-    assert "objective  1 x sum of squared error; mean per image\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "objective  1 x sum of squared error; mean per image; binarization none\n" in printed
+    assert "kl" not in printed
+
+
+@pytest.mark.parametrize(
+    ("binarization", "said"), [("none", "a loss, not a likelihood: grey pixels"), ("threshold", "")]
+)
+def test_a_training_says_where_its_loss_is_no_likelihood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], binarization: str, said: str
+) -> None:
+    options = ["--hidden", "8", "--latent", "2", "--steps", "1", "--binarization", binarization]
+    assert train(tmp_path / "run", *options) == 0
+    printed = capsys.readouterr().out
+    assert f"; binarization {binarization}\n" in printed
+    assert said in printed
+    assert ("likelihood:" in printed) == bool(said)
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

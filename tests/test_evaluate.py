@@ -107,12 +107,25 @@ def test_the_mean_bound_does_not_fall_as_draws_grow() -> None:
     assert means[-1] > means[0] + 0.05
 
 
+def test_the_mean_bound_does_not_fall_where_each_has_draws_of_its_own() -> None:
+    truth = LinearGaussian(2)
+    means, errors = [], []
+    for k in (1, 4, 64):
+        runs = (evaluate(truth.model, truth.data, samples=k, seed=999 * k + i) for i in range(300))
+        bounds = [run.bounds[k].mean for run in runs]
+        means.append(np.mean(bounds))
+        errors.append(np.std(bounds, ddof=1) / math.sqrt(len(bounds)))
+    for low, high in ((0, 1), (1, 2)):
+        assert means[high] - means[low] > 3 * math.hypot(errors[low], errors[high])
+
+
 @pytest.mark.parametrize("device", ["reference", "cpu", "emulated"])
-def test_the_chunk_changes_nothing_but_rounding(device: str) -> None:
+@pytest.mark.parametrize("samples", [7, 450])
+def test_the_chunk_changes_nothing_but_rounding(device: str, samples: int) -> None:
     truth = LinearGaussian(3)
     truth.model.to(device)
     found = [
-        evaluate(truth.model, truth.data, samples=450, chunk=chunk).as_dict() | {"samples": 0}
+        evaluate(truth.model, truth.data, samples=samples, chunk=chunk).as_dict()
         for chunk in (100, 200, 500)
     ]
     for other in found[1:]:
@@ -120,12 +133,26 @@ def test_the_chunk_changes_nothing_but_rounding(device: str) -> None:
             assert bound["mean"] == pytest.approx(found[0]["bounds"][k]["mean"], rel=1e-5)
 
 
+def test_few_draws_of_many_images_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    original = evaluation._Draws._decode
+
+    def counting(draws: Any, rows: int) -> None:
+        decoded.append(rows)
+        original(draws, rows)
+
+    monkeypatch.setattr(evaluation._Draws, "_decode", counting)
+    truth = LinearGaussian(4)
+    evaluate(truth.model, truth.data, samples=20, chunk=100)
+    assert decoded == [100, 80]  # of nine images
+
+
 def test_exactly_k_draws_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     original = evaluation.grouped_bound
 
     def counting(log_weights: NDArray, k: int) -> float:
-        drawn.append(len(log_weights))
+        drawn.append(len(np.unique(log_weights)))
         return original(log_weights, k)
 
     monkeypatch.setattr(evaluation, "grouped_bound", counting)
@@ -192,6 +219,27 @@ def test_a_matching_aggregate_posterior_has_no_mismatch() -> None:
     assert found["kl_to_prior"] == pytest.approx(0, abs=1e-12)
 
 
+def test_the_mismatch_of_an_aggregate_posterior_is_that_of_a_normal() -> None:
+    mu = np.array([[1.5, 0.0], [0.5, 0.0]])  # of mean 1 and variance 1/4, and of neither
+    found = aggregate_posterior(mu, np.log(np.full((2, 2), 0.5)))
+    expected = 0.5 * (0.75 + 1 - 1 - math.log(0.75)) + 0.5 * (0.5 - 1 - math.log(0.5))
+    assert found["kl_to_prior"] == pytest.approx(expected)
+    assert found["mean"] == pytest.approx([1, 0])
+    assert found["variance"] == pytest.approx([0.75, 0.5])
+
+
+def test_the_kl_of_a_dimension_and_the_active_units_are_those_of_the_posterior() -> None:
+    truth = LinearGaussian(6)
+    head = truth.model.parameters.values["encoder.1.weight"]
+    spread = np.std(truth.x @ head[:, :LATENT], axis=0)
+    head[:, :LATENT] *= np.array([0.09, 0.11, 1.0]) / spread  # 0.1 squared is the threshold
+    mu, logvar = truth.model.encode(truth.data.images)
+    found = evaluate(truth.model, truth.data, samples=1)
+    assert found.active_units == 2
+    expected = np.mean(0.5 * (mu**2 + np.exp(logvar) - 1 - logvar), axis=0)
+    assert found.kl_per_dimension == pytest.approx(list(expected), rel=1e-6)
+
+
 # What a likelihood is
 
 
@@ -238,7 +286,9 @@ def test_the_likelihood_is_by_the_bound_of_all_draws() -> None:
     assert likelihood is not None
     assert max(found.bounds) == 257
     assert likelihood == Estimate(-found.bounds[257].mean, found.bounds[257].error)
-    assert found.bits_per_dimension == pytest.approx(likelihood.mean / PIXELS / math.log(2))
+    # A density of brightness in [0, 1], whose 256 levels are 1/255 apart.
+    bits = likelihood.mean / PIXELS / math.log(2) + math.log2(255)
+    assert found.bits_per_dimension == pytest.approx(bits)
 
 
 def test_the_error_of_a_class_is_the_mean_square_over_its_pixels() -> None:
@@ -307,6 +357,9 @@ def test_the_command_writes_figures_protocol_and_pictures(
     assert (written["images"], written["samples"], written["seed"]) == (5, 100, 0)
     assert set(written["bounds"]) == {"1", "10", "100"}
     assert {"device", "commit", "versions"} <= set(written["environment"])
+    assert (written["run"], written["preset"], written["source"]) == ("run", "glyphs", "glyphs")
+    assert (written["checkpoint"], written["step"]) == ("checkpoint.safetensors", 3)
+    assert written["training"]["binarization"] == "stochastic"
     for name in ("evaluation_kl.png", "evaluation_bounds.png"):
         assert (run / "pictures" / name).stat().st_size > 1000
 

@@ -165,7 +165,8 @@ def test_a_posterior_in_use_is_not_warned_of() -> None:
 def test_a_symptom_follows_from_an_epochs_figures(
     kl: float, active: int, epoch: int, said: str
 ) -> None:
-    line = {"epoch": epoch, "test": {"loss": 90 + kl, "kl": kl}, "active_units": active}
+    line: dict[str, Any] = {"epoch": epoch, "test": {"loss": 90 + kl}}
+    line |= {"posterior_kl": kl, "active_units": active}
     found = symptom(line, small_vae())
     assert said in found
     assert bool(found) == bool(said)
@@ -173,7 +174,19 @@ def test_a_symptom_follows_from_an_epochs_figures(
 
 def test_a_plain_autoencoder_has_no_posterior_to_warn_of() -> None:
     model = Autoencoder([Flatten(), Dense(2)], [Dense(6)], Objective("squared-error"), IMAGE)
-    assert symptom({"epoch": 9, "test": {"kl": 0.0}}, model) == ""
+    assert symptom({"epoch": 9, "test": {"loss": 1.0}}, model) == ""
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "monte-carlo", "importance"])
+def test_a_kl_that_explodes_is_named_whatever_the_estimator(estimator: str) -> None:
+    objective = Objective("bernoulli", estimator=estimator)
+    model = VAE([Flatten(), Dense(4)], [Dense(6)], objective, IMAGE)
+    trainer = Trainer(model.to("cpu"), splits(), Training(batch_size=10))
+    model.parameters.values["encoder.1.weight"][...] = 0
+    model.parameters.values["encoder.1.bias"][:2] = 30.0
+    found = trainer.held_out_metrics()
+    assert found["posterior_kl"] == pytest.approx(2 * 30**2 / 2, rel=0.01)
+    assert "the KL explodes" in symptom({"epoch": 1, **found}, model)
 
 
 # The command

@@ -621,7 +621,7 @@ def test_the_command_line_prints_and_stores_what_is_minimised(
 ) -> None:
     monkeypatch.setattr("minivae.pictures.draw_run", lambda *run: [])
     assert command(tmp_path / "run", *arguments) == 0
-    assert f"objective  {printed}; mean per image\n" in capsys.readouterr().out
+    assert f"objective  {printed}; mean per image; binarization none\n" in capsys.readouterr().out
     objective = json.loads((tmp_path / "run" / CONFIG).read_text())["model"]["objective"]
     assert stored.items() <= objective.items()
     resume = ["train", "--resume", str(tmp_path / "run"), "--hidden", "8", "--quiet"]

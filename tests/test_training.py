@@ -87,7 +87,8 @@ def test_the_loss_falls() -> None:
 
 def test_an_epoch_record_has_the_documented_keys() -> None:
     record = train(small_vae(), Training(epochs=1, batch_size=16))[0]
-    assert set(record) == {"epoch", "step", "train", "test", "active_units", "seconds"}
+    posterior = {"active_units", "posterior_kl"}
+    assert set(record) == {"epoch", "step", "train", "test", "seconds"} | posterior
     assert set(record["train"]) == set(record["test"]) == {"loss", "reconstruction", "kl"}
     assert (record["epoch"], record["step"]) == (1, 3)
 
@@ -495,6 +496,18 @@ def test_a_saved_model_is_loaded_with_the_same_bits(tmp_path: Path) -> None:
 def test_beta_warm_up_weighs_the_kl_step_by_step() -> None:
     objective = Objective(beta=4.0, beta_warmup_steps=4)
     assert [objective.beta_at(step) for step in range(6)] == [1, 2, 3, 4, 4, 4]
+
+
+def test_a_warm_up_trains_each_step_with_its_own_beta() -> None:
+    def trained(steps: int, **objective: Any) -> dict[str, np.ndarray]:
+        model = small_vae(**objective)
+        train(model, Training(steps=steps, batch_size=16))
+        return model.tensors()
+
+    warm = {"beta": 4.0, "beta_warmup_steps": 4}
+    assert_same_bits(trained(1, **warm), trained(1, beta=1.0))
+    second, constant = trained(2, **warm), trained(2, beta=1.0)
+    assert second["encoder.3.weight"].tobytes() != constant["encoder.3.weight"].tobytes()
 
 
 def test_evaluation_does_not_depend_on_the_training_batch() -> None:

@@ -34,6 +34,15 @@ with Inverse Autoregressive Flow", eq. 15):
 
     E5    L = mean reconstruction + beta sum_j max(lambda, mean KL_j)
     E6    c_j = ∂L/∂KL_j of one image = beta / n if mean KL_j > lambda else 0
+
+**KL annealing** (Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1).
+At first the decoder ignores z, and the KL alone would push q(z|x) onto the prior for good. At step
+t, counted from 0, of the first T, beta has therefore risen only linearly:
+
+    E7    beta(t) = beta min(1, (t + 1) / T)
+
+For the gradients of step t it is a constant: E6 holds with it, and from step T on E5 is what is
+optimised. The host computes it (`Objective.beta_at`), as a column of the schedule (state.py).
 """
 
 import numpy as np
