@@ -234,7 +234,12 @@ def iwae_paper_model(
     image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
 ) -> VAE:
     """Flatten, `hidden` dense layers with tanh, a head of log sigma; the decoder mirrored (Burda,
-    Grosse & Salakhutdinov 2016, section 5, with one stochastic layer)."""
+    Grosse & Salakhutdinov 2016, section 5, with one stochastic layer).
+
+    In two things other than the authors' code: means and log sigma are one layer, whose Glorot
+    bound is that of all its outputs, not of each half; and an update has the moments of its own
+    step, not of the one before.
+    """
     encoder: list[Layer] = [Flatten()]
     for units in hidden:
         encoder += [Dense(units), Tanh()]

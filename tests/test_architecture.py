@@ -71,6 +71,16 @@ def test_every_module_has_a_floor() -> None:
     assert {unit(path) for path in MODULES} - {"__init__"} == set(FLOOR_OF)
 
 
+BLAS = {"dot", "matmul", "einsum", "tensordot", "inner", "vdot", "linalg"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("backends/cpu*.py")), ids=lambda p: p.name)
+def test_the_cpu_backend_calls_no_blas_whose_threads_would_compete_with_its_own(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    assert not [node for node in nodes if isinstance(node, ast.MatMult)]
+    assert not {node.attr for node in nodes if isinstance(node, ast.Attribute)} & BLAS
+
+
 @pytest.mark.parametrize("module", ["minivae", "minivae.cli"])
 def test_importing_the_package_loads_no_heavy_package(module: str) -> None:
     heavy = "('numba', 'cupy', 'matplotlib', 'PIL', 'torch', 'tqdm', 'safetensors')"
