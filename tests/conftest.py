@@ -18,7 +18,6 @@ from minivae.kernels import LARGE
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives wide products of any size the tiles that are meant for much larger ones."""
     monkeypatch.setattr(kernel_backend, "wide_tile", lambda products: LARGE)
-    monkeypatch.setattr(kernel_backend, "FILLING_BLOCKS", 1)  # they are never split
 
 
 @pytest.fixture(params=["chosen tiles", "large tiles"])

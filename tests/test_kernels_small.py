@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 from test_backends import KNOWN_ANSWERS, _words
 
+from minivae.backends import kernel_backend
 from minivae.backends.emulated import EmulatedBackend, build, call
-from minivae.backends.kernel_backend import FILLING_BLOCKS, tiles_of, wide_tile
+from minivae.backends.kernel_backend import (
+    DEPTH,
+    FAN,
+    LEVELS,
+    MULTIPROCESSORS,
+    RESIDENT,
+    splits_of,
+    tiles_of,
+    wide_tile,
+)
 from minivae.kernels import LARGE, MEDIUM, NARROW_TILES, source
+from minivae.ops.activations import IDENTITY
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
 KERNELS = Path(__file__).parent.parent / "kernels"
@@ -121,16 +132,29 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
 
 
 def test_a_product_gets_large_tiles_where_there_are_very_many() -> None:
-    assert tiles_of(128, 400, 784) == (MEDIUM, 14, 10)
+    assert tiles_of(128, 400, 784) == (MEDIUM, 14, 7)
     assert tiles_of(4096, 400, 784) == (LARGE, 224, 1)
     assert tiles_of(4096, 16, 784).tile == NARROW_TILES[0]
     assert wide_tile([(784, 400), (400, 784)]) == MEDIUM
     assert wide_tile([(784, 2048), (2048, 784)]) == LARGE
 
 
-@pytest.mark.parametrize(("depth", "splits"), [(1, 1), (112, 1), (128, 2), (200, 3), (10**6, 10)])
+@pytest.mark.parametrize(("depth", "splits"), [(1, 1), (112, 1), (128, 2), (200, 3), (10**6, 28)])
 def test_no_split_is_less_than_64_deep(depth: int, splits: int) -> None:
     assert tiles_of(128, 400, depth).splits == splits
+
+
+@pytest.mark.parametrize(
+    ("tiles", "depth", "blocks"),
+    [
+        (5, 25088, 255),  # not 135, of which three multiprocessors would have two
+        (196, 128, 196),  # halves would not make up for adding them
+        (196, 4096, 392),  # of 196 whole ones 64 multiprocessors would have two
+        (397, 10**6, 397),
+    ],
+)
+def test_as_many_blocks_as_take_least_time(tiles: int, depth: int, blocks: int) -> None:
+    assert tiles * splits_of(MEDIUM, tiles, depth) == blocks
 
 
 @pytest.mark.parametrize("copies", [1, 4])
@@ -139,7 +163,30 @@ def test_results_of_splits_fit_in_their_workspace(copies: int) -> None:
     for rows, columns, depth in np.exp(rng.uniform(0, 11, (2000, 3))).astype(int).tolist():
         tile, number, splits = tiles_of(rows, columns, depth, copies=copies)
         assert splits == 1 or tile != LARGE
-        assert splits == 1 or number * copies * splits < 2 * FILLING_BLOCKS
+        assert splits == 1 or number * copies * splits <= RESIDENT * MULTIPROCESSORS <= FAN**LEVELS
+        # No part is left without a slice.
+        slices = -(-depth // DEPTH)
+        assert (splits - 1) * -(-slices // splits) < slices
+
+
+def test_the_kernels_have_the_constants_that_splits_are_chosen_by() -> None:
+    text = (KERNELS / "tile.cuh").read_text()
+    for declared in (f"DEPTH = {DEPTH};", f"FAN = {FAN};", f"BLOCKS = MAY_SPLIT ? {RESIDENT} : "):
+        assert f"const int {declared}" in text
+
+
+@pytest.mark.parametrize("splits", [FAN, FAN + 1, RESIDENT * MULTIPROCESSORS])
+def test_a_tree_of_any_size_adds_up_every_split(
+    splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_backend, "splits_of", lambda *_: splits)
+    rng = np.random.default_rng(splits)
+    x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((3, 6400), (6400, 40)))
+    y, b = np.zeros((3, 40), np.float32), np.zeros(40, np.float32)
+    backend = EmulatedBackend()
+    for _ in range(2):  # the counters are zero again
+        backend.dense_forward(x, w, b, y, IDENTITY)
+        np.testing.assert_array_equal(y, x @ w)  # of whole numbers, which float32 adds exactly
 
 
 def test_the_norm_has_the_same_bits_on_every_grid() -> None:

@@ -38,15 +38,40 @@ WARP = 32
 BLOCK = 128
 """Threads of a block, unless a kernel asks for another number."""
 
-FILLING_BLOCKS = 132
-"""Blocks that a launch should have at least, where its work can be divided: the multiprocessors of
-an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
+MULTIPROCESSORS = 132
+"""Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
+
+RESIDENT = 3
+"""Blocks that a multiprocessor has room for, with every tile that may be split: BLOCKS of
+kernels/tile.cuh, which the compiler keeps to."""
 
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
 
 DEPTH = 16
 """DEPTH of kernels/tile.cuh."""
+
+FAN = 12
+"""FAN of kernels/tile.cuh."""
+
+LEVELS = 3
+"""Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
+
+# What `splits_of` weighs, in slices: a slice of a tile of 64 x 64 is 717 instructions of each of
+# four warps (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is
+# shorter, but split alike: the order in which sums are added does not depend on the precision.
+
+LONE = 1.45
+"""What a slice takes where a block has a multiprocessor alone, and no other issues while it waits.
+Estimated from the latencies of its loads and barriers."""
+
+ADDED = 0.7
+"""What adding one result to the others takes, whose blocks wait for it. Estimated: 0.55 us for two,
+which one trip to the second-level cache brings."""
+
+PASSED = 0.015
+"""What each result takes of all blocks' time, since the second-level cache must take it in and give
+it back: 2 x 16.6 KB (counted), at 5.5 TB/s (estimated)."""
 
 LARGEST_RESULT = max((tile.rows + 1) * tile.columns for tile in (*NARROW_TILES, MEDIUM))
 """Numbers that a split of a tile leaves for the others: LARGE is never split."""
@@ -120,12 +145,33 @@ def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int
     return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
 
 
-def splits_of(depth: int, tiles: int) -> int:
-    """Into how many parts a contraction of `depth` is split where the launch has `tiles`: enough to
-    fill a GPU, but no part below 64 deep."""
-    slices = max(1, -(-depth // DEPTH))
-    splits = min(-(-FILLING_BLOCKS // max(tiles, 1)), max(1, slices // 4))
-    return -(-slices // -(-slices // splits))  # as many as have any slice
+def added_results(splits: int) -> int:
+    """How many results are added up one after another, over all levels of the tree."""
+    if splits == 1:
+        return 0
+    return min(splits, FAN) + added_results(-(-splits // FAN))
+
+
+@cache
+def splits_of(tile: Tile, tiles: int, depth: int) -> int:
+    """Into how many parts a contraction of `depth` is split where the launch has `tiles`: so that
+    it takes least time by the estimates above, but no part is below 64 deep.
+
+    More parts are shorter, and hide each other's latencies; but their results have to be added up,
+    and all wait for a multiprocessor that has one block more than the others.
+    """
+    if tile == LARGE:
+        return 1
+    slices = -(-depth // DEPTH)
+
+    def time(splits: int) -> float:
+        blocks = tiles * splits
+        a_slice = max(LONE, -(-blocks // MULTIPROCESSORS))  # one of each block in its turn
+        adding = ADDED * added_results(splits) + PASSED * blocks if splits > 1 else 0
+        return a_slice * -(-slices // splits) + adding
+
+    most = min(slices // 4, RESIDENT * MULTIPROCESSORS // max(tiles, 1))
+    return min(range(1, max(most, 1) + 1), key=time)
 
 
 def _count(tile: Tile, rows: int, columns: int) -> int:
@@ -136,7 +182,7 @@ def wide_tile(products: Sequence[tuple[int, int]]) -> Tile:
     """The tile for a launch that makes matrices of these rows and columns: LARGE if that gives more
     tiles than multiprocessors, and these, one tile each at a time, finish no later."""
     large, medium = (sum(_count(tile, *size) for size in products) for tile in (LARGE, MEDIUM))
-    rounds, medium_rounds = (-(-tiles // FILLING_BLOCKS) for tiles in (large, medium))
+    rounds, medium_rounds = (-(-tiles // MULTIPROCESSORS) for tiles in (large, medium))
     return LARGE if rounds > 1 and LARGE_TIME * rounds <= medium_rounds else MEDIUM
 
 
@@ -153,7 +199,7 @@ def tiles_of(rows: int, columns: int, depth: int, *, copies: int = 1) -> Tiles:
     narrow = (tile for tile in NARROW_TILES if columns <= tile.columns)
     tile = next(narrow, None) or wide_tile([(rows, columns)] * copies)
     number = _count(tile, rows, columns)
-    return Tiles(tile, number, splits_of(depth, number * copies))
+    return Tiles(tile, number, splits_of(tile, number * copies, depth))
 
 
 class KernelBackend(ReferenceBackend):
@@ -165,11 +211,9 @@ class KernelBackend(ReferenceBackend):
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
-        # A product is split only where it has fewer than FILLING_BLOCKS tiles, and then into fewer
-        # than twice as many parts, whose results a tree of two levels adds up.
-        parts, levels = 2 * FILLING_BLOCKS, 2
+        parts = RESIDENT * MULTIPROCESSORS  # a product that is split has no more blocks
         self._partials = self.zeros((parts * LARGEST_RESULT,))
-        self._arrivals = self.zeros((levels * parts,), np.int32)
+        self._arrivals = self.zeros((LEVELS * parts,), np.int32)
         # What the kernels that end in sums over the whole launch need.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
         self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
@@ -390,7 +434,7 @@ class KernelBackend(ReferenceBackend):
         if key not in self._jobs:
             self._jobs[key] = self.asarray(np.array(table, np.int64))
         self.launch(
-            *(kernel, (sum(tiles), splits_of(n, sum(tiles))), self._jobs[key], *operands),
+            *(kernel, (sum(tiles), splits_of(tile, sum(tiles), n)), self._jobs[key], *operands),
             *(self._partials, self._arrivals, *sizes, len(dense), n),
             tile=tile,
         )
@@ -424,7 +468,7 @@ class KernelBackend(ReferenceBackend):
         columns = dz.shape[-1]
         rows = dz.size // columns
         groups = -(-columns // BLOCK)
-        runs = max(1, min(FILLING_BLOCKS // groups, rows // 64, self._partials.size // columns))
+        runs = max(1, min(MULTIPROCESSORS // groups, rows // 64, self._partials.size // columns))
         self.launch(
             *(kernel, (runs, groups), dz, *operands),
             *(self._partials, self._arrivals, rows, columns),
