@@ -253,35 +253,65 @@ __device__ __forceinline__ void correlate_weight(
   if (with_bias) for_sums(memory, place.column, s.filters, bias);
 }
 
+__device__ __forceinline__ void add(float& sum, float term) { sum += term; }
+
+// The sums over the rows from `first` to `end` of z (rows, columns), of `width` columns from
+// `first_column`, left in `sums` (THREADS * RUN,). A thread has neighbouring columns, as many as
+// Lanes has floats, of some rows, eight of which it asks for before adding the first. Then the
+// threads' sums are folded in half until one row is left. Ends with a barrier.
+template <class Lanes>
+__device__ __forceinline__ void add_rows(
+    float* sums, const float* z, int first, int end, int first_column, int width, int columns) {
+  const int lanes = sizeof(Lanes) / sizeof(float), at_once = 8;
+  int across = width / lanes, together = THREADS / across;
+  int row = threadIdx.x / across, column = threadIdx.x % across * lanes;
+  const float* source = z + first_column + column;
+  Lanes sum = {};
+#pragma unroll 1
+  for (int r = first + row; row < together && r < end; r += at_once * together) {
+    Lanes terms[at_once] = {};
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) {
+      int other = r + t * together;
+      if (other < end) terms[t] = __ldcg((const Lanes*)(source + (size_t)other * columns));
+    }
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) add(sum, terms[t]);
+  }
+  if (row < together) *(Lanes*)(sums + row * width + column) = sum;
+  __syncthreads();
+  for (int left = together; left > 1; left = ceil_div(left, 2)) {
+    int half = ceil_div(left, 2);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (left - half) * width; i += THREADS) {
+      sums[i] += sums[half * width + i];
+    }
+    __syncthreads();
+  }
+}
+
 // The sums of the columns of z (rows, columns), for the bias of a transposed convolution. Grid:
-// runs of rows, by groups of THREADS columns. A thread has one column, the block several rows.
+// runs of rows, by groups of THREADS columns. The block that arrives last adds up the runs' sums.
 template <class Finish>
 __device__ __forceinline__ void column_sums(
     const float* z, float* partials, int* arrivals, int rows, int columns, const Finish& finish) {
-  __shared__ float sums[THREADS];
+  __shared__ __align__(16) float sums[THREADS * RUN];
   int first_column = blockIdx.y * THREADS, width = min(columns - first_column, THREADS);
-  int together = THREADS / width, row = threadIdx.x / width;
-  int column = first_column + threadIdx.x % width;
-  int run = ceil_div(rows, gridDim.x), end = min(rows, (int)(blockIdx.x + 1) * run);
-  float sum = 0.0f;
-  if (row < together) {
-    for (int r = blockIdx.x * run + row; r < end; r += together) {
-      sum += z[(size_t)r * columns + column];
+  int column = first_column + threadIdx.x, run = ceil_div(rows, gridDim.x);
+  bool vectors = Matrix<false>{z, columns, rows}.vectors();
+  auto add_up = [&](const float* matrix, int first, int end) {
+    if (vectors) {
+      add_rows<float4>(sums, matrix, first, end, first_column, width, columns);
+    } else {
+      add_rows<float>(sums, matrix, first, end, first_column, width, columns);
     }
-  }
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.x < width) {
-    for (int other = 1; other < together; ++other) sum += sums[other * width + threadIdx.x];
-    partials[(size_t)blockIdx.x * columns + column] = sum;
-  }
-  if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x) || threadIdx.x >= width) return;
-  sum = 0.0f;
-#pragma unroll 8
-  for (int other = 0; other < gridDim.x; ++other) {
-    sum += __ldcg(partials + (size_t)other * columns + column);
-  }
-  finish(0, column, 1, Run{{sum}}, finish.fetch(0, column, 1));
+  };
+  add_up(z, blockIdx.x * run, min(rows, (int)(blockIdx.x + 1) * run));
+  if (threadIdx.x < width) partials[(size_t)blockIdx.x * columns + column] = sums[threadIdx.x];
+  if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x)) return;
+  add_up(partials, 0, gridDim.x);
+  if (threadIdx.x >= width) return;
+  finish(0, column, 1, Run{{sums[threadIdx.x]}}, finish.fetch(0, column, 1));
 }
 
 // The kernels. large (images, height, width, channels), small (images, rows, columns, filters),

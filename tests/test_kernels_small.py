@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from test_backends import KNOWN_ANSWERS, _words
 
 from minivae.backends import kernel_backend
@@ -187,6 +188,31 @@ def test_a_tree_of_any_size_adds_up_every_split(
     for _ in range(2):  # the counters are zero again
         backend.dense_forward(x, w, b, y, IDENTITY)
         np.testing.assert_array_equal(y, x @ w)  # of whole numbers, which float32 adds exactly
+
+
+def bias_gradient(dz: NDArray, seed: int = 0) -> NDArray:
+    """The sums of the columns, with threads and blocks in an order that `seed` gives."""
+    db = np.full(dz.shape[1], np.nan, np.float32)
+    module("conv").shuffle(seed)
+    EmulatedBackend()._sum_columns("bias_gradient", dz, db, 1.0, False)
+    module("conv").shuffle(0)
+    return db
+
+
+@pytest.mark.parametrize("rows", [1, 67, 9000])
+@pytest.mark.parametrize("columns", [1, 3, 4, 31, 32, 33, 64, 130, 260])
+def test_columns_are_added_up_in_one_order(rows: int, columns: int) -> None:
+    dz = np.random.default_rng([rows, columns]).standard_normal((rows, columns), np.float32)
+    sums = bias_gradient(dz)
+    np.testing.assert_allclose(sums, dz.sum(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-4)
+    assert all(bias_gradient(dz, seed).tobytes() == sums.tobytes() for seed in (1, 2))
+
+
+def test_columns_of_runs_that_are_no_aligned_vectors_are_added_up() -> None:
+    whole = np.arange(1 + 500 * 8, dtype=np.float32) % 9
+    dz = whole[1:].reshape(500, 8)
+    assert (whole.ctypes.data % 16, dz.ctypes.data % 16) == (0, 4)
+    np.testing.assert_array_equal(bias_gradient(dz), dz.sum(axis=0))
 
 
 def test_the_norm_has_the_same_bits_on_every_grid() -> None:

@@ -468,7 +468,8 @@ class KernelBackend(ReferenceBackend):
         columns = dz.shape[-1]
         rows = dz.size // columns
         groups = -(-columns // BLOCK)
-        runs = max(1, min(MULTIPROCESSORS // groups, rows // 64, self._partials.size // columns))
+        blocks = 2 * MULTIPROCESSORS  # one loads while the other adds
+        runs = max(1, min(blocks // groups, rows // 64, self._partials.size // columns))
         self.launch(
             *(kernel, (runs, groups), dz, *operands),
             *(self._partials, self._arrivals, rows, columns),
