@@ -119,8 +119,14 @@ for _name in PRIMITIVES:
     setattr(Counter, _name, _counting(_name))
 
 
-def step_floor(case: Case, rates: Rates) -> float:
-    """Milliseconds that a step needs at least, if each primitive moves its own operands."""
+def step_counts(case: Case) -> Counter:
+    """What a step has to move and do, if each primitive moves its own operands."""
     counter = Counter(fused=True)
     Trainer(case.model.to(counter), case.splits, case.training).step()
+    return counter
+
+
+def step_floor(case: Case, rates: Rates) -> float:
+    """Milliseconds that a step needs at least."""
+    counter = step_counts(case)
     return rates.milliseconds(counter.moved, counter.operations)

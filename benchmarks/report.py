@@ -1,4 +1,4 @@
-"""Draws the READMEs' tables and the benchmark plots from the result files.
+"""Draws the READMEs' tables and the benchmark plots from the result files and from counts.
 
     python -m minivae.benchmarks.report [--check]
 
@@ -16,8 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minivae.kernels import Tile
+
 from .end_to_end import TARGETS
 from .figures import SWEEPS, primitives_figure, scaling_figure
+from .floor import step_counts
+from .launches import H100, counted_cases, step_launches
 from .runs import OWN_WEIGHTS, RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +33,15 @@ COUNTED = (
     *("conv2d_forward", "conv2d_input_gradient", "conv2d_weight_update"),
 )
 """The kernels whose instructions kernels/README.md shows."""
+
+LARGE_BATCH = 4096
+"""At which kernels/README.md counts every step once more."""
+
+LARGE_SHARE = 0.1
+"""Of the time of a step's products, from which on it names one."""
+
+WITH_LAUNCHES = ("dense-784-400-20 b128", f"dense-784-400-20 b{LARGE_BATCH}", "mnist-conv b128")
+"""The steps whose launches it names."""
 
 EPOCHS = {
     "mnist-dense": (3, 20),
@@ -217,6 +230,54 @@ def instructions_table() -> str:
     return _table([f"instructions a slice, {where}", *heads], rows)
 
 
+def _instructions() -> dict[tuple[str, Tile], int]:
+    """Of a slice in float32, by kernel and tile."""
+    return {
+        (row["kernel"], Tile(*map(int, row["tile"].split(" x ")))): row["instructions"]
+        for row in _load("machine-code.json")["slices"]
+        if row["precision"] == "fp32"
+    }
+
+
+def counts_table() -> str:
+    """What each step launches, moves and computes, its floors on an H100, and its products."""
+    instructions, rows = _instructions(), []
+    for case in (*counted_cases(), *counted_cases(LARGE_BATCH)):
+        counts, launches = step_counts(case), step_launches(case)
+        floors = [
+            1e3 * H100.milliseconds(*counted)
+            for counted in ((counts.moved, 0), (0, counts.operations))
+        ]
+        products = sum(launch.microseconds(instructions) for launch in launches if launch.slices)
+        rows.append(
+            [
+                *(f"`{case.name}`", str(len(launches))),
+                *(f"{counts.moved / 1e6:.0f}", f"{counts.operations / 1e9:.2f}"),
+                *(f"{time:.0f}" for time in (*floors, products)),
+                f"{products / max(floors):.1f}",
+            ]
+        )
+    head = ["a step", "launches", "MB", "GFLOP", "µs for the bytes", "µs for the operations"]
+    return _table([*head, "µs for products, estimated", "of the larger floor"], rows)
+
+
+def launches_table() -> str:
+    """The matrix products that take most of three steps, by the estimate."""
+    instructions, rows = _instructions(), []
+    cases = {case.name: case for case in (*counted_cases(), *counted_cases(LARGE_BATCH))}
+    for case in (cases[name] for name in WITH_LAUNCHES):
+        launches = [launch for launch in step_launches(case) if launch.slices]
+        times = [launch.microseconds(instructions) for launch in launches]
+        for launch, time in zip(launches, times, strict=True):
+            if time >= LARGE_SHARE * sum(times):
+                tiles = f"{launch.tiles} of {launch.tile.rows} x {launch.tile.columns}"
+                split = [str(launch.splits), str(launch.tiles * launch.splits)]
+                cells = [tiles, *split, f"{launch.slices:g}", f"{time:.1f}"]
+                rows.append([f"`{case.name}`", f"`{launch.kernel}`", *cells])
+    head = ["a step", "launch", "tiles", "splits", "blocks", "slices of each", "µs, estimated"]
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "runs": runs_table,
     "paper": paper_table,
@@ -225,6 +286,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "start-up": start_up_table,
     "end-to-end": end_to_end_table,
     "instructions": instructions_table,
+    "counts": counts_table,
+    "launches": launches_table,
 }
 
 
@@ -249,7 +312,7 @@ def main() -> int:
         wanted = redrawn(present)
         if arguments.check and wanted != present:
             name = path.relative_to(ROOT)
-            print(f"{name}: a table differs from its result file; run minivae.benchmarks.report")
+            print(f"{name}: a table differs from its source; run minivae.benchmarks.report")
             return 1
         if not arguments.check:
             path.write_text(wanted)

@@ -15,7 +15,8 @@ import pytest
 from minivae.backends.reference import PRIMITIVES, Call
 from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
-from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_floor
+from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_counts, step_floor
+from minivae.benchmarks.launches import CYCLES_PER_MICROSECOND, counted_cases, step_launches
 from minivae.benchmarks.primitives import primitive_calls
 from minivae.errors import InputError
 
@@ -65,6 +66,26 @@ def test_the_floor_of_a_weights_gradient_has_its_bytes_unless_it_goes_to_adam(
     Call("dense_weight_gradient", (x, dz, dw, db)).run(counter)
     assert counter.moved == FLOAT * (7 * 3 + 7 * 5 + written)
     assert counter.operations == 2 * 7 * 3 * 5
+
+
+@pytest.mark.parametrize("batch", [None, 512])
+def test_products_are_estimated_to_take_longer_than_their_operations(batch: int | None) -> None:
+    a_cycle = 132 * 4 * 32 * 2  # operations of 132 multiprocessors: four warps multiply and add
+    instructions = report._instructions()
+    for case in counted_cases(batch):
+        launches = [launch for launch in step_launches(case) if launch.slices]
+        estimated = sum(launch.microseconds(instructions) for launch in launches)
+        floor = step_counts(case).operations / a_cycle / CYCLES_PER_MICROSECOND
+        assert 1.3 * floor < estimated < (4 * floor if batch else 1000), case.name
+
+
+def test_a_convolution_whose_phases_differ_in_depth_has_the_mean_of_their_slices() -> None:
+    launches = step_launches(preset_case("mnist-conv", images=1))
+    assert len(launches) == 26
+    found = [launch for launch in launches if launch.kernel == "conv_transpose2d_forward"]
+    # Windows of 3 x 3 at stride 2: 4, 2, 2 and 1 of 64 filters, then 9 of 32 at stride 1.
+    assert [launch.slices for launch in found] == [9, 9, 18]
+    assert [launch.sizes["filters"] for launch in found] == [64, 64, 32]
 
 
 def small_case(name: str) -> Case:

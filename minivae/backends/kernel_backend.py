@@ -57,8 +57,8 @@ FAN = 12
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `splits_of` weighs, in slices: a slice of a tile of 64 x 64 is 717 instructions of each of
-# four warps (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is
+# What `time_in_slices` weighs: a slice of a tile of 64 x 64 is 717 instructions of each of four
+# warps (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is
 # shorter, but split alike: the order in which sums are added does not depend on the precision.
 
 LONE = 1.45
@@ -152,10 +152,18 @@ def added_results(splits: int) -> int:
     return min(splits, FAN) + added_results(-(-splits // FAN))
 
 
+def time_in_slices(tiles: int, splits: int, slices: float) -> float:
+    """How long a launch takes whose `tiles` are in `splits` of `slices` each: an estimate."""
+    blocks = tiles * splits
+    one_of_each_block = max(LONE, -(-blocks // MULTIPROCESSORS))
+    adding = ADDED * added_results(splits) + PASSED * blocks if splits > 1 else 0
+    return one_of_each_block * slices + adding
+
+
 @cache
 def splits_of(tile: Tile, tiles: int, depth: int) -> int:
     """Into how many parts a contraction of `depth` is split where the launch has `tiles`: so that
-    it takes least time by the estimates above, but no part is below 64 deep.
+    it takes least time by the estimate, but no part is below 64 deep.
 
     More parts are shorter, and hide each other's latencies; but their results have to be added up,
     and all wait for a multiprocessor that has one block more than the others.
@@ -163,15 +171,8 @@ def splits_of(tile: Tile, tiles: int, depth: int) -> int:
     if tile == LARGE:
         return 1
     slices = -(-depth // DEPTH)
-
-    def time(splits: int) -> float:
-        blocks = tiles * splits
-        a_slice = max(LONE, -(-blocks // MULTIPROCESSORS))  # one of each block in its turn
-        adding = ADDED * added_results(splits) + PASSED * blocks if splits > 1 else 0
-        return a_slice * -(-slices // splits) + adding
-
     most = min(slices // 4, RESIDENT * MULTIPROCESSORS // max(tiles, 1))
-    return min(range(1, max(most, 1) + 1), key=time)
+    return min(range(1, max(most, 1) + 1), key=lambda s: time_in_slices(tiles, s, -(-slices // s)))
 
 
 def _count(tile: Tile, rows: int, columns: int) -> int:

@@ -1,0 +1,121 @@
+"""What a training step is on a GPU, counted without one: its launches, and the time of its matrix
+products by the instructions of a slice and the estimate with which they are split."""
+
+from typing import Any, NamedTuple
+
+from minivae.backends.kernel_backend import (
+    DEPTH,
+    MULTIPROCESSORS,
+    WARP,
+    KernelBackend,
+    kernels,
+    time_in_slices,
+)
+from minivae.kernels import WITH_TILES, Tile
+from minivae.train import Trainer
+
+from .cases import PRESETS, Case, preset_case
+from .floor import Rates
+
+H100 = Rates(3350, 67_000)
+"""Its nominal rates: of memory, and of float32 operations outside the tensor cores."""
+
+CYCLES_PER_MICROSECOND = H100.product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * WARP * 2)
+"""At the clock of those operations, two for each lane of four instructions a cycle: 1983."""
+
+
+class Launch(NamedTuple):
+    """A launch of a step, with its sizes by name. One that makes matrix products has tiles, each in
+    so many splits; a split has so many slices, the mean over its phases if it has several."""
+
+    kernel: str
+    tile: Tile
+    sizes: dict[str, int]
+    tiles: int
+    splits: int
+    slices: float
+
+    def microseconds(self, instructions: dict[tuple[str, Tile], int]) -> float:
+        """Of a matrix product, estimated: four warps issue a slice's instructions, at best four a
+        cycle."""
+        cycles = instructions[self.kernel, self.tile]
+        return (
+            time_in_slices(self.tiles, self.splits, self.slices) * cycles / CYCLES_PER_MICROSECOND
+        )
+
+
+class Launches(KernelBackend):
+    """Takes down the launches that it is asked for, and does nothing."""
+
+    name = "launches"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Launch] = []
+
+    def address(self, array: Any) -> int:
+        return array.ctypes.data
+
+    def run(
+        self,
+        kernel: str,
+        tile: Tile,
+        grid: tuple[int, int, int],
+        block: int,
+        arguments: list[Any],
+    ) -> None:
+        stem, parameters = kernels()[kernel]
+        sizes = {
+            name: int(value)
+            for (name, kind, is_pointer), value in zip(parameters, arguments, strict=True)
+            if kind == "int" and not is_pointer
+        }
+        x, splits, phases = grid
+        slices = 0.0
+        if stem in WITH_TILES and not kernel.startswith("bias"):
+            depths = _depths(kernel, sizes)
+            slices = sum(-(-depth // (DEPTH * splits)) for depth in depths) / len(depths)
+        self.found.append(Launch(kernel, tile, sizes, x * phases, splits, slices))
+
+
+def _depths(kernel: str, size: dict[str, int]) -> list[int]:
+    """How deep a matrix product's contraction is, or each phase's."""
+    if kernel.startswith("dense_weight"):
+        return [size["n"]]
+    if kernel in ("dense_input_gradient", "dense_latent_backward"):
+        return [size["o"]]
+    if kernel.startswith("dense"):
+        return [size["i"]]
+    if "weight" in kernel:
+        return [size["images"] * size["rows"] * size["columns"]]
+    if kernel in ("conv2d_forward", "conv_transpose2d_input_gradient"):
+        return [size["taps_h"] * size["taps_w"] * size["channels"]]
+    down, across = (
+        [-(-(size[f"taps_{axis}"] - first) // stride) for first in range(stride)]
+        for axis in "hw"
+        for stride in [size[f"stride_{axis}"]]
+    )
+    return [h * w * size["filters"] for h in down for w in across]
+
+
+def step_launches(case: Case) -> list[Launch]:
+    """The launches of a training step."""
+    backend = Launches()
+    Trainer(case.model.to(backend), case.splits, case.training).step()
+    return backend.found
+
+
+def counted_cases(batch: int | None = None) -> list[Case]:
+    """The steps that are timed (`step_cases`), with no more images than they count."""
+    dense, few = batch or 128, batch or 20
+    return [
+        preset_case("glyphs", label=f"dense-784-400-20 b{dense}", batch=dense, images=1),
+        *(preset_case(name, batch=batch, images=1) for name in PRESETS),
+        preset_case(
+            "iwae-paper-iwae",
+            label=f"iwae-paper-iwae k=5 b{few}",
+            batch=batch,
+            samples=5,
+            images=1,
+        ),
+    ]
