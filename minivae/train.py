@@ -109,7 +109,12 @@ class Trainer:
         self.state = backend.asarray(new_state())
         self.permutation = backend.zeros((self.images,), np.int64)
         self._captured: dict[int, Callable[[], None]] = {}
-        self._bound: dict[int, ModelPass] = {}
+        # Here, so that too little memory is told before a run begins; and kept, since a captured
+        # step goes on with its memory where the model has taken other since.
+        self._bound = {
+            rows: model.bind(rows // training.accumulate)
+            for rows in (self._rows(0), self._rows(self.steps_per_epoch - 1))
+        }
         self._begin_epoch()
 
     def _split(self, train: Dataset) -> Dataset:
@@ -183,9 +188,6 @@ class Trainer:
 
     def _run_part(self, rows: int, part: int) -> ModelPass:
         """A part of a batch of `rows` images, from its pixels to the gradient at every layer."""
-        if rows not in self._bound:
-            # Kept: a captured step goes on with its memory where the model has taken other since.
-            self._bound[rows] = self.model.bind(rows // self.training.accumulate)
         bound = self._bound[rows]
         backend, noise = self.model.backend, self._noise(part)
         permutation = self.permutation[part * bound.rows :]

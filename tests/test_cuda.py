@@ -91,6 +91,16 @@ def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
         backend.zeros((2**22,))
 
 
+def test_memory_that_runs_out_is_told_before_a_run_has_a_folder(
+    without_a_card: Any, tmp_path: Path
+) -> None:
+    without_a_card(memory=2**24)  # for the images as bytes, not for a batch of them as float32
+    options: Any = {"out": tmp_path / "run", "device": "cuda", "progress": False}
+    with pytest.raises(InputError, match="out of memory"):
+        fit(preset("glyphs").model(**SMALL), glyphs(), Training(batch_size=8192), **options)
+    assert not (tmp_path / "run").exists()
+
+
 @functools.cache
 def glyphs() -> Splits:
     return load("glyphs")

@@ -28,6 +28,7 @@ from minivae import (
     fit,
     load,
 )
+from minivae.backends.reference import ReferenceBackend
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.data import Dataset, Splits
 from minivae.layers import JoinLabel, Layer
@@ -144,6 +145,29 @@ def test_step_records_average_to_the_epoch_record() -> None:
     assert len(steps) == 5
     # Sums in float64 of float32 losses.
     assert np.mean(steps) == pytest.approx(metrics[-1]["train"]["loss"], rel=1e-9)
+
+
+class Watched(ReferenceBackend):
+    """Counts the host's looks at the device."""
+
+    looks = 0
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        self.looks += 1
+        return super().to_numpy(array)
+
+    def synchronize(self) -> None:
+        self.looks += 1
+
+
+def test_the_host_looks_at_the_device_as_often_as_it_logs_however_many_steps_are_between() -> None:
+    looks = []
+    for interval in (3, 12):
+        backend = Watched()
+        training = Training(epochs=1, batch_size=2, images=4 * interval, log_every=interval)
+        fit(small_vae(), splits(), training, device=backend, progress=False)
+        looks.append(backend.looks)
+    assert looks[0] == looks[1] > 0
 
 
 def test_patience_ends_a_run_whose_validation_loss_rises() -> None:
