@@ -8,6 +8,7 @@ that a recorded step holds nothing that changes from step to step.
 from __future__ import annotations
 
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         return Array(array)
 
     cupy = types.ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)  # by which one asks whether it is installed
     runtime = types.SimpleNamespace(
         driverGetVersion=lambda: driver,
         runtimeGetVersion=lambda: 13000,

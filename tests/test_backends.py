@@ -5,6 +5,7 @@ that an element left unwritten or a write beyond the end fails. To put a backend
 its name to BACKENDS.
 """
 
+import importlib
 import math
 import os
 import subprocess
@@ -980,3 +981,35 @@ def test_a_missing_requirement_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(backends.BACKENDS, "broken", "no_such_module:Backend")
     with pytest.raises(InputError, match="device 'broken' needs"):
         backends.get("broken")
+
+
+CUPYS_PAGE = """
+================================================================
+Failed to import CuPy.
+
+If you installed CuPy via wheels, make sure that the package matches with the version of CUDA.
+
+Original error:
+  ImportError: libnvrtc.so.13: cannot open shared object file
+================================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (CUPYS_PAGE, "ImportError: libnvrtc.so.13: cannot open shared object file"),
+        ("No module named 'cupy'", "No module named 'cupy'"),
+        ("", "ImportError"),
+    ],
+)
+def test_an_import_that_fails_is_one_line_with_its_cause(
+    monkeypatch: pytest.MonkeyPatch, text: str, cause: str
+) -> None:
+    def fail(*_: str) -> None:
+        raise ImportError(text)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(InputError) as raised:
+        backends.get("cuda")
+    assert str(raised.value) == f"device 'cuda' needs a package that is missing: {cause}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivae import ConvTranspose2d, Objective, Training, fit, preset
+from minivae import ConvTranspose2d, Objective, Training, backends, fit, preset
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.cli import main
 from minivae.data import load
@@ -77,6 +77,17 @@ def test_the_progress_bar_says_why_the_first_step_takes_long(
     waiting = ["preparing kernels" in bar for bar in bars]
     assert any(waiting)
     assert not waiting[-1]
+
+
+def test_train_says_why_it_does_not_take_the_gpu(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backends.BACKENDS, "cuda", "no_such_module:Backend")
+    options = ("--data", str(data), "--steps", "1", "--batch-size", "10", "--quiet")
+    assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("no GPU     device 'cuda' needs a package that is missing: ")
+    assert second.endswith("parameters on cpu")
 
 
 def test_the_configuration_is_readable(run: Path) -> None:

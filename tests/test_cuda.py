@@ -72,6 +72,25 @@ def test_auto_says_why_it_does_not_take_the_gpu(without_a_card: Any) -> None:
     assert reasons == ["device 'cuda': no NVIDIA driver was found"]
 
 
+def test_a_model_that_goes_to_the_best_device_says_why_that_is_no_gpu(
+    without_a_card: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_a_card(driver=0)
+    preset("glyphs").model(**SMALL).to("auto")
+    assert caplog.messages == ["no GPU: device 'cuda': no NVIDIA driver was found"]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_without_cupy_a_model_goes_to_the_cpu_unless_asked_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "minivae.backends.cuda", raising=False)
+    with caplog.at_level("INFO"):
+        preset("glyphs").model(**SMALL).to("auto")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_auto_does_not_take_a_gpu_that_another_has_for_itself(without_a_card: Any) -> None:
     cupy = without_a_card()
 

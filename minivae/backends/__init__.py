@@ -1,6 +1,8 @@
 """The backends: one table of primitives each, loaded when its name is asked for."""
 
 import importlib
+import importlib.util
+import logging
 
 from ..errors import InputError, unknown
 from .reference import ReferenceBackend
@@ -22,15 +24,22 @@ PRECISIONS = ("fp32", "tf32")
 """float32 throughout, or matrix products on tensor cores with operands rounded to TF32."""
 
 WITHOUT_TF32 = ("reference", "cpu")
+LOGGER = logging.getLogger("minivae")
 
 
 def get(name: str, precision: str = "fp32") -> ReferenceBackend:
-    """A backend by name, or the best one that works here for "auto".
+    """A backend by name; for "auto" the best one that works here, with a line in the log "minivae"
+    on each better one that does not.
 
     Raises InputError on an unknown name or precision, or if what the backend needs is missing.
     """
     if name == "auto":
-        return choose(precision)[0]
+        backend, reasons = choose(precision)
+        # Who installed CuPy expects a GPU; who did not hears of it by asking for more.
+        level = logging.WARNING if importlib.util.find_spec("cupy") else logging.INFO
+        for reason in reasons:
+            LOGGER.log(level, "no GPU: %s", reason)
+        return backend
     if name not in BACKENDS:
         raise unknown("device", name, ["auto", *BACKENDS])
     _check_precision(precision)
@@ -40,10 +49,17 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
     try:
         module = importlib.import_module(f".{module_name}", __name__)
     except ImportError as error:
-        raise InputError(f"device {name!r} needs a package that is missing: {error}") from None
+        cause = _cause(error)
+        raise InputError(f"device {name!r} needs a package that is missing: {cause}") from None
     make = getattr(module, maker)
-    backend: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
-    return backend
+    made: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
+    return made
+
+
+def _cause(error: ImportError) -> str:
+    """The first line of an error; of CuPy's page on an import that failed, that of the cause."""
+    lines = map(str.strip, str(error).split("Original error:")[-1].splitlines())
+    return next((line for line in lines if line.strip("=")), type(error).__name__)
 
 
 def _check_precision(precision: str) -> None:
