@@ -19,7 +19,7 @@ from minivae.backends.reference import ReferenceBackend
 from minivae.cli import main
 from minivae.data import Splits, load
 from minivae.errors import InputError
-from minivae.presets import Training, preset
+from minivae.presets import PRESETS, Training, preset
 from minivae.train import Trainer, fit
 
 SMALL: dict[str, Any] = {"hidden": (40,), "latent": 5}
@@ -138,13 +138,19 @@ def trained(
         backend.capture = lambda step: step  # type: ignore[method-assign]
     built = preset(model).model(**(SMALL if model == "glyphs" else {})).to(backend)
     trainer = Trainer(built, glyphs(), Training(**options))
-    losses = []
+    found = losses(trainer, steps)
+    trainer.check()
+    return backend.to_numpy(built.parameters.flat["values"]).tobytes(), found
+
+
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    """The loss of each of some steps."""
+    found = []
     for _ in range(steps):
         before = trainer.progress.totals
         trainer.step()
-        losses.append(trainer.means_since(before, 1)["loss"])
-    trainer.check()
-    return backend.to_numpy(built.parameters.flat["values"]).tobytes(), losses
+        found.append(trainer.means_since(before, 1)["loss"])
+    return found
 
 
 @pytest.mark.parametrize("before", [0, 1])
@@ -198,6 +204,22 @@ def taking_turns(device: str) -> list[bytes]:
         trainer.model.backend.to_numpy(trainer.model.parameters.flat["values"]).tobytes()
         for trainer in trainers
     ]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_presets_steps_on_the_kernels_have_the_cpus_losses(
+    without_a_card: Any, name: str
+) -> None:
+    without_a_card()
+    chosen = PRESETS[name]
+    hidden = [17 + index for index, _ in enumerate(chosen.hidden)]
+    training = dataclasses.replace(chosen.training, batch_size=2, images=0)
+    found = []
+    for device in ("cuda", "cpu"):
+        trainer = Trainer(chosen.model(hidden=hidden).to(device), glyphs(), training)
+        trainer.begin()
+        found.append(losses(trainer, 3))  # eager, recorded, replayed
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 # Over the end of an epoch of five batches, the last of them partial: schedule, permutation, state
