@@ -3,9 +3,11 @@
 //
 // A CUDA thread is a fiber: it runs until it reaches a barrier, and then the next one runs. Threads
 // go in order, or with `shuffle_seed` in a random order that changes at each barrier, and so do
-// blocks: an order that changes a result is a missing barrier. What a kernel may not count on is
-// poisoned with NaN: shared memory when a block begins, and the destination of an asynchronous copy
-// until the thread has waited for it. Denormals are flushed to zero, as CuPy compiles kernels.
+// blocks: an order that changes a result is a missing barrier. The first block that arrives at a
+// counter waits there until all others are done, so that they miss what it has not yet written.
+// What a kernel may not count on is poisoned with NaN: shared memory when a block begins, and the
+// destination of an asynchronous copy until the thread has waited for it. Denormals are flushed to
+// zero, as CuPy compiles kernels.
 //
 // The sources go into an unnamed namespace, so that their shared memory lies in one section.
 
@@ -92,7 +94,16 @@ static Fiber* current;
 static jmp_buf scheduler;
 static ucontext_t scheduler_context;
 static std::function<void()> kernel;
-static float exchanged[1024];
+__shared__ float exchanged[1024];
+
+// The launch's first block to arrive at a counter, which waits there.
+struct Waiting {
+  enum { NONE_YET, STOPS, WAITS } status;
+  dim3 block;
+  std::vector<Fiber> fibers;
+  std::vector<char> shared_memory;
+};
+static Waiting waiting;
 
 static void shuffle(std::vector<unsigned int>& order) {
   if (shuffle_seed) std::shuffle(order.begin(), order.end(), shuffler);
@@ -138,8 +149,7 @@ static bool release(size_t first, size_t end, Status status) {
   return any;
 }
 
-// Runs one block. False if its threads did not pass the same number of barriers.
-static bool run_block(std::vector<unsigned int>& order) {
+static void begin_block() {
   if (__start_shared_memory) {
     memset(__start_shared_memory, POISON, __stop_shared_memory - __start_shared_memory);
   }
@@ -149,6 +159,11 @@ static bool run_block(std::vector<unsigned int>& order) {
     fiber.barriers = 0;
     fiber.copies.assign(1, {});
   }
+}
+
+// Runs one block until it is done or stops. False if its threads did not pass the same number of
+// barriers.
+static bool run_block(std::vector<unsigned int>& order) {
   bool progress = true;
   while (progress) {
     progress = false;
@@ -156,6 +171,7 @@ static bool run_block(std::vector<unsigned int>& order) {
     for (unsigned int number : order) {
       if (fibers[number].status != READY) continue;
       resume(fibers[number]);
+      if (waiting.status == Waiting::STOPS) return true;
       progress = true;
     }
     for (size_t first = 0; first < fibers.size(); first += WARP_SIZE) {
@@ -168,6 +184,21 @@ static bool run_block(std::vector<unsigned int>& order) {
     if (fiber.status != DONE || fiber.barriers != fibers[0].barriers) return false;
   }
   return true;
+}
+
+// By a thread that has just arrived at a counter. Only what is in a section can be put aside.
+static void stop_block() {
+  if (waiting.status != Waiting::NONE_YET || !__start_shared_memory) return;
+  waiting.status = Waiting::STOPS;
+  leave(READY);
+}
+
+// Puts the running block aside, or takes it back.
+static void change_places() {
+  waiting.shared_memory.resize(__stop_shared_memory - __start_shared_memory);
+  std::swap_ranges(__start_shared_memory, __stop_shared_memory, waiting.shared_memory.begin());
+  waiting.fibers.swap(fibers);
+  std::swap(waiting.block, blockIdx);
 }
 
 static void make_fibers(dim3 block) {
@@ -192,6 +223,7 @@ static bool run(dim3 grid, dim3 block, const std::function<void()>& body) {
   blockDim = block;
   gridDim = grid;
   shuffler.seed(shuffle_seed);
+  waiting.status = Waiting::NONE_YET;
   make_fibers(block);
   std::vector<unsigned int> threads(fibers.size()), blocks((size_t)grid.x * grid.y * grid.z);
   std::iota(threads.begin(), threads.end(), 0);
@@ -200,6 +232,16 @@ static bool run(dim3 grid, dim3 block, const std::function<void()>& body) {
   bool agreed = true;
   for (unsigned int number : blocks) {
     blockIdx = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
+    begin_block();
+    agreed = run_block(threads) && agreed;
+    if (waiting.status == Waiting::STOPS) {
+      waiting.status = Waiting::WAITS;
+      change_places();
+      make_fibers(block);
+    }
+  }
+  if (waiting.status == Waiting::WAITS) {
+    change_places();
     agreed = run_block(threads) && agreed;
   }
   _mm_setcsr(mode);
@@ -223,10 +265,12 @@ inline float __shfl_xor_sync(unsigned int, float value, int mask) {
   return received;
 }
 
-// Blocks run one after another, so that an atomic operation is a plain one and a fence is nothing.
+// No thread runs beside another, so that an atomic operation is a plain one and a fence is nothing.
+// Kernels add to their counters of arrivals only.
 inline int atomicAdd(int* address, int value) {
   int before = *address;
   *address += value;
+  host::stop_block();
   return before;
 }
 inline void __threadfence() {}
@@ -311,7 +355,7 @@ struct Matrices {
   float a[16][8], b[8][8];
   const float* rows[WARP_SIZE];
 };
-static Matrices matrices[32];
+__shared__ Matrices matrices[32];
 }  // namespace host
 
 // To nearest, ties away from zero, as cvt.rna.tf32.f32.

@@ -477,6 +477,12 @@ PLANTED = {
         "if (lane == 0) sums[warp] = value;",
         case_of("bernoulli_loss", "31x784"),
     ),
+    "a missing barrier before an arrival": (
+        "gemm",
+        "  __shared__ bool last;\n  __syncthreads();",
+        "  __shared__ bool last;",
+        DENSE,
+    ),
     "a missing barrier before a bound": (
         "importance",
         "  __syncthreads();\n  if (threadIdx.x < WARP) {",
