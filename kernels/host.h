@@ -358,11 +358,16 @@ struct Matrices {
 __shared__ Matrices matrices[32];
 }  // namespace host
 
-// To nearest, ties away from zero, as cvt.rna.tf32.f32.
+// To nearest, ties away from zero, as cvt.rna.tf32.f32; with TIES_TO_EVEN to even, as
+// cvt.rn.tf32.f32 has it from sm_90 (mma.cuh).
+#ifndef TIES_TO_EVEN
+#define TIES_TO_EVEN 0
+#endif
 inline unsigned int to_tf32(float value) {
   unsigned int bits;
   memcpy(&bits, &value, 4);
-  return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
+  unsigned int half = TIES_TO_EVEN ? 0xfffu + (bits >> 13) % 2 : 0x1000u;
+  return std::isfinite(value) ? (bits + half) & 0xffffe000u : bits;
 }
 
 inline void load_matrices(float (&values)[4], const float* row) {

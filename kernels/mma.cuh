@@ -1,7 +1,8 @@
 // The product of two TF32 matrices on a warp's tensor cores (sm_80 and later; PTX ISA, "Matrix
 // Fragments for mma.m16n8k8"). TF32 is float32 with 10 bits of mantissa.
 #if defined(__CUDA_ARCH__) && TENSOR_CORES
-// To nearest, ties away from zero; from sm_90 to even, since that is one instruction there.
+// To nearest, ties away from zero; from sm_90 to even, since that is one instruction there. The
+// host shim does the first, and the second where a test asks for it (TIES_TO_EVEN).
 __device__ __forceinline__ unsigned int to_tf32(float value) {
   unsigned int bits;
 #if __CUDA_ARCH__ >= 900

@@ -524,11 +524,21 @@ def test_equivalence_with_large_tiles(kernel_backend: Any, case: Case) -> None:
 
 
 @IN_TF32
-def test_tf32_rounds_the_operands(kernel_backend: ReferenceBackend) -> None:
-    x, w = (np.full((1, 1), 1 + 2.0**-12) for _ in range(2))
-    case = Case("dense_forward", "", [In(x), In(w), In(np.zeros(1)), Out((1, 1)), IDENTITY])
+def test_tf32_rounds_each_operand_to_the_nearest(kernel_backend: ReferenceBackend) -> None:
+    step = 2.0**-10  # between neighbours of 1 with 10 bits of mantissa
+    rounded, one = In(np.full((1, 1), 1 + 0.75 * step)), In(np.ones((1, 1)))
+    for x, w in ((rounded, one), (one, rounded)):
+        case = Case("dense_forward", "", [x, w, In(np.zeros(1)), Out((1, 1)), IDENTITY])
+        (y,) = Runner(kernel_backend, np.float32)(case)
+        assert y == 1 + step
+
+
+@pytest.mark.parametrize("precision", ["fp32"], scope="module")
+def test_kernels_flush_denormal_numbers_to_zero(kernel_backend: ReferenceBackend) -> None:
+    z = In(np.array([1e-39, -2e-38]))  # the first is one, of the second a fifth is
+    case = Case("activation_forward", "", [z, Out((2,)), Activation("leaky_relu", 0.2)])
     (y,) = Runner(kernel_backend, np.float32)(case)
-    assert y == 1
+    assert not y.any()
 
 
 def test_every_override_has_a_case(backend: ReferenceBackend) -> None:

@@ -111,6 +111,27 @@ def test_a_multiplication_with_the_inverse_divides(divisor: int) -> None:
     np.testing.assert_array_equal(results, np.stack(np.divmod(numbers, divisor), axis=1))
 
 
+EARLY_AND_LATE = """
+extern "C" __global__ void early_and_late(
+    const float* __restrict__ x, float* __restrict__ read) {
+  __shared__ __align__(16) float target[4];
+  target[0] = 1.0f;
+  copy_async_16(target, x, 16);
+  commit_copies();
+  read[0] = target[0];
+  wait_copies<0>();
+  read[1] = target[0];
+}
+"""
+
+
+def test_what_a_copy_brings_is_not_a_number_until_it_was_waited_for() -> None:
+    read = np.zeros(2, np.float32)
+    probe = build(source("gemm") + EARLY_AND_LATE)
+    run(probe, "early_and_late", 1, 1, np.full(4, 2, np.float32), read)
+    np.testing.assert_array_equal(read, [np.nan, 2])
+
+
 def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
     size = 131
     rng = np.random.default_rng(7)

@@ -60,9 +60,13 @@ namespace {
 """
 
 
+def build_probe(*flags: str) -> ctypes.CDLL:
+    return build(source("gemm", tensor_cores=True) + PROBE, *flags)
+
+
 @pytest.fixture(scope="module")
 def probe() -> ctypes.CDLL:
-    return build(source("gemm", tensor_cores=True) + PROBE)
+    return build_probe()
 
 
 def position(probe: ctypes.CDLL, matrix: str, lane: int, register: int) -> tuple[int, int]:
@@ -92,11 +96,21 @@ def test_matrices_are_loaded_as_the_manual_draws_them(probe: ctypes.CDLL) -> Non
         assert values[lane, register] == 8 * (8 * matrix + row) + element, (lane, register)
 
 
-def test_rounding_to_tf32_goes_to_the_nearest_and_ties_away_from_zero(probe: ctypes.CDLL) -> None:
-    step = 2.0**-10  # between neighbours of 1 with 10 bits of mantissa
-    x = np.array([1, 1 + 0.49 * step, 1 + 0.5 * step, -1 - 0.5 * step, 1 + step], np.float32)
+STEP = 2.0**-10
+"""Between neighbours of 1 with 10 bits of mantissa."""
+
+
+@pytest.mark.parametrize(
+    ("ties_to_even", "tie"), [(0, 1 + STEP), (1, 1)], ids=["as before sm_90", "as from sm_90"]
+)
+def test_rounding_to_tf32_goes_to_the_nearest(ties_to_even: int, tie: float) -> None:
+    probe = build_probe(f"-DTIES_TO_EVEN={ties_to_even}")
+    rounded = {
+        **{1: 1, 1 + 0.49 * STEP: 1, 1 + 0.51 * STEP: 1 + STEP, 1 + STEP: 1 + STEP},
+        **{1 + 0.5 * STEP: tie, -1 - 0.5 * STEP: -tie, 1 + 1.5 * STEP: 1 + 2 * STEP},
+    }
+    x, expected = (np.array(list(side), np.float32) for side in (rounded, rounded.values()))
     bits = np.zeros(x.size, np.int32)
     arguments = [ctypes.c_void_p(array.ctypes.data) for array in (x, bits)]
     probe.run_round_to_tf32(1, 1, 1, 32, *arguments, x.size)
-    expected = np.array([1, 1, 1 + step, -1 - step, 1 + step], np.float32)
     np.testing.assert_array_equal(bits.view(np.float32), expected)
