@@ -31,7 +31,11 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static  // AddressSanitizer guards no variable that is in a section
+#else
 #define __shared__ static __attribute__((section("shared_memory")))
+#endif
 #define __restrict__ __restrict
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
