@@ -90,6 +90,19 @@ def test_train_says_why_it_does_not_take_the_gpu(
     assert second.endswith("parameters on cpu")
 
 
+def test_training_on_the_emulated_device_writes_the_cpus_losses(data: Path, tmp_path: Path) -> None:
+    small = ["--preset", "mnist-dense", "--hidden", "32", "--latent", "5", "--batch-size", "10"]
+    losses = []
+    for device in ("emulated", "cpu"):
+        arguments = ["--data", str(data), *small, "--steps", "6", "--log-every", "2"]
+        assert train(tmp_path / device, *arguments, "--device", device) == 0
+        lines = read_metrics(tmp_path / device / METRICS)
+        means = [line[split] for line in lines for split in ("train", "test") if split in line]
+        losses.append([mean["loss"] for mean in means])
+    assert len(losses[0]) == 3 + 2 * 2  # every second step, and both splits after each epoch
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # float32 sums in another order
+
+
 def test_the_configuration_is_readable(run: Path) -> None:
     config = json.loads((run / CONFIG).read_text())
     assert config["preset"] == "glyphs"

@@ -49,8 +49,10 @@ def small_vae(seed: int = 0, **objective: Any) -> VAE:
     return VAE(encoder, decoder, Objective(**objective), (SIZE, SIZE, 1), seed=seed)
 
 
-def train(model: VAE, training: Training, **options: Any) -> list[dict[str, Any]]:
-    return fit(model, splits(), training, device="cpu", progress=False, **options)
+def train(
+    model: VAE, training: Training, device: str = "cpu", **options: Any
+) -> list[dict[str, Any]]:
+    return fit(model, splits(), training, device=device, progress=False, **options)
 
 
 def without_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -233,9 +235,10 @@ def test_a_metrics_line_cut_off_while_being_written_is_dropped(tmp_path: Path) -
     assert read_metrics(tmp_path / METRICS)[-1]["epoch"] == 4
 
 
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
 @pytest.mark.parametrize("name", ["encoder.1.weight", "decoder.0.bias"])
 def test_a_loss_that_is_not_finite_names_step_and_tensor_and_keeps_the_checkpoint(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, device: str
 ) -> None:
     def poison(step: int, model: VAE) -> None:
         if step == 4:
@@ -243,7 +246,7 @@ def test_a_loss_that_is_not_finite_names_step_and_tensor_and_keeps_the_checkpoin
 
     training = Training(epochs=5, batch_size=16, picture_every=1)
     with pytest.raises(NotFiniteError, match=f"at step 5: see {name}"):
-        train(small_vae(), training, out=tmp_path, on_step=poison)
+        train(small_vae(), training, device, out=tmp_path, on_step=poison)
     kept = tensors_of(tmp_path)
     assert all(np.isfinite(tensor).all() for tensor in kept.values())
 
