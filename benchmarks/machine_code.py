@@ -1,5 +1,5 @@
-"""The kernels as NVRTC compiles them, without a GPU, and what a slice of a matrix product costs in
-machine instructions:
+"""The kernels as NVRTC compiles them, without a GPU: the registers and shared memory that each
+takes, and what a slice of a matrix product costs in machine instructions:
 
     python -m minivae.benchmarks.machine_code [--output FILE]
 
@@ -13,10 +13,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from minivae.backends.kernel_backend import kernels
 from minivae.errors import InputError
 from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
 
@@ -24,6 +26,9 @@ from .measure import write_result
 
 CUPY_FLAGS = (*OPTIONS, "-ftz=true", "--device-as-default-execution-space")
 """What CuPy gives to NVRTC. Without the last NVRTC before 13.2 refuses generic lambdas."""
+
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100")
+"""Compute capabilities, "90" for 9.0, that the kernels are compiled for."""
 
 INNER_TRIPS = 4
 """How often a loop within a slice is run, where there is one: DEPTH / RUN of kernels/tile.cuh."""
@@ -39,6 +44,11 @@ class Specialisation(NamedTuple):
     def __str__(self) -> str:
         precision = "tf32" if self.tensor_cores else "fp32"
         return f"{self.stem}-{precision}-{self.tile.rows}x{self.tile.columns}"
+
+    @property
+    def architectures(self) -> list[str]:
+        """Those of ARCHITECTURES that it serves: before 8.0, no tensor core knew TF32."""
+        return [t for t in ARCHITECTURES if int(t) >= 80 or not self.tensor_cores]
 
 
 ALL = [
@@ -83,6 +93,53 @@ def compiled(specialisation: Specialisation, target: str) -> Compiled:
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise RuntimeError(log)
     return Compiled(content("PTX").decode(), content("CUBIN"), log)
+
+
+class Resources(NamedTuple):
+    """What a kernel takes: registers and stack of a thread, shared memory of a block."""
+
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spilled_bytes: int
+
+
+REPORT = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
+    re.DOTALL,
+)
+
+
+def reported(log: str) -> dict[str, Resources]:
+    """What each kernel takes, by the assembler's report."""
+    return {
+        name: Resources(int(registers), int(shared or 0), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers, shared in REPORT.findall(log)
+    }
+
+
+def resources(specialisation: Specialisation) -> dict[str, dict[str, Resources]]:
+    """What each kernel takes on each architecture."""
+    targets = specialisation.architectures
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(partial(compiled, specialisation), targets))
+    return {target: reported(code.log) for target, code in zip(targets, found, strict=True)}
+
+
+def resource_table(specialisation: Specialisation) -> dict[str, dict[str, Any]]:
+    """The same by kernel: threads of a block, its shared memory, the same on every architecture,
+    and a thread's registers on each."""
+    found = resources(specialisation)
+    names = sorted({name for used in found.values() for name in used})
+    return {
+        name: {
+            "threads": kernels()[name].threads,
+            "shared_bytes": max(used[name].shared_bytes for used in found.values()),
+            "registers": {target: used[name].registers for target, used in found.items()},
+        }
+        for name in names
+    }
 
 
 def disassembled(cubin: bytes) -> dict[str, list[str]]:
@@ -157,6 +214,7 @@ def slice_of(code: list[str]) -> Slice | None:
     return Slice(length, products)
 
 
+@cache
 def slices(target: str = "90") -> dict[tuple[Specialisation, str], Slice]:
     """What a slice takes in every matrix product."""
     return {
@@ -168,15 +226,10 @@ def slices(target: str = "90") -> dict[tuple[Specialisation, str], Slice]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Count what a slice of a matrix product takes.")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts")
-    arguments = parser.parse_args()
-    try:
-        found = slices()
-    except InputError as error:
-        sys.exit(str(error))
-    rows = [
+def slice_rows() -> list[dict[str, Any]]:
+    """`slices` as rows, in order."""
+    found = slices()
+    return [
         {
             "kernel": name,
             "tile": "{} x {}".format(*specialisation.tile),
@@ -185,13 +238,28 @@ def main() -> None:
         }
         for specialisation, name in sorted(found, key=lambda key: (key[1], key[0]))
     ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count what the kernels take, in minutes.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts")
+    arguments = parser.parse_args()
+    try:
+        rows = slice_rows()
+    except InputError as error:
+        sys.exit(str(error))
     for row in rows:
         print("{kernel:34} {tile:>8} {precision} {instructions:5} {products:4}".format(**row))
     if arguments.output:
         from cuda.bindings import nvrtc
 
         _, major, minor = nvrtc.nvrtcVersion()
-        result = {"compiler": f"NVRTC {major}.{minor}", "target": "sm_90", "slices": rows}
+        result = {
+            "compiler": f"NVRTC {major}.{minor}",
+            "target": "sm_90",
+            "slices": rows,
+            "resources": {str(each): resource_table(each) for each in ALL},
+        }
         write_result(arguments.output, result)
 
 

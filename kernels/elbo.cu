@@ -1,8 +1,6 @@
 // The losses, by the equations of ops/elbo.py. A block has one image: its threads add up their
 // pixels and the block its threads, always in the same order.
 
-const int TOTALS_THREADS = 512;
-
 // logits, x and dlogits (n, m), loss (n,). Grid: n blocks of any whole number of warps.
 extern "C" __global__ void bernoulli_loss(
     const float* __restrict__ logits, const float* __restrict__ x, float* __restrict__ loss,

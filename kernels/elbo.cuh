@@ -18,7 +18,7 @@ __device__ __forceinline__ float squared_error(
   return weight * error * error;
 }
 
-const int TOTALS_COLUMNS = 32;
+const int TOTALS_COLUMNS = 32, TOTALS_THREADS = 512;
 
 // A batch's sums, added to those of the run unless a loss was not finite (elbo.add_to_totals). By
 // one thread.

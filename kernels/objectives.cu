@@ -1,7 +1,7 @@
 // The objectives beside the plain ELBO, by the equations of ops/calibration.py and ops/capacity.py.
 
-// loss (n,), sums of squares; variance (1,). One block of any whole number of warps.
-extern "C" __global__ void calibrate_gaussian_variance(
+// loss (n,), sums of squares; variance (1,). One block of TOTALS_THREADS.
+extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) calibrate_gaussian_variance(
     const float* __restrict__ loss, float* __restrict__ variance, int n, int m) {
   float partial = 0.0f;
   for (int row = threadIdx.x; row < n; row += blockDim.x) partial += loss[row];
@@ -23,8 +23,8 @@ extern "C" __global__ void calibrate_gaussian(
 }
 
 // reconstruction (n,), kl (n, d), schedule (steps, 4), state (5,), kl_weight (d,), totals (3,). One
-// block of any whole number of warps.
-extern "C" __global__ void capacity_totals(
+// block of TOTALS_THREADS.
+extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) capacity_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,
     const float* __restrict__ schedule, long long* __restrict__ state, float capacity,
     int capacity_steps, float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {

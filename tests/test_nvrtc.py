@@ -1,18 +1,33 @@
 """NVRTC compiles every kernel, in every specialisation that a backend asks for, for every
 architecture that it serves, without a driver; and what the machine code takes."""
 
+import json
+import math
 import re
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 
-from minivae.backends.kernel_backend import BLOCK, DEPTH, WARP
-from minivae.benchmarks.machine_code import ALL, Specialisation, compiled, slice_of, slices
-from minivae.kernels import LARGE, MEDIUM, WITH_TILES
+from minivae.backends.kernel_backend import BLOCK, DEPTH, WARP, kernels, tiles_of, wide_tile
+from minivae.benchmarks.machine_code import (
+    ALL,
+    CUPY_FLAGS,
+    Resources,
+    Specialisation,
+    compiled,
+    reported,
+    resource_table,
+    resources,
+    slice_of,
+    slice_rows,
+    slices,
+)
+from minivae.benchmarks.runs import RESULTS
+from minivae.kernels import LARGE, OPTIONS, WITH_TILES
 
 pytestmark = pytest.mark.toolchain
+RECORDED = json.loads((RESULTS / "machine-code.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -20,34 +35,18 @@ def nvrtc() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="the extra `cuda13` is not installed")
 
 
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100")
-
-
-class Resources(NamedTuple):
-    registers: int
-    shared_bytes: int
-    stack_bytes: int
-    spilled_bytes: int
-
-
-REPORT = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
-    re.DOTALL,
-)
-
-
-def resources(specialisation: Specialisation, target: str) -> dict[str, Resources]:
-    """What each kernel takes, by the assembler's report."""
-    log = compiled(specialisation, target).log
-    return {
-        name: Resources(int(registers), int(shared or 0), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers, shared in REPORT.findall(log)
-    }
-
-
 REGISTERS = 65536
 """Of a multiprocessor."""
+
+SLACK = 1.1
+"""How far a count may be above the recorded one, since compilers differ: what NVRTC 13.0 makes of
+the kernels has up to an eighth more registers than what 13.5 does, and in no case of 886 more than
+a tenth above it, rounded up by eights."""
+
+
+def by_eights(registers: float) -> int:
+    """The registers that a thread is given."""
+    return 8 * math.ceil(registers / 8)
 
 
 class Bounds(NamedTuple):
@@ -64,46 +63,90 @@ LARGE_BOUNDS = Bounds(2, 37 * 1024)
 
 
 @pytest.mark.parametrize("specialisation", ALL, ids=str)
-def test_kernels_compile_within_their_resources(specialisation: Any) -> None:
-    served = [t for t in ARCHITECTURES if int(t) >= 80 or not specialisation.tensor_cores]
+def test_kernels_compile_within_their_resources(specialisation: Specialisation) -> None:
     bounds = LARGE_BOUNDS if specialisation.tile == LARGE else BOUNDS
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip(served, pool.map(partial(resources, specialisation), served), strict=True))
-    for target, kernels in found.items():
-        assert kernels, target
-        for name, used in kernels.items():
-            where = f"{name} for sm_{target}"
+    declared = {n for n, kernel in kernels().items() if kernel.stem == specialisation.stem}
+    for target, found in resources(specialisation).items():
+        assert found.keys() == declared, target
+        for name, used in found.items():
+            where, threads = f"{name} for sm_{target}", kernels()[name].threads
             assert used.spilled_bytes == 0, f"{where} spills {used.spilled_bytes} bytes"
-            block = BLOCK * -(-used.registers // 8) * 8  # they are handed out by eights
-            assert bounds.blocks * block <= REGISTERS, f"{where} takes {used.registers} registers"
+            blocks = bounds.blocks if threads == BLOCK else 1  # the others are launches of one
+            together = blocks * threads * by_eights(used.registers)
+            assert together <= REGISTERS, f"{where} takes {used.registers} registers"
             assert used.shared_bytes <= bounds.shared_bytes, (
                 f"{where} takes {used.shared_bytes} bytes"
             )
 
 
 @pytest.mark.parametrize("specialisation", ALL, ids=str)
-def test_no_float64_is_in_the_kernels_but_for_the_running_totals(specialisation: Any) -> None:
-    ptx = compiled(specialisation, "90").ptx
-    kernels = re.split(r"\.visible \.entry ", ptx)[1:]
-    assert kernels
-    for kernel in kernels:
+def test_kernels_take_no_more_than_is_recorded(specialisation: Specialisation) -> None:
+    found, recorded = resource_table(specialisation), RECORDED["resources"][str(specialisation)]
+    assert found.keys() == recorded.keys()
+    for name, used in found.items():
+        before = recorded[name]
+        assert used["threads"] == before["threads"], name
+        assert used["shared_bytes"] <= before["shared_bytes"], name
+        for target, registers in used["registers"].items():
+            most = by_eights(SLACK * before["registers"][target])
+            assert registers <= most, f"{name} for sm_{target} takes {registers} registers"
+
+
+def test_the_compiler_knows_of_blocks_of_more_threads_than_most_have() -> None:
+    for name, kernel in kernels().items():
+        if kernel.threads > BLOCK:
+            specialisation = next(s for s in ALL if s.stem == kernel.stem)
+            _, declared = compiled(specialisation, "90").ptx.split(f".entry {name}(")
+            assert f".maxntid {kernel.threads}" in declared.split("{")[0], name
+
+
+@pytest.mark.parametrize("stem", WITH_TILES)
+def test_every_tile_that_a_product_may_have_is_compiled_in_both_precisions(stem: str) -> None:
+    sizes = [(rows, columns) for rows in (1, 128, 2**20) for columns in (1, 16, 17, 32, 33, 784)]
+    tiles = {wide_tile([s]) if stem == "weights" else tiles_of(*s, 400).tile for s in sizes}
+    for tensor_cores in (False, True):
+        assert {s.tile for s in ALL if s[:2] == (stem, tensor_cores)} == tiles
+
+
+def test_the_flags_are_those_that_cupy_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = pytest.importorskip("cupy.cuda.compiler")
+    program = MagicMock(name="program")
+    program.return_value.compile.side_effect = InterruptedError
+    monkeypatch.setattr(compiler, "_NVRTCProgram", program)
+    for name in ("function", "_preprocess", "_get_arch_for_options_for_nvrtc"):  # they ask a GPU
+        monkeypatch.setattr(compiler, name, MagicMock(return_value=("-arch=sm_90", "cubin")))
+    with pytest.raises(InterruptedError):
+        compiler._compile_module_with_cache("", OPTIONS, arch="90")
+    flags, *_ = program.return_value.compile.call_args.args
+    assert set(flags) == {"-arch=sm_90", *CUPY_FLAGS}
+
+
+COMPILED = [
+    pytest.param(specialisation, target, id=f"{specialisation}-sm_{target}")
+    for specialisation in ALL
+    for target in specialisation.architectures
+]
+SUM_OF_A_RUN = r"add\.(rn\.)?f64|cvt\.(ftz\.)?f64\.f32|(ld|st)\.global\.f64|\.reg \.f64"
+
+
+@pytest.mark.parametrize(("specialisation", "target"), COMPILED)
+def test_no_float64_is_in_the_kernels_but_for_the_running_totals(
+    specialisation: Specialisation, target: str
+) -> None:
+    found = re.split(r"\.visible \.entry ", compiled(specialisation, target).ptx)[1:]
+    assert found
+    for kernel in found:
         name = kernel.split("(")[0]
-        if "elbo" not in name and "totals" not in name:  # a sum over a whole run, by its contract
-            assert ".f64" not in kernel, kernel.splitlines()[0]
-
-
-def test_only_the_totals_of_a_run_are_added_up_in_float64() -> None:
-    for specialisation in ALL:
-        for line in compiled(specialisation, "90").ptx.splitlines():
+        adds_up = "elbo" in name or "totals" in name
+        for line in kernel.splitlines():
             if ".f64" in line:
-                assert re.search(
-                    r"add\.(rn\.)?f64|cvt\.(ftz\.)?f64\.f32|(ld|st)\.global\.f64|\.reg \.f64", line
-                )
+                assert adds_up, f"{name}: {line}"
+                assert re.search(SUM_OF_A_RUN, line), f"{name}: {line}"
 
 
 @pytest.mark.parametrize("specialisation", ALL, ids=str)
 def test_tensor_cores_and_asynchronous_copies_are_where_they_were_asked_for(
-    specialisation: Any,
+    specialisation: Specialisation,
 ) -> None:
     ptx = compiled(specialisation, "80").ptx
     assert ("mma.sync" in ptx) == specialisation.tensor_cores
@@ -115,34 +158,20 @@ def test_the_planted_spill_is_seen() -> None:
         "ptxas info    : Compiling entry function 'f' for 'sm_90'\n    16 bytes stack frame, 12 "
         "bytes spill stores, 8 bytes spill loads\nptxas: Used 96 registers, 27649 bytes smem\n"
     )
-    assert REPORT.findall(log) == [("f", "16", "12", "8", "96", "27649")]
+    assert reported(log) == {"f": Resources(96, 27649, 16, 20)}
 
 
-MOST_INSTRUCTIONS = {
-    Specialisation("gemm", True, MEDIUM): 170,
-    Specialisation("weights", True, MEDIUM): 190,
-    Specialisation("conv", True, MEDIUM): 265,
-    Specialisation("gemm", False, MEDIUM): 790,
-    Specialisation("weights", False, MEDIUM): 820,
-    Specialisation("conv", False, MEDIUM): 900,
-    Specialisation("gemm", True, LARGE): 240,
-    Specialisation("weights", True, LARGE): 305,
-    Specialisation("conv", True, LARGE): 420,
-    Specialisation("gemm", False, LARGE): 1395,
-    Specialisation("weights", False, LARGE): 1485,
-    Specialisation("conv", False, LARGE): 1570,
-}
-"""Of a warp for a slice of a wide tile: some multiply, the others bring them their operands. A
-tenth above what NVRTC 13.5 makes of it."""
+def test_a_slice_takes_no_more_instructions_than_are_recorded() -> None:
+    for row, before in zip(slice_rows(), RECORDED["slices"], strict=True):
+        assert row["instructions"] <= SLACK * before["instructions"], row
+        assert row | {"instructions": 0} == before | {"instructions": 0}
 
 
-def test_a_slice_takes_no_more_instructions_than_it_did() -> None:
+def test_a_slice_multiplies_all_of_its_operands_and_nothing_twice() -> None:
     for (specialisation, kernel), found in slices().items():
-        if most := MOST_INSTRUCTIONS.get(specialisation):
-            assert found.instructions <= most, f"{specialisation} {kernel}: {found.instructions}"
-            rows, columns = specialisation.tile
-            at_once = 16 * 8 * 8 if specialisation.tensor_cores else WARP
-            assert found.products == rows * columns * DEPTH // (BLOCK // WARP * at_once)
+        at_once = 16 * 8 * 8 if specialisation.tensor_cores else WARP
+        a_warps_share = math.prod(specialisation.tile) * DEPTH // (BLOCK // WARP)
+        assert found.products * at_once == a_warps_share, f"{specialisation} {kernel}"
 
 
 def test_the_way_of_aligned_operands_is_counted_and_inner_loops_as_often_as_they_run() -> None:

@@ -101,8 +101,8 @@ class CudaBackend(KernelBackend):
         stem, tensor_cores = kernels()[kernel].stem, self.precision == "tf32"
         code = source(stem, tensor_cores=tensor_cores, tile=tile)
         module = cupy.RawModule(code=code, options=OPTIONS)
-        for name, (other, _) in kernels().items():
-            if other == stem:
+        for name, other in kernels().items():
+            if other.stem == stem:
                 self._functions[name, tile] = module.get_function(name)
         return self._functions[kernel, tile]
 

@@ -36,7 +36,14 @@ SCALARS = {
 }
 WARP = 32
 BLOCK = 128
-"""Threads of a block, unless a kernel asks for another number."""
+"""Threads of a block, unless a kernel is in THREADS."""
+
+THREADS = {
+    "advance_state": 1,
+    "calibrate_gaussian_variance": 512,
+    "capacity_totals": 512,
+    "elbo_totals": 512,
+}
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
@@ -84,7 +91,6 @@ LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
 
 CLIP_PARTIALS = 256
-TOTALS_BLOCK = 512
 
 FUSED_LOSSES = {
     ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
@@ -97,10 +103,12 @@ _DECLARATION = re.compile(
 
 
 class Kernel(NamedTuple):
-    """A kernel's source file and its parameters' (name, type, whether it is a pointer)."""
+    """A kernel's source file, its parameters' (name, type, whether it is a pointer), and how many
+    threads a block has."""
 
     stem: str
     parameters: tuple[tuple[str, str, bool], ...]
+    threads: int
 
 
 def declarations(text: str) -> dict[str, tuple[tuple[str, str, bool], ...]]:
@@ -120,7 +128,7 @@ def declarations(text: str) -> dict[str, tuple[tuple[str, str, bool], ...]]:
 def kernels() -> dict[str, Kernel]:
     """Every kernel by its name."""
     return {
-        name: Kernel(stem, parameters)
+        name: Kernel(stem, parameters, THREADS.get(name, BLOCK))
         for stem in STEMS
         for name, parameters in declarations(source(stem)).items()
     }
@@ -245,14 +253,13 @@ class KernelBackend(ReferenceBackend):
         kernel: str,
         grid: int | tuple[int, int] | tuple[int, int, int],
         *arguments: Any,
-        block: int = BLOCK,
         tile: Tile = MEDIUM,
     ) -> None:
         """Checks the arguments against the kernel's declaration and runs it.
 
         Raises TypeError on an array of another type than declared, or one that is strided.
         """
-        parameters = kernels()[kernel].parameters
+        _, parameters, threads = kernels()[kernel]
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
         x, y, z = (*sizes, 1, 1)[:3]
         if min(x, y, z) < 1:
@@ -263,7 +270,7 @@ class KernelBackend(ReferenceBackend):
             else SCALARS[kind](argument)
             for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
         ]
-        self.run(kernel, tile, (x, y, z), block, passed)
+        self.run(kernel, tile, (x, y, z), threads, passed)
 
     # Sequences
 
@@ -617,12 +624,11 @@ class KernelBackend(ReferenceBackend):
         self.launch(
             *("elbo_totals", 1, reconstruction, kl, schedule, state),
             *(free_bits, kl_weight, totals, *kl.shape),
-            block=TOTALS_BLOCK,
         )
 
     def calibrate_gaussian(self, loss: Any, dz: Any, variance: Any) -> None:
         n, m = dz.shape
-        self.launch("calibrate_gaussian_variance", 1, loss, variance, n, m, block=TOTALS_BLOCK)
+        self.launch("calibrate_gaussian_variance", 1, loss, variance, n, m)
         self.launch("calibrate_gaussian", n, loss, dz, variance, n, m)
 
     def capacity_totals(
@@ -639,7 +645,6 @@ class KernelBackend(ReferenceBackend):
         self.launch(
             *("capacity_totals", 1, reconstruction, kl, schedule, state),
             *(capacity, capacity_steps, kl_weight, totals, *kl.shape),
-            block=TOTALS_BLOCK,
         )
 
     # The label
@@ -748,7 +753,7 @@ class KernelBackend(ReferenceBackend):
         self.launch(kernel, blocks, data, permutation, state, x, kind, *_noise(noise), n, m)
 
     def advance_state(self, state: Any, batch_size: int) -> None:
-        self.launch("advance_state", 1, state, batch_size, block=1)
+        self.launch("advance_state", 1, state, batch_size)
 
 
 def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
