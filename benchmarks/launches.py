@@ -64,7 +64,7 @@ class Launches(KernelBackend):
         block: int,
         arguments: list[Any],
     ) -> None:
-        stem, parameters = kernels()[kernel]
+        stem, parameters, _ = kernels()[kernel]
         sizes = {
             name: int(value)
             for (name, kind, is_pointer), value in zip(parameters, arguments, strict=True)
