@@ -87,8 +87,8 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
     beyond the process once it has taken a step of the same kind at a tiny size."""
     tiny = preset_case(options["name"], batch=2, images=FEW_IMAGES)
     _candidate(framework, tiny, device).run()
-    before = _peak_megabytes()
     case = _case(options, device)
+    before = _peak_megabytes()
     step = _candidate(framework, case, device)
     rounds, seconds = (2, 0.01) if quick else (5, 0.3)
     times = interleaved({case.name: step}, rounds, seconds)[case.name]
