@@ -25,11 +25,8 @@ def _cases(quick: bool) -> list[dict[str, Any]]:
     batches, widths, sizes = ((16,), (64,), (28,)) if quick else (BATCHES, WIDTHS, IMAGE_SIZES)
     own_batch = {"batch": 16} if quick else {}
     return [
-        {"name": "glyphs", "label": "dense-784-400-20", "digits": True, **own_batch},
-        *(
-            {"name": name, "label": name, "digits": "mnist" in name, **own_batch}
-            for name in PRESETS[: 0 if quick else None]
-        ),
+        {"name": "glyphs", "label": "dense-784-400-20", **own_batch},
+        *({"name": name, "label": name, **own_batch} for name in PRESETS[: 0 if quick else None]),
         *({"name": "glyphs", "label": f"dense batch {n}", "batch": n} for n in batches),
         *({"name": "glyphs", "label": f"dense width {w}", "hidden": (w,)} for w in widths),
         *(
@@ -56,6 +53,7 @@ def _candidate(framework: str, case: Case, device: str) -> Candidate:
     from .torch_peer import TorchPeer
 
     set_peers_precision("fp32")
+    case.model.to("reference")
     where = "cuda" if device == "cuda" else "cpu"
     peer = TorchPeer(case, where, framework.removeprefix("torch "))
     return Candidate(peer.step, peer.synchronize)
@@ -87,8 +85,8 @@ def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) 
     beyond the process once it has taken a step of the same kind at a tiny size."""
     tiny = preset_case(options["name"], batch=2, images=FEW_IMAGES)
     _candidate(framework, tiny, device).run()
-    case = _case(options, device)
     before = _peak_megabytes()
+    case = _case(options, device)
     step = _candidate(framework, case, device)
     rounds, seconds = (2, 0.01) if quick else (5, 0.3)
     times = interleaved({case.name: step}, rounds, seconds)[case.name]

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import logging
+from functools import cache
 
 from ..errors import InputError, unknown
 from .reference import ReferenceBackend
@@ -38,7 +39,7 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
         # Who installed CuPy expects a GPU; who did not hears of it by asking for more.
         level = logging.WARNING if importlib.util.find_spec("cupy") else logging.INFO
         for reason in reasons:
-            LOGGER.log(level, "no GPU: %s", reason)
+            _log_once(level, f"no GPU: {reason}")
         return backend
     if name not in BACKENDS:
         raise unknown("device", name, ["auto", *BACKENDS])
@@ -54,6 +55,11 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
     make = getattr(module, maker)
     made: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
     return made
+
+
+@cache
+def _log_once(level: int, line: str) -> None:
+    LOGGER.log(level, line)
 
 
 def _cause(error: ImportError) -> str:
