@@ -9,9 +9,9 @@ __device__ __forceinline__ bool aligned(const void* pointer) {
 extern "C" __global__ void adam_update(
     float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,
     float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int size) {
+    const long long* __restrict__ state, float new1, float new2, float epsilon, int size) {
   if (state[FAILED]) return;
-  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
   int fours = aligned(p) && aligned(g) && aligned(m) && aligned(v) ? size / 4 : 0;
   for (int i = thread; i < fours; i += threads) {

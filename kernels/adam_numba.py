@@ -12,20 +12,20 @@ from ..ops.state import DECAY, FAILED, INDEX, ROOT, STEP_SIZE
 from .block_numba import THREADS, block_sum
 
 PARTIALS = 16
-ZERO, ONE = numba.float32(0), numba.float32(1)
+ZERO = numba.float32(0)
 
 
 @cuda.jit
-def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon, size):
-    """p, g, m and v (size,), schedule (steps, 4), state (5,)."""
+def adam_update(p, g, m, v, schedule, state, new1, new2, epsilon, size):
+    """p, g, m and v (size,), schedule (steps, 4), state (5,); new1 is 1 - beta1, new2 1 - beta2."""
     if state[FAILED] != 0:
         return
     row = state[INDEX]
     step_size, root, decay = schedule[row, STEP_SIZE], schedule[row, ROOT], schedule[row, DECAY]
     for i in range(cuda.grid(1), size, cuda.gridsize(1)):
         gradient = g[i]
-        mean = m[i] + (ONE - beta1) * (gradient - m[i])  # E1
-        variance = v[i] + (ONE - beta2) * (gradient * gradient - v[i])  # E2
+        mean = m[i] + new1 * (gradient - m[i])  # E1
+        variance = v[i] + new2 * (gradient * gradient - v[i])  # E2
         m[i] = mean
         v[i] = variance
         # E4, then E3

@@ -119,24 +119,25 @@ __device__ __forceinline__ void latent_gradient(
   dlogvar = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
 }
 
-// What a step of Adam has the same for all elements.
+// What a step of Adam has the same for all elements. new1 is 1 - beta1 and new2 is 1 - beta2, from
+// the host: the difference to a float32 beta has but five digits.
 struct AdamStep {
-  float step_size, root, decay, beta1, beta2, epsilon;
+  float step_size, root, decay, new1, new2, epsilon;
 };
 
 __device__ __forceinline__ AdamStep adam_step(
-    const float* __restrict__ schedule, const long long* __restrict__ state, float beta1,
-    float beta2, float epsilon) {
+    const float* __restrict__ schedule, const long long* __restrict__ state, float new1,
+    float new2, float epsilon) {
   const float* row = schedule + SCHEDULE_COLUMNS * state[INDEX];
-  return {row[STEP_SIZE], row[ROOT], row[DECAY], beta1, beta2, epsilon};
+  return {row[STEP_SIZE], row[ROOT], row[DECAY], new1, new2, epsilon};
 }
 
 // One element of adam.E1 to E4. The contractions are written out, so that every kernel that updates
 // a parameter gives the same bits.
 __device__ __forceinline__ void adam_element(
     float& p, float g, float& m, float& v, const AdamStep& step) {
-  m = __fmaf_rn(1.0f - step.beta1, g - m, m);
-  v = __fmaf_rn(1.0f - step.beta2, __fmaf_rn(g, g, -v), v);
+  m = __fmaf_rn(step.new1, g - m, m);
+  v = __fmaf_rn(step.new2, __fmaf_rn(g, g, -v), v);
   float divisor = __fdiv_rn(__fsqrt_rn(v), step.root) + step.epsilon;
   p = __fmaf_rn(p, step.decay, -__fdiv_rn(step.step_size * m, divisor));
 }

@@ -359,14 +359,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_grad
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_update(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
     float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
+    const long long* __restrict__ state, float new1, float new2, float epsilon, int weight,
     int bias, float* __restrict__ partials, int* __restrict__ arrivals,
     int images, int height, int width, int channels, int rows, int columns,
     int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
   if (state[FAILED]) return;
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   correlate_weight<true>(
       x, dz, partials, arrivals, s, Update{p + weight, m + weight, v + weight, step, filters},
       Update{p + bias, m + bias, v + bias, step, filters});
@@ -412,14 +412,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_w
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_update(
     const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
     float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int weight,
+    const long long* __restrict__ state, float new1, float new2, float epsilon, int weight,
     float* __restrict__ partials, int* __restrict__ arrivals,
     int images, int height, int width, int channels, int rows, int columns,
     int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
   if (state[FAILED]) return;
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   Update update = {p + weight, m + weight, v + weight, step, filters};
   correlate_weight<false>(dz, x, partials, arrivals, s, update, update);
 }
@@ -435,10 +435,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_update(
     const float* __restrict__ dz, float* __restrict__ p, float* __restrict__ m,
     float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float beta1, float beta2, float epsilon, int bias,
+    const long long* __restrict__ state, float new1, float new2, float epsilon, int bias,
     float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
   if (state[FAILED]) return;
-  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   Update update = {p + bias, m + bias, v + bias, step, columns};
   column_sums(dz, partials, arrivals, rows, columns, update);
 }

@@ -54,12 +54,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradi
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_update(
     const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
-    float beta1, float beta2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
+    float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count, int n) {
   if (state[FAILED]) return;
   const Job* job = this_job(jobs, count);
   int i = (int)job->inputs, o = (int)job->outputs;
-  AdamStep step = adam_step(schedule, state, beta1, beta2, epsilon);
+  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
       Update{p + job->weight, m + job->weight, v + job->weight, step, o},

@@ -185,7 +185,7 @@ def test_a_fused_update_is_the_references(name: str) -> None:
     expected = in_tensors(reference(update(GRADIENT)))
     actual = Runner(backends.get(name), np.float32)(update(GRADIENT))
     for one, exact in zip(actual, expected, strict=True):
-        assert relative_error(one, exact) < 2e-5  # 1 - beta2, of a float32 beta2, is off by 1.3e-5
+        assert relative_error(one, exact) < 2e-6  # Adam divides by roots of rounded squares
 
 
 @pytest.mark.parametrize("name", [*KERNEL_BACKENDS, "cpu"])

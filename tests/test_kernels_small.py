@@ -147,7 +147,7 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
             arrays.append(memory[start : start + size])
             arrays[-1][:] = value
             assert arrays[-1].ctypes.data % 16 == 4 * offset
-        numbers = (0.9, 0.999, 1e-8, size)
+        numbers = (0.1, 0.001, 1e-8, size)
         run(module("adam"), "adam_update", 2, 32, *arrays, schedule, new_state(), *numbers)
         results.append(b"".join(array.tobytes() for array in arrays))
     assert results[0] == results[1]

@@ -680,7 +680,7 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         self.launch(
             *("adam_update", min(_blocks(p.size), LARGEST_GRID), p, g, m, v, schedule, state),
-            *(beta1, beta2, epsilon, p.size),
+            *(1 - beta1, 1 - beta2, epsilon, p.size),
         )
 
     def clip_gradient(self, g: Any, max_norm: float, norm: Any) -> None:
@@ -714,7 +714,7 @@ class KernelBackend(ReferenceBackend):
         """One or two launches for each convolution, then one for all dense layers, which goes on to
         the next step. No gradient is written: the views of `g` only say where each tensor lies in
         the flat buffers."""
-        adam = (p, m, v, schedule, state, beta1, beta2, epsilon)
+        adam = (p, m, v, schedule, state, 1 - beta1, 1 - beta2, epsilon)
         for call in calls:
             if call.primitive == "conv2d_weight_gradient":
                 x, dz, dw, db, geometry = call.arguments

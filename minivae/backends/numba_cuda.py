@@ -171,7 +171,7 @@ class _Twins(ReferenceBackend):
         _check(p, g, m, v, schedule)
         self._launch(
             *(adam_numba.adam_update, _blocks(p.size, LARGEST_GRID)),
-            *(p, g, m, v, schedule, state, float(beta1), float(beta2), float(epsilon), p.size),
+            *(p, g, m, v, schedule, state, 1.0 - beta1, 1.0 - beta2, float(epsilon), p.size),
         )
 
     def clip_gradient(self, g: Any, max_norm: float, norm: Any) -> None:
