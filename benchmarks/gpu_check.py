@@ -3,8 +3,8 @@
     python -m minivae.benchmarks.gpu_check --output gpu-check.json
 
 from a checkout: the tests marked `gpu`, and compute-sanitizer's memcheck and racecheck on the
-kernels' equivalence tests. Each part has a limit of its own, all together less than eight minutes.
-Exits non-zero if a part failed. `--device emulated` rehearses the tests where there is no GPU.
+kernels' equivalence tests. All parts run at the same time, for less than eight minutes. Exits
+non-zero if one failed. `--device emulated` rehearses the tests where there is no GPU.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,32 @@ PYTEST = (
 )
 KERNELS = "test_equivalence and cuda- and not numba_cuda"
 SHARED = f"{KERNELS} and (dense or conv or loss or totals or clip)"
+OTHER_TILES = "every_tile"
+LIMIT = 420
+"""Seconds."""
+
 TAIL = 20_000
 """Characters of a part's output that the report keeps."""
 
 
-def parts(device: str) -> dict[str, tuple[int, list[str]]]:
-    """The commands by name, each with its limit in seconds."""
+def parts(device: str) -> dict[str, list[str]]:
+    """The commands by name."""
     marker = ["-m", "gpu"] if device == "cuda" else ["-m", "not peers and not toolchain"]
-    files = ["tests/test_backends.py", "tests/test_cuda.py", "tests/test_emulated.py"]
-    tests = [*PYTEST, *marker, *files, "-k"]
+    files = {name: f"tests/test_{name}.py" for name in ("backends", "cuda", "emulated")}
+    chosen = "(cuda or card) and not numba_cuda" if device == "cuda" else f"{device}-"
+    found = {name: [*PYTEST, *marker, file, "-k", chosen] for name, file in files.items()}
     if device != "cuda":
-        return {"tests": (200, [*tests, f"{device}-"])}
-    kernels = [*PYTEST, "-x", *marker, "tests/test_backends.py", "-k"]
-    return {
-        "tests": (220, [*tests, "(cuda or card) and not numba_cuda"]),
-        "numba_cuda": (60, [*tests, "numba_cuda"]),
-        "memcheck": (95, [*sanitizer("memcheck"), *kernels, KERNELS]),
-        "racecheck": (95, [*sanitizer("racecheck"), *kernels, SHARED]),
-    }
+        return found
+    found["numba_cuda"] = [*PYTEST, *marker, *files.values(), "-k", "numba_cuda"]
+    kernels = [*PYTEST, "-x", *marker, files["backends"], "-k"]
+    for tool, tests in (("memcheck", KERNELS), ("racecheck", SHARED)):
+        for name, some in (
+            (tool, f"not {OTHER_TILES}"),
+            (f"{tool}, other tiles, fp32", f"{OTHER_TILES} and fp32"),
+            (f"{tool}, other tiles, tf32", f"{OTHER_TILES} and tf32"),
+        ):
+            found[name] = [*sanitizer(tool), *kernels, f"{tests} and {some}"]
+    return found
 
 
 def sanitizer(tool: str) -> list[str]:
@@ -103,12 +112,16 @@ def main() -> None:
         report = {"environment": environment(arguments.device), "parts": {}}
     except InputError as error:
         raise SystemExit(str(error)) from None
-    for name, (limit, command) in parts(arguments.device).items():
-        result = report["parts"][name] = run(command, limit)
-        print(f"{name:<10} status {result['status']}  {result['seconds']} s")
-        print(result["output"][-600:], flush=True)
-        # Written after each part, so that what is known survives an end of the lease.
-        write_result(arguments.output, report)
+    commands = parts(arguments.device)
+    with ThreadPoolExecutor(len(commands)) as pool:
+        running = {pool.submit(run, command, LIMIT): name for name, command in commands.items()}
+        for future in as_completed(running):
+            name, result = running[future], future.result()
+            report["parts"][name] = result
+            print(f"{name:<28} status {result['status']}  {result['seconds']} s")
+            print(result["output"][-600:], flush=True)
+            # Written after each part, so that what is known survives an end of the lease.
+            write_result(arguments.output, report)
     if any(part["status"] for part in report["parts"].values()):
         raise SystemExit(1)
 

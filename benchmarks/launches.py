@@ -1,17 +1,18 @@
 """What a training step is on a GPU, counted without one: its launches, and the time of its matrix
-products by the instructions of a slice and the estimate with which they are split."""
+products by the instructions of a stage and the estimate by which they are divided."""
 
 from typing import Any, NamedTuple
 
 from minivae.backends.kernel_backend import (
-    DEPTH,
     MULTIPROCESSORS,
     WARP,
     KernelBackend,
+    adding_time,
+    blocks_in_turn,
     kernels,
-    time_in_slices,
+    stage_depth,
 )
-from minivae.kernels import WITH_TILES, Tile
+from minivae.kernels import MEDIUM, WITH_TILES, Tile
 from minivae.train import Trainer
 
 from .cases import PRESETS, Case, preset_case
@@ -26,22 +27,22 @@ CYCLES_PER_MICROSECOND = H100.product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * W
 
 class Launch(NamedTuple):
     """A launch of a step, with its sizes by name. One that makes matrix products has tiles, each in
-    so many splits; a split has so many slices, the mean over its phases if it has several."""
+    so many splits; a split has so many stages, the mean over its phases if it has several."""
 
     kernel: str
     tile: Tile
     sizes: dict[str, int]
     tiles: int
     splits: int
-    slices: float
+    stages: float
 
     def microseconds(self, instructions: dict[tuple[str, Tile], int]) -> float:
-        """Of a matrix product, estimated: four warps issue a slice's instructions, at best four a
+        """Of a matrix product, estimated: four warps issue a stage's instructions, at best four a
         cycle."""
-        cycles = instructions[self.kernel, self.tile]
-        return (
-            time_in_slices(self.tiles, self.splits, self.slices) * cycles / CYCLES_PER_MICROSECOND
-        )
+        blocks = self.tiles * self.splits
+        multiplying = blocks_in_turn(blocks) * self.stages * instructions[self.kernel, self.tile]
+        adding = adding_time(self.tile, blocks, self.splits) * instructions["dense_forward", MEDIUM]
+        return (multiplying + adding) / CYCLES_PER_MICROSECOND
 
 
 class Launches(KernelBackend):
@@ -71,11 +72,12 @@ class Launches(KernelBackend):
             if kind == "int" and not is_pointer
         }
         x, splits, phases = grid
-        slices = 0.0
+        stages = 0.0
         if stem in WITH_TILES and not kernel.startswith("bias"):
             depths = _depths(kernel, sizes)
-            slices = sum(-(-depth // (DEPTH * splits)) for depth in depths) / len(depths)
-        self.found.append(Launch(kernel, tile, sizes, x * phases, splits, slices))
+            deep = stage_depth(tile) * splits
+            stages = sum(-(-depth // deep) for depth in depths) / len(depths)
+        self.found.append(Launch(kernel, tile, sizes, x * phases, splits, stages))
 
 
 def _depths(kernel: str, size: dict[str, int]) -> list[int]:

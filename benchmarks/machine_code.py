@@ -1,5 +1,5 @@
 """The kernels as NVRTC compiles them, without a GPU: the registers and shared memory that each
-takes, and what a slice of a matrix product costs in machine instructions:
+takes, and what a stage of a matrix product costs in machine instructions:
 
     python -m minivae.benchmarks.machine_code [--output FILE]
 
@@ -31,7 +31,7 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100")
 """Compute capabilities, "90" for 9.0, that the kernels are compiled for."""
 
 INNER_TRIPS = 4
-"""How often a loop within a slice is run, where there is one: DEPTH / RUN of kernels/tile.cuh."""
+"""How often a loop within a stage is run, where there is one: DEPTH / RUN of kernels/tile.cuh."""
 
 
 class Specialisation(NamedTuple):
@@ -165,15 +165,15 @@ def disassembled(cubin: bytes) -> dict[str, list[str]]:
     }
 
 
-class Slice(NamedTuple):
-    """Instructions of a warp for one slice: all, and those that multiply and add."""
+class Stage(NamedTuple):
+    """Instructions of a warp for one stage: all, and those that multiply and add."""
 
     instructions: int
     products: int
 
 
-def slice_of(code: list[str]) -> Slice | None:
-    """What a slice takes in the kernel's main loop, on the way of aligned operands, whose vectors
+def stage_of(code: list[str]) -> Stage | None:
+    """What a stage takes in the kernel's main loop, on the way of aligned operands, whose vectors
     are copied by LDGSTS.128; None for a kernel that is no matrix product."""
     labels = {line: index for index, line in enumerate(code) if line.startswith(".L")}
     jumps = {
@@ -211,24 +211,24 @@ def slice_of(code: list[str]) -> Slice | None:
             if other > index:
                 best[other] = min(best.get(other, (1, 0, 0)), (vectors, length, products))
     _, length, products = best[last + 1]
-    return Slice(length, products)
+    return Stage(length, products)
 
 
 @cache
-def slices(target: str = "90") -> dict[tuple[Specialisation, str], Slice]:
-    """What a slice takes in every matrix product."""
+def stages(target: str = "90") -> dict[tuple[Specialisation, str], Stage]:
+    """What a stage takes in every matrix product."""
     return {
         (specialisation, name): found
         for specialisation in ALL
         if specialisation.stem in WITH_TILES
         for name, code in disassembled(compiled(specialisation, target).cubin).items()
-        if (found := slice_of(code))
+        if (found := stage_of(code))
     }
 
 
-def slice_rows() -> list[dict[str, Any]]:
-    """`slices` as rows, in order."""
-    found = slices()
+def stage_rows() -> list[dict[str, Any]]:
+    """`stages` as rows, in order."""
+    found = stages()
     return [
         {
             "kernel": name,
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts")
     arguments = parser.parse_args()
     try:
-        rows = slice_rows()
+        rows = stage_rows()
     except InputError as error:
         sys.exit(str(error))
     for row in rows:
@@ -257,7 +257,7 @@ def main() -> None:
         result = {
             "compiler": f"NVRTC {major}.{minor}",
             "target": "sm_90",
-            "slices": rows,
+            "stages": rows,
             "resources": {str(each): resource_table(each) for each in ALL},
         }
         write_result(arguments.output, result)

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,19 +84,74 @@ def _calibrated(candidate: Candidate, seconds: float) -> int:
     return max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any, limit: float = LIMIT) -> Any:
-    """What a module's function returns when called in a fresh process, whose threads and peak
-    memory are its own. Raises TimeoutError after `limit` seconds."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context)
+class OwnProcess:
+    """A fresh process, whose threads and peak memory are its own. There a module's function
+    prepares some work, which it returns as a callable, to be done when `result` is asked for."""
+
+    def __init__(self, prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_prepare_and_work, args=(theirs, prepare, arguments))
+        self._process.start()
+        theirs.close()
+        self._prepared = False
+
+    def wait_until_prepared(self, limit: float) -> None:
+        """Raises what the preparation raised, TimeoutError after `limit` seconds, RuntimeError if
+        the process died."""
+        if not self._prepared:
+            self._received(limit)
+            self._prepared = True
+
+    def result(self, limit: float) -> Any:
+        """What the work returns. Raises what it raised, and as `wait_until_prepared`."""
+        started = time.monotonic()
+        self.wait_until_prepared(limit)
+        self._connection.send(None)
+        return self._received(limit - (time.monotonic() - started))
+
+    def _received(self, limit: float) -> Any:
+        if not self._connection.poll(max(limit, 0)):
+            raise TimeoutError(f"a process was not done after {limit:.0f} s")
+        try:
+            value, error = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            status = self._process.exitcode
+            raise RuntimeError(f"a process ended with exit status {status}") from None
+        if error is not None:
+            raise error
+        return value
+
+    def end(self) -> None:
+        """Ends the process, be it done or not."""
+        self._connection.close()
+        self._process.join(SECONDS_TO_END if self._prepared else 0)
+        self._process.kill()  # what hangs with a framework's threads, or with a device
+        self._process.join()
+
+
+def _prepare_and_work(
+    connection: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
+) -> None:
     try:
-        return pool.submit(function, *arguments).result(limit)
+        work = prepare(*arguments)
+        connection.send((None, None))
+        connection.recv()
+        connection.send((work(), None))
+    except EOFError:  # nobody asks for the result any more
+        pass
+    except Exception as error:
+        connection.send((None, error))
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any, limit: float = LIMIT) -> Any:
+    """What a module's function returns when called in a process of its own (OwnProcess)."""
+    process = OwnProcess(partial, function, *arguments)
+    try:
+        return process.result(limit)
     finally:
-        children = multiprocessing.active_children()
-        pool.shutdown(wait=False)
-        for child in children:
-            child.join(SECONDS_TO_END)
-            child.kill()  # what hangs with a framework's threads, or with a device
+        process.end()
 
 
 def reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minivae.kernels import Tile
+from minivae.kernels import LARGE, MEDIUM, SMALL, Tile
 
 from .end_to_end import TARGETS
 from .figures import SWEEPS, primitives_figure, scaling_figure
@@ -218,23 +218,24 @@ def _median_of_races(races: list[dict[str, Any]], target: str) -> str:
 
 
 def instructions_table() -> str:
-    """What a slice of a tile of a matrix product takes, in float32 and in TF32."""
+    """What a stage of a tile of a matrix product takes, in float32 and in TF32."""
     result = _load("machine-code.json")
     counts = {
         (row["kernel"], f"{row['precision']}, {row['tile']}"): str(row["instructions"])
-        for row in result["slices"]
+        for row in result["stages"]
     }
-    heads = [f"{p}, {tile}" for p in ("fp32", "tf32") for tile in ("64 x 64", "128 x 64")]
+    tiles = [f"{tile.rows} x {tile.columns}" for tile in (SMALL, MEDIUM, LARGE)]
+    heads = [f"{precision}, {tile}" for precision in ("fp32", "tf32") for tile in tiles]
     rows = [[f"`{name}`", *(counts[name, head] for head in heads)] for name in COUNTED]
     where = f"{result['compiler']}, {result['target']}"
-    return _table([f"instructions a slice, {where}", *heads], rows)
+    return _table([f"instructions a stage, {where}", *heads], rows)
 
 
 def _instructions() -> dict[tuple[str, Tile], int]:
-    """Of a slice in float32, by kernel and tile."""
+    """Of a stage in float32, by kernel and tile."""
     return {
         (row["kernel"], Tile(*map(int, row["tile"].split(" x ")))): row["instructions"]
-        for row in _load("machine-code.json")["slices"]
+        for row in _load("machine-code.json")["stages"]
         if row["precision"] == "fp32"
     }
 
@@ -248,7 +249,7 @@ def counts_table() -> str:
             1e3 * H100.milliseconds(*counted)
             for counted in ((counts.moved, 0), (0, counts.operations))
         ]
-        products = sum(launch.microseconds(instructions) for launch in launches if launch.slices)
+        products = sum(launch.microseconds(instructions) for launch in launches if launch.stages)
         rows.append(
             [
                 *(f"`{case.name}`", str(len(launches))),
@@ -266,15 +267,15 @@ def launches_table() -> str:
     instructions, rows = _instructions(), []
     cases = {case.name: case for case in (*counted_cases(), *counted_cases(LARGE_BATCH))}
     for case in (cases[name] for name in WITH_LAUNCHES):
-        launches = [launch for launch in step_launches(case) if launch.slices]
+        launches = [launch for launch in step_launches(case) if launch.stages]
         times = [launch.microseconds(instructions) for launch in launches]
         for launch, time in zip(launches, times, strict=True):
             if time >= LARGE_SHARE * sum(times):
                 tiles = f"{launch.tiles} of {launch.tile.rows} x {launch.tile.columns}"
                 split = [str(launch.splits), str(launch.tiles * launch.splits)]
-                cells = [tiles, *split, f"{launch.slices:g}", f"{time:.1f}"]
+                cells = [tiles, *split, f"{launch.stages:g}", f"{time:.1f}"]
                 rows.append([f"`{case.name}`", f"`{launch.kernel}`", *cells])
-    head = ["a step", "launch", "tiles", "splits", "blocks", "slices of each", "µs, estimated"]
+    head = ["a step", "launch", "tiles", "splits", "blocks", "stages of each", "µs, estimated"]
     return _table(head, rows)
 
 

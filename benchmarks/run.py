@@ -1,7 +1,7 @@
 """The suite behind `minivae bench`, and the comparison of two of its result files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .measure import environment, write_result
 from .primitives import measure_primitives
 from .scaling import measure_scaling
 from .startup import measure_start_up
-from .steps import measure_steps
+from .steps import PEERS, measure_steps
 
 SECTIONS = ("steps", "primitives", "scaling", "end-to-end", "start-up")
 CASE_BY_CASE = ("steps", "scaling")
@@ -27,6 +27,7 @@ def run_suite(
     quick: bool = False,
     data: str = "mnist",
     resume: bool = False,
+    without: Sequence[str] = (),
 ) -> None:
     """Measures the sections one after the other into one result file, which is written after every
     case of steps and scaling. With `resume` it goes on with that file, where a run was cut short:
@@ -34,16 +35,20 @@ def run_suite(
     if a case failed.
 
     With `quick` everything runs at tiny sizes and for moments: a rehearsal, not a measurement.
+    Steps are measured `without` some peers, such as "torch compile-max-autotune".
     """
     for section in sections:
         if section not in SECTIONS:
             raise unknown("section", section, SECTIONS)
+    for peer in without:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
     device = backends.get(device).name
     result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
     if resume:
         result = _unfinished(output, result)
     measures: dict[str, Callable[[], Iterator[Any]]] = {
-        "steps": lambda: measure_steps(device, quick, result.get("steps", [])),
+        "steps": lambda: measure_steps(device, quick, result.get("steps", []), without),
         "primitives": lambda: iter([measure_primitives(device, quick)]),
         "scaling": lambda: measure_scaling(device, quick, result.get("scaling", [])),
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),

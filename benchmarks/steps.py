@@ -6,7 +6,9 @@ through a permutation.
 On a CPU that process has one OpenMP library, PyTorch's, whose threads wait awake for longer than
 those of minivae by itself (`backends/cpu.py`)."""
 
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,10 +22,12 @@ from minivae.train import Trainer
 
 from .cases import Case, step_cases
 from .measure import (
+    LIMIT,
     ROUNDS,
     SECONDS_A_TURN,
     Candidate,
-    in_own_process,
+    OwnProcess,
+    cores,
     reason,
     summary,
     take_turns,
@@ -39,6 +43,19 @@ SEVERAL = 8
 SCAN = {"cpu": 8, "cuda": 64}
 """Steps of one call of JAX's scan: on a GPU so many that what a call costs is no part of a step."""
 
+PEERS = (
+    *(f"torch {way}" for way in ("eager", "compile", "compile-max-autotune", "compile-graph")),
+    *("torch graph", "torch graph-nchw", "jax jit", "jax scan"),
+)
+"""All that there can be."""
+
+AT_ONCE = {"cuda": 16}
+"""Cases that are prepared at the same time, on as many cores: what takes longest is to compile a
+GPU's kernels. They are measured one after another."""
+
+SECONDS_OF = {"cuda": 0.05}
+"""A turn's, where a step takes a tenth of the time."""
+
 FIRST_STEPS = 3
 """Steps that a peer must take before it is timed; some do what they do once in the second."""
 
@@ -49,6 +66,8 @@ def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[s
     missing = []
     where = "cuda" if device == "cuda" else "cpu"
     try:
+        if where == "cuda":
+            os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # of AT_ONCE processes
         import torch
 
         from .torch_peer import CAPTURED, COMPILED, TorchPeer, is_convolutional
@@ -61,6 +80,7 @@ def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[s
     except ImportError:
         missing.append("torch")
     try:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU for all
         import jax
 
         from .jax_peer import JaxPeer
@@ -151,16 +171,15 @@ def _label(case: Case, precision: str) -> str:
     return case.name if precision == "fp32" else f"{case.name} {precision}"
 
 
-def measure_case(
-    case: Case,
-    device: str,
-    rounds: int = ROUNDS,
-    seconds: float = SECONDS_A_TURN,
-    precision: str = "fp32",
-) -> dict[str, Any]:
-    """Milliseconds a step of minivae and of every peer; the failures of peers by name.
+def prepare_case(
+    case: Case, device: str, precision: str = "fp32", without: Sequence[str] = ()
+) -> Callable[[int, float], dict[str, Any]]:
+    """What measures a case in so many rounds, in each of which minivae and every peer run for so
+    many seconds, and returns milliseconds a step, and why a peer has none. All have been compiled
+    by then but the peers `without`.
 
-    Raises RuntimeError if a peer's loss differs, or if what was timed has not lowered a loss.
+    Both raise RuntimeError: this if a peer's loss differs, the other if what was timed has not
+    lowered a loss.
     """
     set_peers_precision(precision)
     case.model.to(backends.get(device, precision))
@@ -179,6 +198,9 @@ def measure_case(
     failures = dict.fromkeys(missing, "not installed")
     losses: dict[str, Callable[[], float]] = {OWN: lambda: _own_loss(case, images)}
     for name, build in builders.items():
+        if name in without:
+            failures[name] = "left out"
+            continue
         try:
             peer = build()
             loss = _peer_loss(name, peer, images, eps)
@@ -192,46 +214,85 @@ def measure_case(
             raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
         candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
         losses[name] = partial(_peer_loss, name, peer, images, eps)
-    times = take_turns(candidates, rounds, seconds)
-    for name, now in ((name, loss_now()) for name, loss_now in losses.items()):
-        if not now < own:
-            raise RuntimeError(f"{case.name}: after its steps {name} has loss {now}, before {own}")
-    peer_times = [times[name] for name in times if not name.startswith(OWN)]
-    leads = [times_as_fast(times[OWN], other) for other in peer_times]
-    return {
-        "case": _label(case, precision),
-        "loss": float(f"{own:.6g}"),
-        "milliseconds": {name: summary(values) for name, values in times.items()},
-        "failures": failures,
-        "times_as_fast_as_the_fastest_peer": min(leads, default=None),
-    }
+
+    def timed(rounds: int, seconds: float) -> dict[str, Any]:
+        times = take_turns(candidates, rounds, seconds)
+        for name, now in ((name, loss_now()) for name, loss_now in losses.items()):
+            if not now < own:
+                raise RuntimeError(
+                    f"{case.name}: after its steps {name} has loss {now}, before {own}"
+                )
+        peer_times = [times[name] for name in times if not name.startswith(OWN)]
+        leads = [times_as_fast(times[OWN], other) for other in peer_times]
+        return {
+            "case": _label(case, precision),
+            "loss": float(f"{own:.6g}"),
+            "milliseconds": {name: summary(values) for name, values in times.items()},
+            "failures": failures,
+            "times_as_fast_as_the_fastest_peer": min(leads, default=None),
+        }
+
+    return timed
 
 
-def _measure_numbered(
-    number: int, batch: int | None, device: str, precision: str, options: dict[str, Any]
-) -> dict[str, Any]:
-    return measure_case(step_cases(batch)[number], device, precision=precision, **options)
+def _prepare_numbered(
+    number: int,
+    batch: int | None,
+    device: str,
+    precision: str,
+    without: Sequence[str],
+    turns: tuple[int, float],
+) -> Callable[[], dict[str, Any]]:
+    return partial(prepare_case(step_cases(batch)[number], device, precision, without), *turns)
 
 
 def measure_steps(
-    device: str, quick: bool, measured: list[dict[str, Any]]
+    device: str, quick: bool, measured: list[dict[str, Any]], without: Sequence[str] = ()
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every case of `step_cases` that is not yet among `measured`:
     each in a process of its own, so that the threads of one case's peers do not disturb the next;
-    on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each. A case
-    that fails has a `failure` and no times, and is measured again by the next call."""
-    options: dict[str, Any] = {"rounds": 3, "seconds": 0.02} if quick else {}
+    on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each; `without`
+    some peers. A case that fails has a `failure` and no times, and is measured again by the next
+    call."""
+    turns = (3, 0.02) if quick else (ROUNDS, SECONDS_OF.get(device, SECONDS_A_TURN))
     batch = QUICK_BATCH if quick else None
     measured = [case for case in measured if "failure" not in case]
-    for number, case in enumerate(step_cases(batch)):
-        for precision in ("fp32",) if device == "cpu" else backends.PRECISIONS:
-            label = _label(case, precision)
-            if label in {known["case"] for known in measured}:
-                continue
-            work = (number, batch, device, precision, options)
-            try:
-                found = in_own_process(_measure_numbered, *work)
-            except Exception as error:  # the other cases are measured all the same
-                found = {"case": label, "failure": reason(error)}
+    known = {case["case"] for case in measured}
+    work = {
+        _label(case, precision): (number, batch, device, precision, without, turns)
+        for number, case in enumerate(step_cases(batch))
+        for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
+        if _label(case, precision) not in known
+    }
+    at_once = min(AT_ONCE.get(device, 1), cores() or 1)
+    for first in range(0, len(work), at_once):
+        labels = list(work)[first : first + at_once]
+        for found in _measured_in_turn({label: work[label] for label in labels}):
             measured = [*measured, found]
             yield measured
+
+
+def _measured_in_turn(work: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The results of cases that were prepared at the same time."""
+    end = time.monotonic() + LIMIT
+    processes = {label: OwnProcess(_prepare_numbered, *case) for label, case in work.items()}
+    failures: dict[str, Exception] = {}
+    try:
+        for label, process in processes.items():
+            try:
+                process.wait_until_prepared(end - time.monotonic())
+            except Exception as error:  # the other cases are measured all the same
+                failures[label] = error
+                process.end()
+        for label, process in processes.items():
+            try:
+                if label in failures:
+                    raise failures[label]
+                found = process.result(LIMIT)
+            except Exception as error:
+                found = {"case": label, "failure": reason(error)}
+            yield found
+            process.end()
+    finally:
+        for process in processes.values():
+            process.end()

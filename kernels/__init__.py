@@ -16,10 +16,10 @@ class Tile(NamedTuple):
     columns: int
 
 
-NARROW_TILES = (Tile(128, 16), Tile(128, 32))
-MEDIUM, LARGE = Tile(64, 64), Tile(128, 64)
-TILES = (*NARROW_TILES, MEDIUM, LARGE)
-WITH_TILES = {"conv": TILES, "gemm": TILES, "weights": (MEDIUM, LARGE)}
+SMALL, MEDIUM, LARGE = Tile(32, 32), Tile(64, 64), Tile(128, 64)
+DENSE_TILES = (SMALL, MEDIUM, LARGE)
+TILES = (Tile(128, 16), Tile(128, 32), *DENSE_TILES)
+WITH_TILES = {"conv": TILES, "gemm": DENSE_TILES, "weights": DENSE_TILES}
 """The sources of matrix products, with the tiles that they may have."""
 
 OPTIONS = ("--std=c++17",)

@@ -102,17 +102,24 @@ struct RowSums {
   int* arrivals;
   float* loss;
 
-  // Adds up the losses of the rows over the columns of tiles. True in the block that is the last of
-  // the launch.
+  // Adds up the losses of the rows over the columns of tiles: neighbouring threads share a row.
+  // True in the block that is the last of the launch.
   __device__ __forceinline__ bool gather(const Place& place, int n, int o) const {
-    int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x;
+    const int sharing = THREADS / ROWS;
+    int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x / sharing;
     if (!last_to_arrive(arrivals + 1 + place.row / ROWS, tiles)) return false;
-    if (threadIdx.x < ROWS && row < n) {
-      float sum = 0.0f;
+    float sum = 0.0f;
+    if (row < n) {
 #pragma unroll 8
-      for (int tile = 0; tile < tiles; ++tile) sum += __ldcg(parts + (size_t)tile * n + row);
-      loss[row] = sum;
+      for (int tile = threadIdx.x % sharing; tile < tiles; tile += sharing) {
+        sum += __ldcg(parts + (size_t)tile * n + row);
+      }
     }
+#pragma unroll
+    for (int offset = sharing / 2; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
+    }
+    if (threadIdx.x % sharing == 0 && row < n) loss[row] = sum;
     return last_to_arrive(arrivals, ceil_div(n, ROWS));
   }
 };

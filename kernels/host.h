@@ -287,8 +287,8 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) {
   return (unsigned int)((unsigned long long)a * b >> 32);
 }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float approximate_sqrt(float a) { return std::sqrt(a); }
+inline float approximate_quotient(float a, float b) { return a / b; }
 inline void sincospif(float x, float* sine, float* cosine) {
   const double pi = 3.14159265358979323846;
   *sine = (float)std::sin(pi * (double)x);

@@ -2,8 +2,8 @@
 // read through a map from (row, depth) to memory. gemm.cu has matrices there, conv.cu the windows
 // of an image.
 //
-// The operands come to shared memory a slice of DEPTH at a time, STAGES - 1 ahead of the one that
-// is multiplied. Where several blocks share a tile's contraction (split-K), each leaves its sum in
+// The operands come to shared memory in stages of a slice of DEPTH or two, STAGES - 1 ahead of the
+// one that is multiplied. Where several blocks share a tile's contraction (split-K), each leaves its sum in
 // `partials`, and the block that arrives last adds them up in the order of the splits: the same
 // bits each time, whichever block that was. The only atomics are the integers that count arrivals.
 //
@@ -15,13 +15,22 @@ const int COLUMNS = TILE_COLUMNS;
 const int DEPTH = 16;
 const int STAGES = ROWS + COLUMNS > 128 ? 3 : 4;
 const int THREADS = 128;
+const int WARPS = THREADS / WARP;
 const bool MAY_SPLIT = ROWS * COLUMNS <= 64 * 64;  // larger tiles are for launches of many of them
-const int BLOCKS = MAY_SPLIT ? 3 : 2;  // that a multiprocessor must have room for
 
-// A warp has a quarter of the tile's product: all of its columns or 32, and as many rows as that
-// leaves.
+// A warp has a part of the tile's product: all of its columns or 32, and as many rows as leave each
+// warp a part. In a tile of 32 x 32 all warps have all of it, each at a quarter of the depth: with
+// less a warp would read more than it multiplies.
 const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
-const int WARP_ROWS = ROWS * COLUMNS / (THREADS / WARP * WARP_COLUMNS);
+const int QUARTER_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
+const int WARP_ROWS = QUARTER_ROWS < 32 ? 32 : QUARTER_ROWS;
+const int SHARERS = WARPS * WARP_ROWS * WARP_COLUMNS / (ROWS * COLUMNS);  // warps with one part
+const int BLOCKS = SHARERS > 1 ? 4 : MAY_SPLIT ? 3 : 2;  // that a multiprocessor must have room for
+
+// Tensor cores take depths by eight, of which each sharer has at least one.
+const int WARP_DEPTH = SHARERS > 1 ? 8 : DEPTH;
+const int STAGE_SLICES = SHARERS * WARP_DEPTH / DEPTH;
+const int STAGE_DEPTH = STAGE_SLICES * DEPTH;
 
 // A run is four neighbours in memory. Everything moves by runs, as one vector where it is aligned.
 const int RUN = 4;
@@ -151,12 +160,15 @@ struct Copier {
 };
 
 __device__ __forceinline__ int first_row_of_warp() {
-  return threadIdx.x / WARP / (COLUMNS / WARP_COLUMNS) * WARP_ROWS;
+  return threadIdx.x / WARP / SHARERS / (COLUMNS / WARP_COLUMNS) * WARP_ROWS;
 }
 
 __device__ __forceinline__ int first_column_of_warp() {
-  return threadIdx.x / WARP % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS;
+  return threadIdx.x / WARP / SHARERS % (COLUMNS / WARP_COLUMNS) * WARP_COLUMNS;
 }
+
+// Which of the warps with one part this is.
+__device__ __forceinline__ int sharer() { return threadIdx.x / WARP % SHARERS; }
 
 // Where an element is in a tile's result. All rows begin in the same bank, so their columns are turned
 // (by XOR), else what a warp stores at once would lie in four or eight of the 32.
@@ -183,19 +195,20 @@ struct Product {
   static __device__ __forceinline__ int group() { return lane() / 4; }
   static __device__ __forceinline__ int member() { return lane() % 4; }
 
-  __device__ __forceinline__ void add(const float* a, const float* b) {
+  // Adds the product of the WARP_DEPTH depths from `depth`.
+  __device__ __forceinline__ void add(const float* a, const float* b, int depth) {
     if constexpr (TURNED) {
-      add_in_order<B, A>(b, first_column_of_warp(), a, first_row_of_warp());
+      add_in_order<B, A>(b, first_column_of_warp(), a, first_row_of_warp(), depth);
     } else {
-      add_in_order<A, B>(a, first_row_of_warp(), b, first_column_of_warp());
+      add_in_order<A, B>(a, first_row_of_warp(), b, first_column_of_warp(), depth);
     }
   }
 
   template <class First, class Second>
   __device__ __forceinline__ void add_in_order(
-      const float* a, int first_row, const float* b, int first_column) {
+      const float* a, int first_row, const float* b, int first_column, int depth) {
 #pragma unroll
-    for (int k = 0; k < DEPTH; k += 8) {
+    for (int k = depth; k < depth + WARP_DEPTH; k += 8) {
       float rows[DOWN][4], columns[ACROSS / 2][4];
 #pragma unroll
       for (int i = 0; i < DOWN; ++i) read_rows<First>(rows[i], a, first_row + 16 * i, k);
@@ -327,9 +340,10 @@ struct Product {
   static __device__ __forceinline__ int group() { return threadIdx.x % WARP / MEMBERS; }
   static __device__ __forceinline__ int member() { return threadIdx.x % MEMBERS; }
 
-  __device__ __forceinline__ void add(const float* a, const float* b) {
-#pragma unroll 1
-    for (int depth = 0; depth < DEPTH; depth += RUN) {
+  // Adds the product of the WARP_DEPTH depths from `first`.
+  __device__ __forceinline__ void add(const float* a, const float* b, int first) {
+#pragma unroll(SHARERS > 1 ? 2 : 1)
+    for (int depth = first; depth < first + WARP_DEPTH; depth += RUN) {
       float a_values[DOWN][RUN], b_values[ACROSS][RUN];
       PartA::read(a, first_row_of_warp(), group(), depth, a_values);
       PartB::read(b, first_column_of_warp(), member(), depth, b_values);
@@ -366,7 +380,24 @@ struct Product {
 const int RESULT = (ROWS + 1) * COLUMNS;
 
 const int SLICES = (ROWS + COLUMNS) * DEPTH;
-const int MEMORY = STAGES * SLICES > RESULT ? STAGES * SLICES : RESULT;
+const int STAGE = STAGE_SLICES * SLICES;
+const int MEMORY = STAGES * STAGE > SHARERS * RESULT ? STAGES * STAGE : SHARERS * RESULT;
+
+__device__ __forceinline__ void add(float4& sum, float4 term) {
+  sum.x += term.x, sum.y += term.y, sum.z += term.z, sum.w += term.w;
+}
+
+// Adds up the sharers' results, one behind the other in `memory`.
+__device__ __forceinline__ void add_sharers(float* memory) {
+  float4* runs = (float4*)memory;
+  for (int i = threadIdx.x; i < RESULT / RUN; i += THREADS) {
+    float4 sum = runs[i];
+#pragma unroll
+    for (int other = 1; other < SHARERS; ++other) add(sum, runs[other * (RESULT / RUN) + i]);
+    runs[i] = sum;
+  }
+  __syncthreads();
+}
 
 // The product of rows from `row`, columns from `column` and depths from `first` to `end`, left in
 // `memory` (MEMORY,) as a result. Ends with a barrier.
@@ -378,38 +409,47 @@ __device__ __forceinline__ void multiply(
   using LayoutB = Slice<B::INNER_DEPTH, COLUMNS>;
   Copier<ROWS, A> copier_a(a, row);
   Copier<COLUMNS, B> copier_b(b, column);
-  int count = ceil_div(end - first, DEPTH);
-  auto copy = [&](int slice) {
-    if (slice < count) {
-      float* stage = memory + slice % STAGES * SLICES;
-      copier_a.copy(stage, first + slice * DEPTH);
-      copier_b.copy(stage + LayoutA::SIZE, first + slice * DEPTH);
+  int count = ceil_div(end - first, STAGE_DEPTH);
+  auto copy = [&](int stage) {
+    if (stage < count) {
+#pragma unroll
+      for (int slice = 0; slice < STAGE_SLICES; ++slice) {
+        float* target = memory + stage % STAGES * STAGE + slice * SLICES;
+        int depth = first + stage * STAGE_DEPTH + slice * DEPTH;
+        copier_a.copy(target, depth);
+        copier_b.copy(target + LayoutA::SIZE, depth);
+      }
     }
     commit_copies();
   };
   Product<LayoutA, LayoutB> product;
-  bool sums = with_sums && threadIdx.x < COLUMNS;
+  int depth = sharer() * WARP_DEPTH;
+  int summed = threadIdx.x % COLUMNS;
+  bool sums = with_sums && threadIdx.x < SHARERS * COLUMNS;
   float column_sum = 0.0f;
 #pragma unroll 1
-  for (int slice = 0; slice < STAGES - 1; ++slice) copy(slice);
+  for (int stage = 0; stage < STAGES - 1; ++stage) copy(stage);
 #pragma unroll 1
-  for (int slice = 0; slice < count; ++slice) {
+  for (int stage = 0; stage < count; ++stage) {
     wait_copies<STAGES - 2>();
-    __syncthreads();  // all copies of this slice have landed, and all reads of the last are over
-    copy(slice + STAGES - 1);
-    const float* stage = memory + slice % STAGES * SLICES;
-    product.add(stage, stage + LayoutA::SIZE);
+    __syncthreads();  // all copies of this stage have landed, and all reads of the last are over
+    copy(stage + STAGES - 1);
+    const float* a_slice = memory + stage % STAGES * STAGE + depth / DEPTH * SLICES;
+    const float* b_slice = a_slice + LayoutA::SIZE;
+    product.add(a_slice, b_slice, depth % DEPTH);
     if (sums) {
-      for (int k = 0; k < DEPTH; ++k) {
-        column_sum += stage[LayoutA::SIZE + LayoutB::at(threadIdx.x, k)];
+      for (int k = 0; k < WARP_DEPTH; ++k) {
+        column_sum += b_slice[LayoutB::at(summed, depth % DEPTH + k)];
       }
     }
   }
   wait_copies<0>();
   __syncthreads();
-  if (sums) memory[threadIdx.x] = column_sum;
-  product.store(memory + COLUMNS);
+  float* result = memory + sharer() * RESULT;
+  if (sums) result[summed] = column_sum;
+  product.store(result + COLUMNS);
   __syncthreads();
+  if (SHARERS > 1) add_sharers(memory);
 }
 
 // Whether this block is the last of `expected` to arrive at `counter`, which is then zero again.
@@ -438,10 +478,6 @@ struct Place {
         column(tile % ceil_div(columns, COLUMNS) * COLUMNS) {}
 };
 
-__device__ __forceinline__ void add(float4& sum, float4 term) {
-  sum.x += term.x, sum.y += term.y, sum.z += term.z, sum.w += term.w;
-}
-
 // So many results at most are added up by one block: more of them by a tree of blocks.
 const int FAN = 12;
 
@@ -452,12 +488,12 @@ struct Share {
   float* partials;
   int* arrivals;
 
-  // The depths of this split, a whole number of slices but for the last.
+  // The depths of this split, a whole number of stages but for the last.
   __device__ __forceinline__ int first(int depth) const {
-    return min(depth, split * ceil_div(ceil_div(depth, DEPTH), splits) * DEPTH);
+    return min(depth, split * ceil_div(ceil_div(depth, STAGE_DEPTH), splits) * STAGE_DEPTH);
   }
   __device__ __forceinline__ int end(int depth) const {
-    return min(depth, (split + 1) * ceil_div(ceil_div(depth, DEPTH), splits) * DEPTH);
+    return min(depth, (split + 1) * ceil_div(ceil_div(depth, STAGE_DEPTH), splits) * STAGE_DEPTH);
   }
 
   // Adds up the splits' results in `memory`, as far as their first `rows` rows. False for all
@@ -484,17 +520,17 @@ struct Share {
     for (int i = threadIdx.x; i < runs; i += THREADS) mine[i] = ((const float4*)memory)[i];
   }
 
-  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of two
-  // are asked for before the first is added.
+  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of as
+  // many results as its registers hold are asked for before the first is added.
   __device__ __forceinline__ void add_up(
       float* memory, int first, int count, int step, int runs) const {
-    const int most = (RESULT / RUN + THREADS - 1) / THREADS;
+    const int most = (RESULT / RUN + THREADS - 1) / THREADS, at_once = 18 / most;
     float4 sums[most] = {};
 #pragma unroll 1
-    for (int other = 0; other < count; other += 2) {
-      float4 terms[2][most] = {};
+    for (int other = 0; other < count; other += at_once) {
+      float4 terms[at_once][most] = {};
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
+      for (int t = 0; t < at_once; ++t) {
         const float4* theirs = result_of(first + (other + t) * step);
 #pragma unroll
         for (int r = 0; r < most; ++r) {
@@ -503,7 +539,10 @@ struct Share {
         }
       }
 #pragma unroll
-      for (int r = 0; r < most; ++r) add(sums[r], terms[0][r]), add(sums[r], terms[1][r]);
+      for (int t = 0; t < at_once; ++t) {
+#pragma unroll
+        for (int r = 0; r < most; ++r) add(sums[r], terms[t][r]);
+      }
     }
 #pragma unroll
     for (int r = 0; r < most; ++r) {
@@ -558,7 +597,8 @@ template <class Finish>
 __device__ __forceinline__ void for_each_run(
     const float* result, int first_row, int first_column, int rows, int columns,
     const Finish& finish) {
-  const int together = Finish::TOGETHER;
+  const int most = ROWS * COLUMNS / (RUN * THREADS);  // of a thread
+  const int together = Finish::TOGETHER < most ? Finish::TOGETHER : most;
   int runs = min(rows - first_row, ROWS) * COLUMNS / RUN;
   int end = ceil_div(runs, THREADS) * THREADS;  // the same for all, who may shuffle
 #pragma unroll 1
@@ -665,7 +705,7 @@ struct Store {
 // A gradient (rows, columns) to Adam, which changes parameter and moments at once. It is never
 // written to memory.
 struct Update {
-  static const int TOGETHER = 2;
+  static const int TOGETHER = 4;
   struct Fetched {
     Run p, m, v;
   };

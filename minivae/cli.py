@@ -234,6 +234,14 @@ def _add_bench(commands: Any) -> None:
         "--resume", action="store_true", help="go on with FILE, where a run was cut short"
     )
     bench.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="PEER",
+        help="leave a peer out of the steps, such as 'torch compile-max-autotune', which compiles "
+        "for minutes",
+    )
+    bench.add_argument(
         "--compare",
         type=Path,
         nargs=2,
@@ -764,7 +772,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     sections = arguments.sections or ["steps", "primitives"]
     run_suite(
         *(arguments.device, sections, arguments.output),
-        **{name: getattr(arguments, name) for name in ("quick", "data", "resume")},
+        **{name: getattr(arguments, name) for name in ("quick", "data", "resume", "without")},
     )
 
 

@@ -9,22 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import give_all_products
 
-from minivae.backends import kernel_backend
-from minivae.kernels import LARGE
-
-
-@pytest.fixture
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives wide products of any size the tiles that are meant for much larger ones."""
-    monkeypatch.setattr(kernel_backend, "wide_tile", lambda products: LARGE)
+from minivae.kernels import LARGE, MEDIUM
 
 
-@pytest.fixture(params=["chosen tiles", "large tiles"])
-def tiles(request: pytest.FixtureRequest) -> None:
-    """Both with the tiles that products of a size get and with large ones."""
-    if request.param == "large tiles":
-        request.getfixturevalue("large_tiles")
+@pytest.fixture(params=[None, MEDIUM, LARGE], ids=["chosen tiles", "medium tiles", "large tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both with the tiles that products of a size get and with those of larger ones."""
+    if request.param:
+        give_all_products(request.param, monkeypatch)
 
 
 @pytest.fixture(scope="session")

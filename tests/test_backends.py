@@ -19,17 +19,18 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 import pytest
-from helpers import relative_error
+from helpers import give_all_products, relative_error
 from numba import get_num_threads, set_num_threads
 from numpy.typing import NDArray
 
 from minivae import backends
 from minivae.backends import cpu, cpu_kernels, cpu_products
 from minivae.backends.cpu import SPINS, CpuBackend
+from minivae.backends.kernel_backend import kernels
 from minivae.backends.reference import PRIMITIVES, Call, ReferenceBackend
 from minivae.data.glyphs import glyphs
 from minivae.errors import InputError
-from minivae.kernels import NARROW_TILES
+from minivae.kernels import SMALL, WITH_TILES, Tile
 from minivae.ops import philox
 from minivae.ops.activations import (
     DERIVATIVE_FROM_INPUT,
@@ -503,23 +504,24 @@ def test_products_of_tf32_numbers_are_as_close_as_their_rounding(
     check(Runner(kernel_backend, np.float32)(case), case, TF32_TOLERANCE)
 
 
-def _columns(case: Case) -> int:
-    """The columns of the matrix that a product makes."""
-    result = next(a for a in case.arguments if isinstance(a, Out | InOut))
-    return result.shape[-1] if isinstance(result, Out) else result.array.shape[-1]
+def _tiles(case: Case) -> tuple[Tile, ...]:
+    """All that a product may have."""
+    return WITH_TILES[kernels()[case.primitive].stem]
 
 
-NARROW = max(tile.columns for tile in NARROW_TILES)
-WIDE_PRODUCTS = [
-    case
-    for case in PRODUCTS
-    if _columns(case) > NARROW or case.primitive == "dense_weight_gradient"
-]
-
-
-@pytest.mark.usefixtures("large_tiles")
-@pytest.mark.parametrize("case", WIDE_PRODUCTS, ids=lambda case: case.id)
-def test_equivalence_with_large_tiles(kernel_backend: Any, case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "tile"),
+    [
+        pytest.param(case, tile, id=f"{case.id}-{tile.rows}x{tile.columns}")
+        for case in PRODUCTS
+        for tile in _tiles(case)
+        if tile != SMALL  # which most cases have without being asked
+    ],
+)
+def test_equivalence_with_every_tile(
+    kernel_backend: Any, case: Case, tile: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_all_products(tile, monkeypatch)
     tolerance = TOLERANCE[np.float32] if kernel_backend.precision == "fp32" else TF32_TOLERANCE
     check(Runner(kernel_backend, np.float32)(case), case, tolerance)
 

@@ -87,7 +87,7 @@ def case_of(primitive: str, label: str = "") -> Case:
 
 
 DENSE = case_of("dense_forward", "128x784x400")
-"""Split over several blocks, many slices deep."""
+"""Split over several blocks, several stages deep."""
 
 
 # The fused update
@@ -293,7 +293,7 @@ def case_of(primitive: str, label: str = "") -> Case:
 
 
 DENSE = case_of("dense_forward", "128x784x400")
-"""Split over several blocks, many slices deep."""
+"""Split over several blocks, several stages deep."""
 
 ORDERED = [
     *{case.primitive: case for case in CASES}.values(),
@@ -449,15 +449,15 @@ PLANTED = {
     ),
     "a split left out": (
         "gemm",
-        "other < count; other += 2",
-        "other < count - 2; other += 2",
+        "if (i < runs && other + t < count) terms",
+        "if (i < runs && other + t < count - 1) terms",
         DENSE,
     ),
     "a level of the tree left out": (
         "conv",
         "while (MAY_SPLIT && left > 1) {",
         "while (MAY_SPLIT && left == splits) {",
-        case_of("conv2d_weight_gradient", "6x28x28"),
+        case_of("conv2d_weight_gradient", "5x28x28x1-3x3x32-stride1x1"),
     ),
     "runs that lie elsewhere than they are read": (
         "gemm",

@@ -20,11 +20,12 @@ from minivae.backends.kernel_backend import (
     LEVELS,
     MULTIPROCESSORS,
     RESIDENT,
-    splits_of,
+    Tiles,
+    result_size,
+    stage_depth,
     tiles_of,
-    wide_tile,
 )
-from minivae.kernels import LARGE, MEDIUM, NARROW_TILES, source
+from minivae.kernels import LARGE, MEDIUM, SMALL, TILES, WITH_TILES, Tile, source
 from minivae.ops.activations import IDENTITY
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
@@ -153,58 +154,86 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
     assert results[0] == results[1]
 
 
-def test_a_product_gets_large_tiles_where_there_are_very_many() -> None:
-    assert tiles_of(128, 400, 784) == (MEDIUM, 14, 7)
-    assert tiles_of(4096, 400, 784) == (LARGE, 224, 1)
-    assert tiles_of(4096, 16, 784).tile == NARROW_TILES[0]
-    assert wide_tile([(784, 400), (400, 784)]) == MEDIUM
-    assert wide_tile([(784, 2048), (2048, 784)]) == LARGE
+def test_a_product_gets_the_tiles_that_take_least_time() -> None:
+    assert tiles_of("gemm", [(128, 400)], 784) == (SMALL, 52, 5)
+    assert tiles_of("gemm", [(4096, 400)], 784) == (LARGE, 224, 1)
+    assert tiles_of("conv", [(100352, 1)], 288).tile == Tile(128, 16)
+    assert tiles_of("conv", [(100352, 32)], 288).tile == Tile(128, 32)
+    assert tiles_of("weights", [(784, 400), (400, 784)], 128) == (SMALL, 650, 1)
+    # Of 182 whole ones 50 multiprocessors would have two.
+    assert tiles_of("weights", [(784, 400), (400, 784)], 4096) == (MEDIUM, 182, 2)
 
 
-@pytest.mark.parametrize(("depth", "splits"), [(1, 1), (112, 1), (128, 2), (200, 3), (10**6, 28)])
-def test_no_split_is_less_than_64_deep(depth: int, splits: int) -> None:
-    assert tiles_of(128, 400, depth).splits == splits
+@pytest.mark.parametrize("tile", [SMALL, MEDIUM])
+@pytest.mark.parametrize("depth", [1, 64, 112, 127, 128, 200, 10**6])
+def test_no_split_is_less_than_64_deep(
+    tile: Tile, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WITH_TILES, "gemm", (tile,))
+    splits = tiles_of("gemm", [(1, 1)], depth).splits
+    assert splits == 1 or depth > 64 * (splits - 1)
+    assert (splits > 1) == (depth > (128 if tile == SMALL else 112))
 
 
 @pytest.mark.parametrize(
-    ("tiles", "depth", "blocks"),
+    ("products", "depth", "blocks"),
     [
-        (5, 25088, 255),  # not 135, of which three multiprocessors would have two
-        (196, 128, 196),  # halves would not make up for adding them
-        (196, 4096, 392),  # of 196 whole ones 64 multiprocessors would have two
-        (397, 10**6, 397),
+        ([(288, 64)], 25088, 255),  # not 135, of which three multiprocessors would have two
+        ([(784, 400), (400, 784)], 128, 182),  # halves would not make up for adding them
+        ([(4096, 450)], 10**6, 512),
     ],
 )
-def test_as_many_blocks_as_take_least_time(tiles: int, depth: int, blocks: int) -> None:
-    assert tiles * splits_of(MEDIUM, tiles, depth) == blocks
-
-
-@pytest.mark.parametrize("copies", [1, 4])
-def test_results_of_splits_fit_in_their_workspace(copies: int) -> None:
-    rng = np.random.default_rng(copies)
-    for rows, columns, depth in np.exp(rng.uniform(0, 11, (2000, 3))).astype(int).tolist():
-        tile, number, splits = tiles_of(rows, columns, depth, copies=copies)
-        assert splits == 1 or tile != LARGE
-        assert splits == 1 or number * copies * splits <= RESIDENT * MULTIPROCESSORS <= FAN**LEVELS
-        # No part is left without a slice.
-        slices = -(-depth // DEPTH)
-        assert (splits - 1) * -(-slices // splits) < slices
-
-
-def test_the_kernels_have_the_constants_that_splits_are_chosen_by() -> None:
-    text = (KERNELS / "tile.cuh").read_text()
-    for declared in (f"DEPTH = {DEPTH};", f"FAN = {FAN};", f"BLOCKS = MAY_SPLIT ? {RESIDENT} : "):
-        assert f"const int {declared}" in text
-
-
-@pytest.mark.parametrize("splits", [FAN, FAN + 1, RESIDENT * MULTIPROCESSORS])
-def test_a_tree_of_any_size_adds_up_every_split(
-    splits: int, monkeypatch: pytest.MonkeyPatch
+def test_as_many_blocks_as_take_least_time(
+    products: list[tuple[int, int]], depth: int, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_backend, "splits_of", lambda *_: splits)
+    monkeypatch.setitem(WITH_TILES, "gemm", (MEDIUM,))
+    _, number, splits = tiles_of("gemm", products, depth)
+    assert number * splits == blocks
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_results_of_splits_fit_in_their_workspace(
+    tile: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WITH_TILES, "conv", (tile,))
+    backend = EmulatedBackend()
+    rng = np.random.default_rng(tile.rows)
+    for rows, columns, depth in np.exp(rng.uniform(0, 11, (1000, 3))).astype(int).tolist():
+        for copies in (1, 4):
+            _, number, splits = tiles_of("conv", [(rows, columns)] * copies, depth)
+            if splits == 1:
+                continue
+            assert number * splits * result_size(tile) <= backend._partials.size
+            assert LEVELS * number * splits <= backend._arrivals.size
+            assert splits <= FAN**LEVELS
+            # No part is left without a stage.
+            stages = -(-depth // stage_depth(tile))
+            assert (splits - 1) * -(-stages // splits) < stages
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_the_kernels_have_the_constants_that_tiles_are_chosen_by(tile: Tile) -> None:
+    probe = """
+extern "C" __global__ void constants(int* __restrict__ values) {
+  values[0] = DEPTH, values[1] = STAGE_DEPTH, values[2] = BLOCKS, values[3] = FAN;
+  values[4] = RESULT;
+}
+"""
+    values = np.zeros(5, np.int32)
+    run(build(source("gemm", tile=tile) + probe), "constants", 1, 1, values)
+    expected = [DEPTH, stage_depth(tile), RESIDENT[tile], FAN, result_size(tile)]
+    assert values.tolist() == expected
+
+
+@pytest.mark.parametrize("tile", [SMALL, MEDIUM])
+@pytest.mark.parametrize("splits", [FAN, FAN + 1, 3 * MULTIPROCESSORS])
+def test_a_tree_of_any_size_adds_up_every_split(
+    splits: int, tile: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_backend, "tiles_of", lambda *_: Tiles(tile, 1, splits))
     rng = np.random.default_rng(splits)
-    x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((3, 6400), (6400, 40)))
-    y, b = np.zeros((3, 40), np.float32), np.zeros(40, np.float32)
+    x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((3, 12800), (12800, 29)))
+    y, b = np.zeros((3, 29), np.float32), np.zeros(29, np.float32)
     backend = EmulatedBackend()
     for _ in range(2):  # the counters are zero again
         backend.dense_forward(x, w, b, y, IDENTITY)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..kernels import LARGE, MEDIUM, NARROW_TILES, STEMS, Tile, source
+from ..kernels import LARGE, MEDIUM, SMALL, STEMS, TILES, WITH_TILES, Tile, source
 from ..ops.activations import IDENTITY, KINDS, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
@@ -48,9 +48,9 @@ THREADS = {
 MULTIPROCESSORS = 132
 """Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
 
-RESIDENT = 3
-"""Blocks that a multiprocessor has room for, with every tile that may be split: BLOCKS of
-kernels/tile.cuh, which the compiler keeps to."""
+RESIDENT = {tile: 4 if tile == SMALL else 2 if tile == LARGE else 3 for tile in TILES}
+"""Blocks that a multiprocessor has room for: BLOCKS of kernels/tile.cuh, which the compiler keeps
+to."""
 
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
@@ -64,28 +64,32 @@ FAN = 12
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `time_in_slices` weighs: a slice of a tile of 64 x 64 is 717 instructions of each of four
-# warps (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is
-# shorter, but split alike: the order in which sums are added does not depend on the precision.
+# What `tiles_of` weighs, in stages of a tile of 64 x 64: 717 instructions of each of four warps
+# (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is shorter,
+# but divided alike: the order in which sums are added does not depend on the precision.
+
+STAGE_TIME = {SMALL: 0.6, Tile(128, 16): 0.7, Tile(128, 32): 1.1, MEDIUM: 1, LARGE: 5 / 3}
+"""What a stage of a tile takes: by its instructions in float32 and TF32 (kernels/README.md)."""
 
 LONE = 1.45
-"""What a slice takes where a block has a multiprocessor alone, and no other issues while it waits.
-Estimated from the latencies of its loads and barriers."""
+"""How many times as long it takes where a block has a multiprocessor alone, and no other issues
+while it waits. Estimated from the latencies of its loads and barriers."""
 
-ADDED = 0.7
-"""What adding one result to the others takes, whose blocks wait for it. Estimated: 0.55 us for two,
-which one trip to the second-level cache brings."""
+ARRIVED = 1.5
+"""What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
+atomic addition and two barriers."""
 
-PASSED = 0.015
-"""What each result takes of all blocks' time, since the second-level cache must take it in and give
-it back: 2 x 16.6 KB (counted), at 5.5 TB/s (estimated)."""
+FETCHED = 1.35
+"""What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
+to the second-level cache."""
 
-LARGEST_RESULT = max((tile.rows + 1) * tile.columns for tile in (*NARROW_TILES, MEDIUM))
-"""Numbers that a split of a tile leaves for the others: LARGE is never split."""
+PASSED = 1.8e-6
+"""What a number takes of all blocks' time to pass the second-level cache: 4 bytes at 5.5 TB/s
+(estimated)."""
 
-LARGE_TIME = 5 / 3
-"""How long a LARGE tile takes, if a MEDIUM one takes 1: by the instructions of a slice 1.4 to 1.8
-(kernels/README.md), by its bytes 1.5."""
+EXPOSED = 1 / 3
+"""The share of it that is not hidden behind multiplications: little in float32, most of it in TF32.
+Estimated."""
 
 LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
@@ -153,62 +157,91 @@ def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int
     return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
 
 
-def added_results(splits: int) -> int:
-    """How many results are added up one after another, over all levels of the tree."""
+def stage_depth(tile: Tile) -> int:
+    """How deep a stage of a tile is: STAGE_DEPTH of kernels/tile.cuh."""
+    return 2 * DEPTH if tile == SMALL else DEPTH
+
+
+def stage_size(tile: Tile) -> int:
+    """Numbers that a stage brings: STAGE of kernels/tile.cuh."""
+    return (tile.rows + tile.columns) * stage_depth(tile)
+
+
+def result_size(tile: Tile) -> int:
+    """Numbers that a split of a tile leaves for the others: RESULT of kernels/tile.cuh."""
+    return (tile.rows + 1) * tile.columns
+
+
+def blocks_in_turn(blocks: int) -> float:
+    """How many times as long a launch takes as each of its blocks would, were others to issue
+    whenever it waits: all wait for the multiprocessor that has most blocks."""
+    return max(LONE, -(-blocks // MULTIPROCESSORS))
+
+
+def _tree_time(splits: int, at_once: int) -> float:
+    """How long it takes to add up the splits' results, so many at once, over all levels."""
     if splits == 1:
         return 0
-    return min(splits, FAN) + added_results(-(-splits // FAN))
+    trips = -(-min(splits, FAN) // at_once)
+    return ARRIVED + FETCHED * trips + _tree_time(-(-splits // FAN), at_once)
 
 
-def time_in_slices(tiles: int, splits: int, slices: float) -> float:
-    """How long a launch takes whose `tiles` are in `splits` of `slices` each: an estimate."""
-    blocks = tiles * splits
-    one_of_each_block = max(LONE, -(-blocks // MULTIPROCESSORS))
-    adding = ADDED * added_results(splits) + PASSED * blocks if splits > 1 else 0
-    return one_of_each_block * slices + adding
+def adding_time(tile: Tile, blocks: int, splits: int) -> float:
+    """What splitting costs: the adding up of a tile's results, and the way of all to and from the
+    second-level cache."""
+    if splits == 1:
+        return 0
+    at_once = 18 // -(-result_size(tile) // (4 * BLOCK))  # as in kernels/tile.cuh
+    return _tree_time(splits, at_once) + PASSED * 2 * result_size(tile) * blocks
 
 
-@cache
-def splits_of(tile: Tile, tiles: int, depth: int) -> int:
-    """Into how many parts a contraction of `depth` is split where the launch has `tiles`: so that
-    it takes least time by the estimate, but no part is below 64 deep.
-
-    More parts are shorter, and hide each other's latencies; but their results have to be added up,
-    and all wait for a multiprocessor that has one block more than the others.
-    """
+def most_splits(tile: Tile, tiles: int, depth: int) -> int:
+    """Into how many parts a contraction of `depth` may be split: none is below 64 deep, and all
+    blocks have room."""
     if tile == LARGE:
         return 1
-    slices = -(-depth // DEPTH)
-    most = min(slices // 4, RESIDENT * MULTIPROCESSORS // max(tiles, 1))
-    return min(range(1, max(most, 1) + 1), key=lambda s: time_in_slices(tiles, s, -(-slices // s)))
+    stages = -(-depth // stage_depth(tile))
+    return max(1, min(stages * stage_depth(tile) // 64, RESIDENT[tile] * MULTIPROCESSORS // tiles))
 
 
 def _count(tile: Tile, rows: int, columns: int) -> int:
     return -(-rows // tile.rows) * -(-columns // tile.columns)
 
 
-def wide_tile(products: Sequence[tuple[int, int]]) -> Tile:
-    """The tile for a launch that makes matrices of these rows and columns: LARGE if that gives more
-    tiles than multiprocessors, and these, one tile each at a time, finish no later."""
-    large, medium = (sum(_count(tile, *size) for size in products) for tile in (LARGE, MEDIUM))
-    rounds, medium_rounds = (-(-tiles // MULTIPROCESSORS) for tiles in (large, medium))
-    return LARGE if rounds > 1 and LARGE_TIME * rounds <= medium_rounds else MEDIUM
-
-
 class Tiles(NamedTuple):
-    """How a matrix product is divided: tile, number of tiles, splits of the contraction."""
+    """How a launch's matrix products are divided: tile, number of tiles, splits of the
+    contraction."""
 
     tile: Tile
     number: int
     splits: int
 
 
-def tiles_of(rows: int, columns: int, depth: int, *, copies: int = 1) -> Tiles:
-    """The division of a product (rows, columns), of which there are `copies` in the launch."""
-    narrow = (tile for tile in NARROW_TILES if columns <= tile.columns)
-    tile = next(narrow, None) or wide_tile([(rows, columns)] * copies)
-    number = _count(tile, rows, columns)
-    return Tiles(tile, number, splits_of(tile, number * copies, depth))
+@cache
+def _fastest(
+    tiles: Sequence[Tile], products: Sequence[tuple[int, int]], depth: int
+) -> tuple[float, Tiles]:
+    found = []
+    for tile in tiles:
+        number = sum(_count(tile, *product) for product in products)
+        stages = -(-depth // stage_depth(tile))
+        passing = EXPOSED * PASSED * stage_size(tile) * number * stages
+        for splits in range(1, most_splits(tile, max(number, 1), depth) + 1):
+            blocks = number * splits
+            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * -(-stages // splits)
+            time = multiplying + passing + adding_time(tile, blocks, splits)
+            found.append((time, Tiles(tile, number, splits)))
+    return min(found)
+
+
+def tiles_of(stem: str, products: Sequence[tuple[int, int]], depth: int) -> Tiles:
+    """How a launch of `stem`, which makes matrices of these rows and columns, is divided: so that
+    it takes least time by the estimate.
+
+    Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
+    multiplications, and the results of splits have to be added up.
+    """
+    return _fastest(WITH_TILES[stem], tuple(products), depth)[1]
 
 
 class KernelBackend(ReferenceBackend):
@@ -220,9 +253,10 @@ class KernelBackend(ReferenceBackend):
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
-        parts = RESIDENT * MULTIPROCESSORS  # a product that is split has no more blocks
-        self._partials = self.zeros((parts * LARGEST_RESULT,))
-        self._arrivals = self.zeros((LEVELS * parts,), np.int32)
+        # A product that is split has no more blocks than have room.
+        results = max(RESIDENT[tile] * result_size(tile) for tile in TILES if tile != LARGE)
+        self._partials = self.zeros((MULTIPROCESSORS * results,))
+        self._arrivals = self.zeros((LEVELS * MULTIPROCESSORS * max(RESIDENT.values()),), np.int32)
         # What the kernels that end in sums over the whole launch need.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
         self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
@@ -326,7 +360,7 @@ class KernelBackend(ReferenceBackend):
 
     def _fusable(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
         """Whether each pair is one array, and x w is small enough (LARGEST_FUSED_ROWS)."""
-        tile = tiles_of(len(x), w.shape[1], x.shape[1]).tile
+        tile = tiles_of("gemm", [(len(x), w.shape[1])], x.shape[1]).tile
         columns_of_tiles = -(-w.shape[1] // tile.columns)
         same = all(self.address(first) == self.address(second) for first, second in pairs)
         return same and len(x) * columns_of_tiles <= LARGEST_FUSED_ROWS
@@ -346,7 +380,7 @@ class KernelBackend(ReferenceBackend):
         """A dense layer with its loss; sizes are those of the batch."""
         _, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
         (n, i), o = x.shape, w.shape[1]
-        tiles = tiles_of(n, o, i)
+        tiles = tiles_of("gemm", [(n, o)], i)
         self.launch(
             *(kernel, (tiles.number, tiles.splits)),
             *(x, w, b, y, *_code(activation), *arguments),
@@ -369,7 +403,7 @@ class KernelBackend(ReferenceBackend):
             return False
         (n, o), d = dz.shape, w.shape[0]
         self._launch_product(
-            *("dense_latent_backward", tiles_of(n, d, o), 1),
+            *("dense_latent_backward", tiles_of("gemm", [(n, d)], o), 1),
             *(dz, w, head, kl_weight, dhead, *_noise(noise), state, (n, d, o)),
         )
         return True
@@ -391,14 +425,14 @@ class KernelBackend(ReferenceBackend):
         """Launches a kernel whose arguments go on with partials, arrivals and sizes."""
         *operands, sizes = arguments
         self.launch(
-            *(kernel, (tiles.number, tiles.splits, phases), *operands),
+            *(kernel, (tiles.number // phases, tiles.splits, phases), *operands),
             *(self._partials, self._arrivals, *sizes),
             tile=tiles.tile,
         )
 
     def dense_forward(self, x: Any, w: Any, b: Any, y: Any, activation: Activation) -> None:
         (n, i), o = x.shape, w.shape[1]
-        tiles = tiles_of(n, o, i)
+        tiles = tiles_of("gemm", [(n, o)], i)
         self._launch_product("dense_forward", tiles, 1, x, w, b, y, *_code(activation), (n, i, o))
 
     def dense_input_gradient(
@@ -406,7 +440,7 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         (n, o), i = dz.shape, w.shape[0]
         self._launch_product(
-            *("dense_input_gradient", tiles_of(n, i, o), 1),
+            *("dense_input_gradient", tiles_of("gemm", [(n, i)], o), 1),
             *(dz, w, x, dx, *_code(activation), (n, i, o)),
         )
 
@@ -430,19 +464,19 @@ class KernelBackend(ReferenceBackend):
             return
         n = dense[0][0].shape[0]
         shapes = [dw.shape for _, _, dw, _ in dense]
-        tile = wide_tile(shapes)
-        tiles = [_count(tile, *shape) for shape in shapes]
+        tile, number, splits = tiles_of("weights", shapes, n)
         table: list[int] = []
         for index, (x, dz, dw, db) in enumerate(dense):
             for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
                 _checked_array(kernel, name, array, np.float32)
             table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
-            table += [_offset(self, db, flat), x.shape[1], dz.shape[1], sum(tiles[:index])]
+            first_tile = sum(_count(tile, *shape) for shape in shapes[:index])
+            table += [_offset(self, db, flat), x.shape[1], dz.shape[1], first_tile]
         key = tuple(table)
         if key not in self._jobs:
             self._jobs[key] = self.asarray(np.array(table, np.int64))
         self.launch(
-            *(kernel, (sum(tiles), splits_of(tile, sum(tiles), n)), self._jobs[key], *operands),
+            *(kernel, (number, splits), self._jobs[key], *operands),
             *(self._partials, self._arrivals, *sizes, len(dense), n),
             tile=tile,
         )
@@ -451,7 +485,7 @@ class KernelBackend(ReferenceBackend):
         self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
     ) -> None:
         positions, depth = math.prod(small.shape[:3]), math.prod(w.shape[:3])
-        tiles = tiles_of(positions, w.shape[3], depth)
+        tiles = tiles_of("conv", [(positions, w.shape[3])], depth)
         self._launch_product(kernel, tiles, 1, *operands, _images(large, small, w, geometry))
 
     def _scatter(
@@ -462,14 +496,14 @@ class KernelBackend(ReferenceBackend):
         phases = stride_h * stride_w
         pixels = n * -(-height // stride_h) * -(-width // stride_w)
         taps = -(-w.shape[0] // stride_h) * -(-w.shape[1] // stride_w)
-        tiles = tiles_of(pixels, channels, taps * w.shape[3], copies=phases)
+        tiles = tiles_of("conv", [(pixels, channels)] * phases, taps * w.shape[3])
         self._launch_product(kernel, tiles, phases, *operands, _images(large, small, w, geometry))
 
     def _correlate_weight(
         self, kernel: str, large: Any, small: Any, dw: Any, geometry: ConvGeometry, *operands: Any
     ) -> None:
         positions = math.prod(small.shape[:3])
-        tiles = tiles_of(math.prod(dw.shape[:3]), dw.shape[3], positions)
+        tiles = tiles_of("conv", [(math.prod(dw.shape[:3]), dw.shape[3])], positions)
         self._launch_product(kernel, tiles, 1, *operands, _images(large, small, dw, geometry))
 
     def _sum_columns(self, kernel: str, dz: Any, *operands: Any) -> None:
