@@ -25,24 +25,49 @@ CYCLES_PER_MICROSECOND = H100.product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * W
 """At the clock of those operations, two for each lane of four instructions a cycle: 1983."""
 
 
+JOB_NUMBERS = 23
+"""Of a Job in kernels/conv.cu."""
+
+
+class Part(NamedTuple):
+    """Tiles of a launch, each in so many splits of so many stages."""
+
+    tiles: int
+    splits: int
+    stages: int
+
+    @property
+    def blocks(self) -> int:
+        """Of all tiles and splits."""
+        return self.tiles * self.splits
+
+
 class Launch(NamedTuple):
-    """A launch of a step, with its sizes by name. One that makes matrix products has tiles, each in
-    so many splits; a split has so many stages, the mean over its phases if it has several."""
+    """A launch of a step, with its sizes by name. One that makes matrix products has parts: its
+    phases, or the layers of a group."""
 
     kernel: str
     tile: Tile
     sizes: dict[str, int]
-    tiles: int
-    splits: int
-    stages: float
+    parts: tuple[Part, ...]
+
+    @property
+    def blocks(self) -> int:
+        """Of all parts."""
+        return sum(part.blocks for part in self.parts)
+
+    @property
+    def stages(self) -> float:
+        """Of a block, in the mean."""
+        return sum(part.blocks * part.stages for part in self.parts) / max(self.blocks, 1)
 
     def microseconds(self, instructions: dict[tuple[str, Tile], int]) -> float:
         """Of a matrix product, estimated: four warps issue a stage's instructions, at best four a
         cycle."""
-        blocks = self.tiles * self.splits
-        multiplying = blocks_in_turn(blocks) * self.stages * instructions[self.kernel, self.tile]
-        adding = adding_time(self.tile, blocks, self.splits) * instructions["dense_forward", MEDIUM]
-        return (multiplying + adding) / CYCLES_PER_MICROSECOND
+        multiplying = blocks_in_turn(self.blocks) * self.stages
+        adding = max(adding_time(self.tile, self.blocks, part.splits) for part in self.parts)
+        cycles = multiplying * instructions[self.kernel, self.tile]
+        return (cycles + adding * instructions["dense_forward", MEDIUM]) / CYCLES_PER_MICROSECOND
 
 
 class Launches(KernelBackend):
@@ -71,13 +96,28 @@ class Launches(KernelBackend):
             for (name, kind, is_pointer), value in zip(parameters, arguments, strict=True)
             if kind == "int" and not is_pointer
         }
-        x, splits, phases = grid
-        stages = 0.0
-        if stem in WITH_TILES and not kernel.startswith("bias"):
-            depths = _depths(kernel, sizes)
-            deep = stage_depth(tile) * splits
-            stages = sum(-(-depth // deep) for depth in depths) / len(depths)
-        self.found.append(Launch(kernel, tile, sizes, x * phases, splits, stages))
+        x, splits, _ = grid
+        if kernel.startswith("conv_weight"):
+            divided = _divided(arguments[0])
+        elif stem in WITH_TILES:
+            divided = [(x, splits, depth) for depth in _depths(kernel, sizes)]
+        else:
+            divided = []
+        parts = (
+            Part(tiles, splits, -(-depth // (stage_depth(tile) * splits)))
+            for tiles, splits, depth in divided
+        )
+        self.found.append(Launch(kernel, tile, sizes, tuple(parts)))
+
+
+def _divided(jobs: Any) -> list[tuple[int, int, int]]:
+    """Tiles, splits and depth of each product in a table of Job (kernels/conv.cu)."""
+    found = []
+    for job in jobs.reshape(-1, JOB_NUMBERS).tolist():
+        _, small, _, _, _, _, tiles, splits, _, _, images, _, _, _, rows, columns, *_ = job
+        if small:
+            found.append((tiles, splits, images * rows * columns))
+    return found
 
 
 def _depths(kernel: str, size: dict[str, int]) -> list[int]:
@@ -88,8 +128,6 @@ def _depths(kernel: str, size: dict[str, int]) -> list[int]:
         return [size["o"]]
     if kernel.startswith("dense"):
         return [size["i"]]
-    if "weight" in kernel:
-        return [size["images"] * size["rows"] * size["columns"]]
     if kernel in ("conv2d_forward", "conv_transpose2d_input_gradient"):
         return [size["taps_h"] * size["taps_w"] * size["channels"]]
     down, across = (

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 
 COUNTED = (
     *("dense_forward", "dense_input_gradient", "dense_weight_update"),
-    *("conv2d_forward", "conv2d_input_gradient", "conv2d_weight_update"),
+    *("conv2d_forward", "conv2d_input_gradient", "conv_weight_update"),
 )
 """The kernels whose instructions kernels/README.md shows."""
 
@@ -176,6 +176,11 @@ def costs_table() -> str:
     return f"{table}\n\n{_where(result)}"
 
 
+def _range(numbers: Iterable[int]) -> str:
+    low, high = min(found := list(numbers)), max(found)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _span(values: list[float]) -> str:
     low, high = (f"{value:.2f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
@@ -271,9 +276,10 @@ def launches_table() -> str:
         times = [launch.microseconds(instructions) for launch in launches]
         for launch, time in zip(launches, times, strict=True):
             if time >= LARGE_SHARE * sum(times):
-                tiles = f"{launch.tiles} of {launch.tile.rows} x {launch.tile.columns}"
-                split = [str(launch.splits), str(launch.tiles * launch.splits)]
-                cells = [tiles, *split, f"{launch.stages:g}", f"{time:.1f}"]
+                number = sum(part.tiles for part in launch.parts)
+                tiles = f"{number} of {launch.tile.rows} x {launch.tile.columns}"
+                split = [_range(part.splits for part in launch.parts), str(launch.blocks)]
+                cells = [tiles, *split, f"{launch.stages:.3g}", f"{time:.1f}"]
                 rows.append([f"`{case.name}`", f"`{launch.kernel}`", *cells])
     head = ["a step", "launch", "tiles", "splits", "blocks", "stages of each", "µs, estimated"]
     return _table(head, rows)

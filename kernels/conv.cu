@@ -233,18 +233,16 @@ __device__ __forceinline__ void scatter(
       memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
 }
 
-// E3 and, where WITH_BIAS, E4 of small. Grid: tiles of dw, by splits.
-template <bool WITH_BIAS, class Finish>
+// E3 and, if `with_bias`, E4 of small, by one block of a share.
+template <class Finish>
 __device__ __forceinline__ void correlate_weight(
-    const float* large, const float* small, float* partials, int* arrivals, const Shape& s,
-    const Finish& weight, const Finish& bias) {
+    float* memory, const float* large, const float* small, const Share& share, const Shape& s,
+    bool with_bias, const Finish& weight, const Finish& bias) {
   using A = Windows<false>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[MEMORY];
   int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
-  Place place(blockIdx.x, s.filters);
-  Share share = this_share(partials, arrivals);
-  bool with_bias = WITH_BIAS && place.row == 0;
+  Place place(share.tile, s.filters);
+  with_bias = with_bias && place.row == 0;
   multiply(
       memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
       share.first(depth), share.end(depth), with_bias);
@@ -290,14 +288,14 @@ __device__ __forceinline__ void add_rows(
   }
 }
 
-// The sums of the columns of z (rows, columns), for the bias of a transposed convolution. Grid:
-// runs of rows, by groups of THREADS columns. The block that arrives last adds up the runs' sums.
+// The sums of the columns of z (rows, columns), for the bias of a transposed convolution (E4), by
+// one block of a share whose tiles are groups of THREADS columns, and whose splits are runs of rows.
+// The block that arrives last adds up the runs' sums. `sums` (THREADS * RUN,).
 template <class Finish>
 __device__ __forceinline__ void column_sums(
-    const float* z, float* partials, int* arrivals, int rows, int columns, const Finish& finish) {
-  __shared__ __align__(16) float sums[THREADS * RUN];
-  int first_column = blockIdx.y * THREADS, width = min(columns - first_column, THREADS);
-  int column = first_column + threadIdx.x, run = ceil_div(rows, gridDim.x);
+    float* sums, const float* z, const Share& share, int rows, int columns, const Finish& finish) {
+  int first_column = share.tile * THREADS, width = min(columns - first_column, THREADS);
+  int column = first_column + threadIdx.x, run = ceil_div(rows, share.splits);
   bool vectors = Matrix<false>{z, columns, rows}.vectors();
   auto add_up = [&](const float* matrix, int first, int end) {
     if (vectors) {
@@ -306,12 +304,56 @@ __device__ __forceinline__ void column_sums(
       add_rows<float>(sums, matrix, first, end, first_column, width, columns);
     }
   };
-  add_up(z, blockIdx.x * run, min(rows, (int)(blockIdx.x + 1) * run));
-  if (threadIdx.x < width) partials[(size_t)blockIdx.x * columns + column] = sums[threadIdx.x];
-  if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x)) return;
-  add_up(partials, 0, gridDim.x);
+  add_up(z, share.split * run, min(rows, (share.split + 1) * run));
+  float* mine = share.partials + (size_t)share.split * columns;
+  if (threadIdx.x < width) mine[column] = sums[threadIdx.x];
+  if (!last_to_arrive(share.arrivals + share.tile, share.splits)) return;
+  add_up(share.partials, 0, share.splits);
   if (threadIdx.x >= width) return;
   finish(0, column, 1, Run{{sums[threadIdx.x]}}, finish.fetch(0, column, 1));
+}
+
+// A part of a group of gradients: that of a weight, perhaps with its bias; or, without `small`, that
+// of a bias by the columns of `large`. Weight and bias begin there in a flat buffer. Then the part's
+// share of the launch: its first block, tiles, splits, and where its part of `partials` and
+// `arrivals` begins.
+struct Job {
+  const float* large;
+  const float* small;
+  long long weight, bias, with_bias, first_block, tiles, splits, first_partial, first_arrival;
+  long long images, height, width, channels, rows, columns, filters;
+  long long taps_h, taps_w, stride_h, stride_w, top, left;
+
+  __device__ __forceinline__ Shape shape() const {
+    return {(int)images, (int)height, (int)width, (int)channels, (int)rows, (int)columns,
+            (int)filters, (int)taps_h, (int)taps_w, (int)stride_h, (int)stride_w, (int)top,
+            (int)left};
+  }
+
+  __device__ __forceinline__ Share share(float* all_partials, int* all_arrivals) const {
+    int block = blockIdx.x - (int)first_block, count = (int)tiles;
+    return {block % count, count, block / count, (int)splits, all_partials + first_partial,
+            all_arrivals + first_arrival};
+  }
+};
+
+// A block's part of a group of gradients. `finish(first, columns)` makes the epilogue of a tensor
+// that begins there.
+template <class Finish>
+__device__ __forceinline__ void conv_gradients(
+    const long long* jobs, float* partials, int* arrivals, int count, const Finish& finish) {
+  __shared__ __align__(16) float memory[MEMORY];
+  const Job* job = this_job<Job>(jobs, count);
+  Share share = job->share(partials, arrivals);
+  Shape s = job->shape();
+  if (job->small) {
+    correlate_weight(
+        memory, job->large, job->small, share, s, job->with_bias, finish(job->weight, s.filters),
+        finish(job->bias, s.filters));
+  } else {
+    int rows = s.images * s.height * s.width;
+    column_sums(memory, job->large, share, rows, s.channels, finish(job->bias, s.channels));
+  }
 }
 
 // The kernels. large (images, height, width, channels), small (images, rows, columns, filters),
@@ -341,37 +383,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradi
   scatter(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, channels});
 }
 
-// x large, dz small, dw as w, db (filters,). E3 and E4.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_gradient(
-    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
-    float* __restrict__ db, float weight, int accumulate, float* __restrict__ partials,
-    int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
-    int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
-    int left) {
-  Shape s = {images, height, width, channels, rows, columns, filters,
-             taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate_weight<true>(
-      x, dz, partials, arrivals, s, Store{dw, weight, accumulate, filters},
-      Store{db, weight, accumulate, filters});
-}
-
-// The same, and Adam on w and b, which begin at `weight` and `bias` in the flat buffers p, m, v.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_weight_update(
-    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
-    float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float new1, float new2, float epsilon, int weight,
-    int bias, float* __restrict__ partials, int* __restrict__ arrivals,
-    int images, int height, int width, int channels, int rows, int columns,
-    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
-  if (state[FAILED]) return;
-  Shape s = {images, height, width, channels, rows, columns, filters,
-             taps_h, taps_w, stride_h, stride_w, top, left};
-  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
-  correlate_weight<true>(
-      x, dz, partials, arrivals, s, Update{p + weight, m + weight, v + weight, step, filters},
-      Update{p + bias, m + bias, v + bias, step, filters});
-}
-
 // x small, y large, b (channels,). E5.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_forward(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
@@ -396,49 +407,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
   correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, filters});
 }
 
-// x small, dz large, dw as w. E7.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_gradient(
-    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ dw,
-    float weight, int accumulate, float* __restrict__ partials, int* __restrict__ arrivals,
-    int images, int height, int width, int channels, int rows, int columns,
-    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
-  Shape s = {images, height, width, channels, rows, columns, filters,
-             taps_h, taps_w, stride_h, stride_w, top, left};
-  Store store = {dw, weight, accumulate, filters};
-  correlate_weight<false>(dz, x, partials, arrivals, s, store, store);
+// The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid: the
+// blocks of all jobs.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
+    const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
+    float* __restrict__ partials, int* __restrict__ arrivals, int count) {
+  conv_gradients(jobs, partials, arrivals, count, [&](long long first, int columns) {
+    return Store{g + first, weight, accumulate, columns};
+  });
 }
 
-// The same, and Adam on w.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_weight_update(
-    const float* __restrict__ x, const float* __restrict__ dz, float* __restrict__ p,
-    float* __restrict__ m, float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float new1, float new2, float epsilon, int weight,
-    float* __restrict__ partials, int* __restrict__ arrivals,
-    int images, int height, int width, int channels, int rows, int columns,
-    int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
-  if (state[FAILED]) return;
-  Shape s = {images, height, width, channels, rows, columns, filters,
-             taps_h, taps_w, stride_h, stride_w, top, left};
-  AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
-  Update update = {p + weight, m + weight, v + weight, step, filters};
-  correlate_weight<false>(dz, x, partials, arrivals, s, update, update);
-}
-
-// dz (rows, columns), db (columns,). E4.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_gradient(
-    const float* __restrict__ dz, float* __restrict__ db, float weight, int accumulate,
-    float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
-  column_sums(dz, partials, arrivals, rows, columns, Store{db, weight, accumulate, columns});
-}
-
-// The same, and Adam on the bias.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) bias_update(
-    const float* __restrict__ dz, float* __restrict__ p, float* __restrict__ m,
-    float* __restrict__ v, const float* __restrict__ schedule,
-    const long long* __restrict__ state, float new1, float new2, float epsilon, int bias,
-    float* __restrict__ partials, int* __restrict__ arrivals, int rows, int columns) {
+// The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
+// buffers, schedule (steps, 4), state (5,). Unless batch_size is 0, the block that arrives last, at
+// `all`, goes on to the next step.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_update(
+    const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,
+    float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
+    float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
+    int* __restrict__ arrivals, int batch_size, int count) {
   if (state[FAILED]) return;
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
-  Update update = {p + bias, m + bias, v + bias, step, columns};
-  column_sums(dz, partials, arrivals, rows, columns, update);
+  conv_gradients(jobs, partials, arrivals, count, [&](long long first, int columns) {
+    return Update{p + first, m + first, v + first, step, columns};
+  });
+  if (batch_size == 0) return;
+  bool last = last_to_arrive(all, gridDim.x);
+  if (last && threadIdx.x == 0) next_step(state, batch_size);
 }

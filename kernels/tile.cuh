@@ -553,6 +553,15 @@ struct Share {
   }
 };
 
+// The job of a group, jobs (count,), whose blocks this one is among.
+template <class Job>
+__device__ __forceinline__ const Job* this_job(const long long* jobs, int count) {
+  const Job* job = (const Job*)jobs;
+  const Job* last = job + count - 1;
+  while (job < last && job[1].first_block <= blockIdx.x) ++job;
+  return job;
+}
+
 // Tiles along x and, for the launches that have phases, z; splits along y.
 __device__ __forceinline__ Share this_share(float* partials, int* arrivals) {
   int tile = blockIdx.z * gridDim.x + blockIdx.x, tiles = gridDim.z * gridDim.x;

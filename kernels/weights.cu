@@ -25,25 +25,18 @@ __device__ __forceinline__ void weight_gradient_tile(
 struct Job {
   const float* x;
   const float* dz;
-  long long weight, bias, inputs, outputs, first_tile;
+  long long weight, bias, inputs, outputs, first_block;
 };
-
-__device__ __forceinline__ const Job* this_job(const long long* jobs, int count) {
-  const Job* job = (const Job*)jobs;
-  const Job* last = job + count - 1;
-  while (job < last && job[1].first_tile <= blockIdx.x) ++job;
-  return job;
-}
 
 // The weight gradients of a group of layers, jobs (count,), into the flat buffer g. Grid: the tiles
 // of all layers, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count, int n) {
-  const Job* job = this_job(jobs, count);
+  const Job* job = this_job<Job>(jobs, count);
   int i = (int)job->inputs, o = (int)job->outputs;
   weight_gradient_tile(
-      job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
+      job->x, job->dz, blockIdx.x - (int)job->first_block, this_share(partials, arrivals),
       Store{g + job->weight, weight, accumulate, o}, Store{g + job->bias, weight, accumulate, o}, n,
       i, o);
 }
@@ -57,11 +50,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_updat
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count, int n) {
   if (state[FAILED]) return;
-  const Job* job = this_job(jobs, count);
+  const Job* job = this_job<Job>(jobs, count);
   int i = (int)job->inputs, o = (int)job->outputs;
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   weight_gradient_tile(
-      job->x, job->dz, blockIdx.x - (int)job->first_tile, this_share(partials, arrivals),
+      job->x, job->dz, blockIdx.x - (int)job->first_block, this_share(partials, arrivals),
       Update{p + job->weight, m + job->weight, v + job->weight, step, o},
       Update{p + job->bias, m + job->bias, v + job->bias, step, o}, n, i, o);
   bool last = last_to_arrive(all, gridDim.x * gridDim.y);

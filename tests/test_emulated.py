@@ -32,7 +32,7 @@ from test_backends import (
 from minivae import backends
 from minivae.backends import emulated
 from minivae.backends.emulated import EmulatedBackend
-from minivae.backends.kernel_backend import kernels
+from minivae.backends.kernel_backend import Product, kernels, tiles_of_group
 from minivae.backends.reference import Call
 from minivae.data import load
 from minivae.kernels import Tile, source
@@ -174,10 +174,19 @@ def test_the_fused_updates_are_split_and_those_of_convolutions_into_a_tree() -> 
     backend = Shuffled()
     Runner(backend, np.float32)(update(NO_GRADIENT))
     (fan,) = re.findall(r"FAN = (\d+);", source("conv"))
-    splits = {kernel: grid[1] for kernel, grid in backend.grids.items()}
-    assert splits["dense_weight_update"] > 1
-    assert splits["conv2d_weight_update"] > int(fan)
-    assert splits["conv_transpose2d_weight_update"] > int(fan)
+    assert backend.grids["dense_weight_update"][1] > 1
+    _, splits = tiles_of_group("conv", [Product(27, 5, 260 * 16)] * 2)
+    assert min(splits) > int(fan)
+
+
+def test_a_group_that_needs_more_workspace_than_there_is_gets_it() -> None:
+    calls, *others = update(NO_GRADIENT).arguments
+    case = Case("optimizer_step", "convolutions", [calls[2:], *others])
+    expected = Runner(EmulatedBackend(), np.float32)(case)
+    backend = EmulatedBackend()
+    backend._partials, backend._arrivals = backend.zeros((1,)), backend.zeros((1,), np.int32)
+    assert_same_bits(Runner(backend, np.float32)(case), expected)
+    assert min(backend._partials.size, backend._arrivals.size) > 1
 
 
 @pytest.mark.parametrize("name", [*KERNEL_BACKENDS, "cpu"])

@@ -20,13 +20,17 @@ from minivae.backends.kernel_backend import (
     LEVELS,
     MULTIPROCESSORS,
     RESIDENT,
+    Product,
     Tiles,
     result_size,
     stage_depth,
     tiles_of,
+    tiles_of_group,
 )
+from minivae.benchmarks.launches import JOB_NUMBERS
 from minivae.kernels import LARGE, MEDIUM, SMALL, TILES, WITH_TILES, Tile, source
 from minivae.ops.activations import IDENTITY
+from minivae.ops.conv import ConvGeometry
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
 KERNELS = Path(__file__).parent.parent / "kernels"
@@ -225,6 +229,31 @@ extern "C" __global__ void constants(int* __restrict__ values) {
     assert values.tolist() == expected
 
 
+def test_a_job_has_as_many_numbers_as_its_table() -> None:
+    probe = """
+extern "C" __global__ void size_of_job(int* __restrict__ size) { size[0] = sizeof(Job) / 8; }
+"""
+    size = np.zeros(1, np.int32)
+    run(build(source("conv") + probe), "size_of_job", 1, 1, size)
+    assert size == JOB_NUMBERS
+
+
+def test_a_group_has_room_for_all_of_its_blocks_unless_none_is_split() -> None:
+    rng = np.random.default_rng(5)
+    for count in range(1, 60):
+        sizes = np.exp(rng.uniform(0, 10, (count, 3))).astype(int).tolist()
+        products = [Product(*size) for size in sizes]
+        tile, splits = tiles_of_group("conv", products)
+        tiles = [-(-p.rows // tile.rows) * -(-p.columns // tile.columns) for p in products]
+        blocks = int(np.dot(tiles, splits))
+        assert max(splits) == 1 or blocks <= RESIDENT[tile] * MULTIPROCESSORS
+        for product, parts in zip(products, splits, strict=True):
+            assert parts == 1 or product.depth > 64 * (parts - 1)
+            assert parts <= FAN**LEVELS
+            stages = -(-product.depth // stage_depth(tile))
+            assert (parts - 1) * -(-stages // parts) < stages
+
+
 @pytest.mark.parametrize("tile", [SMALL, MEDIUM])
 @pytest.mark.parametrize("splits", [FAN, FAN + 1, 3 * MULTIPROCESSORS])
 def test_a_tree_of_any_size_adds_up_every_split(
@@ -241,11 +270,17 @@ def test_a_tree_of_any_size_adds_up_every_split(
 
 
 def bias_gradient(dz: NDArray, seed: int = 0) -> NDArray:
-    """The sums of the columns, with threads and blocks in an order that `seed` gives."""
-    db = np.full(dz.shape[1], np.nan, np.float32)
-    module("conv").shuffle(seed)
-    EmulatedBackend()._sum_columns("bias_gradient", dz, db, 1.0, False)
-    module("conv").shuffle(0)
+    """The sums of the columns, as a transposed convolution has them of its pixels, with threads and
+    blocks in an order that `seed` gives."""
+    rows, columns = dz.shape
+    x, dw = np.zeros((rows, 1, 1, 1), np.float32), np.zeros((1, 1, columns, 1), np.float32)
+    db, still = np.full(columns, np.nan, np.float32), ConvGeometry(1, 1, 0, 0)
+    backend = EmulatedBackend()
+    for tile in TILES:
+        backend.module("conv", tile).shuffle(seed)
+    backend.conv_transpose2d_weight_gradient(x, dz.reshape(rows, 1, 1, columns), dw, db, still)
+    for tile in TILES:
+        backend.module("conv", tile).shuffle(0)
     return db
 
 

@@ -244,6 +244,43 @@ def tiles_of(stem: str, products: Sequence[tuple[int, int]], depth: int) -> Tile
     return _fastest(WITH_TILES[stem], tuple(products), depth)[1]
 
 
+class Product(NamedTuple):
+    """The size of a matrix product."""
+
+    rows: int
+    columns: int
+    depth: int
+
+
+@cache
+def _fastest_group(
+    tiles: Sequence[Tile], products: Sequence[Product]
+) -> tuple[float, Tile, tuple[int, ...]]:
+    found = []
+    for tile in tiles:
+        numbers = [_count(tile, product.rows, product.columns) for product in products]
+        stages = [-(-product.depth // stage_depth(tile)) for product in products]
+        deepest = max(*stages, 1)
+        brought = sum(n * s for n, s in zip(numbers, stages, strict=True)) * stage_size(tile)
+        for parts in range(1, most_splits(tile, 1, deepest * stage_depth(tile)) + 1):
+            longest = -(-deepest // parts)
+            splits = tuple(max(1, -(-count // longest)) for count in stages)
+            blocks = sum(n * s for n, s in zip(numbers, splits, strict=True))
+            if max(splits) > 1 and blocks > RESIDENT[tile] * MULTIPROCESSORS:
+                break
+            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * longest
+            adding = max(adding_time(tile, blocks, count) for count in splits)
+            found.append((multiplying + EXPOSED * PASSED * brought + adding, tile, splits))
+    return min(found)
+
+
+def tiles_of_group(stem: str, products: Sequence[Product]) -> tuple[Tile, tuple[int, ...]]:
+    """`tiles_of` for products of different depths, each of which is split by itself, so that all
+    blocks take about as long: the tile, and each product's splits."""
+    _, tile, splits = _fastest_group(WITH_TILES[stem], tuple(products))
+    return tile, splits
+
+
 class KernelBackend(ReferenceBackend):
     """The primitives as kernel launches. A subclass says how arrays are made and kernels run.
 
@@ -262,6 +299,7 @@ class KernelBackend(ReferenceBackend):
         self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
         self._all_arrivals = self.zeros((1,), np.int32)
         self._norm_partials = self.zeros((CLIP_PARTIALS,))
+        self._kept: list[Any] = []
         self._jobs: dict[tuple[int, ...], Any] = {}
 
     # What a subclass provides
@@ -472,11 +510,8 @@ class KernelBackend(ReferenceBackend):
             table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
             first_tile = sum(_count(tile, *shape) for shape in shapes[:index])
             table += [_offset(self, db, flat), x.shape[1], dz.shape[1], first_tile]
-        key = tuple(table)
-        if key not in self._jobs:
-            self._jobs[key] = self.asarray(np.array(table, np.int64))
         self.launch(
-            *(kernel, (number, splits), self._jobs[key], *operands),
+            *(kernel, (number, splits), self._jobs_table(table), *operands),
             *(self._partials, self._arrivals, *sizes, len(dense), n),
             tile=tile,
         )
@@ -499,23 +534,70 @@ class KernelBackend(ReferenceBackend):
         tiles = tiles_of("conv", [(pixels, channels)] * phases, taps * w.shape[3])
         self._launch_product(kernel, tiles, phases, *operands, _images(large, small, w, geometry))
 
-    def _correlate_weight(
-        self, kernel: str, large: Any, small: Any, dw: Any, geometry: ConvGeometry, *operands: Any
+    def _launch_conv_group(
+        self,
+        kernel: str,
+        calls: Sequence[Call],
+        flat: Any,
+        *operands: Any,
+        sizes: tuple[int, ...] = (),
     ) -> None:
-        positions = math.prod(small.shape[:3])
-        tiles = tiles_of("conv", [(math.prod(dw.shape[:3]), dw.shape[3])], positions)
-        self._launch_product(kernel, tiles, 1, *operands, _images(large, small, dw, geometry))
-
-    def _sum_columns(self, kernel: str, dz: Any, *operands: Any) -> None:
-        columns = dz.shape[-1]
-        rows = dz.size // columns
-        groups = -(-columns // BLOCK)
-        blocks = 2 * MULTIPROCESSORS  # one loads while the other adds
-        runs = max(1, min(blocks // groups, rows // 64, self._partials.size // columns))
+        """One launch for the convolutions among `calls`, whose gradients are views of `flat`."""
+        conv = [call for call in calls if call.primitive.startswith("conv")]
+        if not conv:
+            return
+        parts = [_conv_operands(kernel, call) for call in conv]
+        products = [
+            Product(math.prod(dw.shape[:3]), dw.shape[3], math.prod(small.shape[:3]))
+            for _, small, dw, *_ in parts
+        ]
+        tile, splits = tiles_of_group("conv", products)
+        jobs = _Jobs()
+        for part, product, count in zip(parts, products, splits, strict=True):
+            tiles = _count(tile, product.rows, product.columns)
+            left = tiles * count * result_size(tile) if count > 1 else 0
+            jobs.add(*self._tensors(part, flat), (tiles, count), left)
+        for part in parts:
+            if not part.bias_of_small:
+                rows, columns = math.prod(part.large.shape[:3]), part.large.shape[3]
+                groups = -(-columns // BLOCK)
+                blocks = 2 * MULTIPROCESSORS  # one loads while the other adds
+                runs = max(1, min(blocks // groups, rows // 64))
+                jobs.add(*self._tensors(part, flat, sums=True), (groups, runs), runs * columns)
+        table = self._jobs_table(jobs.table)
+        self._grow_workspace(jobs.partials, jobs.arrivals)
         self.launch(
-            *(kernel, (runs, groups), dz, *operands),
-            *(self._partials, self._arrivals, rows, columns),
+            *(kernel, jobs.blocks, table, *operands),
+            *(self._partials, self._arrivals, *sizes, jobs.count),
+            tile=tile,
         )
+
+    def _tensors(
+        self, part: "_ConvGradients", flat: Any, sums: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a job says of its tensors: where they are, and their sizes. With `sums` it is the
+        bias of the large image."""
+        large, small, dw, db, geometry, bias_of_small = part
+        where = (
+            *(self.address(large), 0 if sums else self.address(small)),
+            *(_offset(self, dw, flat), _offset(self, db, flat), int(bias_of_small)),
+        )
+        return where, _images(large, small, dw, geometry)
+
+    def _jobs_table(self, table: list[int]) -> Any:
+        """A table of jobs in the kernels' memory."""
+        key = tuple(table)
+        if key not in self._jobs:
+            self._jobs[key] = self.asarray(np.array(table, np.int64))
+        return self._jobs[key]
+
+    def _grow_workspace(self, partials: int, arrivals: int) -> None:
+        """Makes the workspaces at least so large; those before stay, since a step that was captured
+        has their addresses."""
+        if partials > self._partials.size or arrivals > self._arrivals.size:
+            self._kept += [self._partials, self._arrivals]
+            self._partials = self.zeros((max(partials, self._partials.size),))
+            self._arrivals = self.zeros((max(arrivals, self._arrivals.size),), np.int32)
 
     def conv2d_forward(
         self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
@@ -538,8 +620,8 @@ class KernelBackend(ReferenceBackend):
         weight: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        operands = (x, dz, dw, db, weight, accumulate)
-        self._correlate_weight("conv2d_weight_gradient", x, dz, dw, geometry, *operands)
+        call = Call("conv2d_weight_gradient", (x, dz, dw, db, geometry))
+        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, weight, accumulate)
 
     def conv_transpose2d_forward(
         self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
@@ -563,9 +645,8 @@ class KernelBackend(ReferenceBackend):
         weight: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        kernel, operands = "conv_transpose2d_weight_gradient", (x, dz, dw, weight, accumulate)
-        self._correlate_weight(kernel, dz, x, dw, geometry, *operands)
-        self._sum_columns("bias_gradient", dz, db, weight, accumulate)
+        call = Call("conv_transpose2d_weight_gradient", (x, dz, dw, db, geometry))
+        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, weight, accumulate)
 
     # The latent and the losses
 
@@ -726,10 +807,9 @@ class KernelBackend(ReferenceBackend):
     def weight_gradients(
         self, calls: Sequence[Call], g: Any, weight: float = 1.0, accumulate: bool = False
     ) -> None:
-        """One launch for all dense layers, then the convolutions."""
+        """One launch for all dense layers, one for all convolutions."""
         self._launch_group("dense_weight_gradient", calls, g, g, weight, accumulate)
-        others = [call for call in calls if call.primitive != "dense_weight_gradient"]
-        super().weight_gradients(others, g, weight, accumulate)
+        self._launch_conv_group("conv_weight_gradient", calls, g, g, weight, accumulate)
 
     def optimizer_step(
         self,
@@ -745,26 +825,15 @@ class KernelBackend(ReferenceBackend):
         epsilon: float,
         batch_size: int,
     ) -> None:
-        """One or two launches for each convolution, then one for all dense layers, which goes on to
-        the next step. No gradient is written: the views of `g` only say where each tensor lies in
-        the flat buffers."""
-        adam = (p, m, v, schedule, state, 1 - beta1, 1 - beta2, epsilon)
-        for call in calls:
-            if call.primitive == "conv2d_weight_gradient":
-                x, dz, dw, db, geometry = call.arguments
-                operands = (x, dz, *adam, _offset(self, dw, g), _offset(self, db, g))
-                self._correlate_weight("conv2d_weight_update", x, dz, dw, geometry, *operands)
-            elif call.primitive == "conv_transpose2d_weight_gradient":
-                x, dz, dw, db, geometry = call.arguments
-                kernel, offset = "conv_transpose2d_weight_update", _offset(self, dw, g)
-                self._correlate_weight(kernel, dz, x, dw, geometry, x, dz, *adam, offset)
-                self._sum_columns("bias_update", dz, *adam, _offset(self, db, g))
-        if any(call.primitive == "dense_weight_gradient" for call in calls):
-            sizes = (batch_size,)
-            self._launch_group(
-                "dense_weight_update", calls, g, *adam, self._all_arrivals, sizes=sizes
-            )
-        else:
+        """One launch for all convolutions, one for all dense layers; the last goes on to the next
+        step. No gradient is written: the views of `g` only say where each tensor lies in the flat
+        buffers."""
+        adam = (p, m, v, schedule, state, 1 - beta1, 1 - beta2, epsilon, self._all_arrivals)
+        dense = any(call.primitive == "dense_weight_gradient" for call in calls)
+        sizes = (0 if dense else batch_size,)
+        self._launch_conv_group("conv_weight_update", calls, g, *adam, sizes=sizes)
+        self._launch_group("dense_weight_update", calls, g, *adam, sizes=(batch_size,))
+        if not calls:
             self.advance_state(state, batch_size)
 
     # The batch and the state
@@ -788,6 +857,49 @@ class KernelBackend(ReferenceBackend):
 
     def advance_state(self, state: Any, batch_size: int) -> None:
         self.launch("advance_state", 1, state, batch_size)
+
+
+class _ConvGradients(NamedTuple):
+    """The tensors of a convolution's gradients, and whether its bias is the small image's."""
+
+    large: Any
+    small: Any
+    dw: Any
+    db: Any
+    geometry: ConvGeometry
+    bias_of_small: bool
+
+
+def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
+    x, dz, dw, db, geometry = call.arguments
+    for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
+        _checked_array(kernel, name, array, np.float32)
+    if call.primitive == "conv2d_weight_gradient":
+        return _ConvGradients(x, dz, dw, db, geometry, True)
+    return _ConvGradients(dz, x, dw, db, geometry, False)
+
+
+class _Jobs:
+    """The table of a group of convolutions' gradients: Job of kernels/conv.cu."""
+
+    def __init__(self) -> None:
+        self.table: list[int] = []
+        self.count = self.blocks = self.partials = self.arrivals = 0
+
+    def add(
+        self,
+        tensors: Sequence[int],
+        sizes: Sequence[int],
+        division: tuple[int, int],
+        partials: int,
+    ) -> None:
+        """A job of so many (tiles, splits), which leave so many numbers in the workspace."""
+        self.table += [*tensors, self.blocks, *division, self.partials, self.arrivals, *sizes]
+        self.count += 1
+        blocks = math.prod(division)
+        self.blocks += blocks
+        self.partials += -(-partials // 4) * 4  # where a vector may begin
+        self.arrivals += LEVELS * blocks
 
 
 def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
