@@ -289,7 +289,7 @@ __device__ __forceinline__ void add_rows(
 }
 
 // The sums of the columns of z (rows, columns), for the bias of a transposed convolution (E4), by
-// one block of a share whose tiles are groups of THREADS columns, and whose splits are runs of rows.
+// one block of a share whose tiles are groups of THREADS columns, and whose splits runs of rows.
 // The block that arrives last adds up the runs' sums. `sums` (THREADS * RUN,).
 template <class Finish>
 __device__ __forceinline__ void column_sums(
@@ -313,9 +313,9 @@ __device__ __forceinline__ void column_sums(
   finish(0, column, 1, Run{{sums[threadIdx.x]}}, finish.fetch(0, column, 1));
 }
 
-// A part of a group of gradients: that of a weight, perhaps with its bias; or, without `small`, that
-// of a bias by the columns of `large`. Weight and bias begin there in a flat buffer. Then the part's
-// share of the launch: its first block, tiles, splits, and where its part of `partials` and
+// A part of a group of gradients: that of a weight, perhaps with its bias; or, without `small`,
+// that of a bias by the columns of `large`. Weight and bias begin there in a flat buffer. Then the
+// part's share of the launch: its first block, tiles, splits, and where its part of `partials` and
 // `arrivals` begins.
 struct Job {
   const float* large;
@@ -407,8 +407,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
   correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, filters});
 }
 
-// The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid: the
-// blocks of all jobs.
+// The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:
+// the blocks of all jobs.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {

@@ -1,5 +1,5 @@
-// Objectives of k draws per image, by the equations of ops/importance.py. Arrays with k rows an image
-// have draw s, here counted from 0, of image i in row i k + s; and so has their noise.
+// Objectives of k draws per image, by the equations of ops/importance.py. Arrays with k rows an
+// image have draw s, here counted from 0, of image i in row i k + s; and so has their noise.
 
 // head (n, 2 d), z (rows, d), log_ratio (rows,), state (5,), rows = n k. A warp for each row, whose
 // lanes have four columns at a time.

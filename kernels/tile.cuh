@@ -3,9 +3,10 @@
 // of an image.
 //
 // The operands come to shared memory in stages of a slice of DEPTH or two, STAGES - 1 ahead of the
-// one that is multiplied. Where several blocks share a tile's contraction (split-K), each leaves its sum in
-// `partials`, and the block that arrives last adds them up in the order of the splits: the same
-// bits each time, whichever block that was. The only atomics are the integers that count arrivals.
+// one that is multiplied. Where several blocks share a tile's contraction (split-K), each leaves
+// its sum in `partials`, and the block that arrives last adds them up in the order of the splits:
+// the same bits each time, whichever block that was. The only atomics are the integers that count
+// arrivals.
 //
 // Compiled with TENSOR_CORES 1 (products of TF32 numbers, sums in float32; sm_80 and later) or 0
 // (float32 throughout), and for each of the tiles in kernels/__init__.py.
@@ -170,8 +171,8 @@ __device__ __forceinline__ int first_column_of_warp() {
 // Which of the warps with one part this is.
 __device__ __forceinline__ int sharer() { return threadIdx.x / WARP % SHARERS; }
 
-// Where an element is in a tile's result. All rows begin in the same bank, so their columns are turned
-// (by XOR), else what a warp stores at once would lie in four or eight of the 32.
+// Where an element is in a tile's result. All rows begin in the same bank, so their columns are
+// turned (by XOR), else what a warp stores at once would lie in four or eight of the 32.
 __device__ __forceinline__ int in_result(int row, int column) {
   return row * COLUMNS + (column ^ ((row ^ row / 4) % 4 * 8 & (COLUMNS - 1)));
 }
@@ -481,6 +482,9 @@ struct Place {
 // So many results at most are added up by one block: more of them by a tree of blocks.
 const int FAN = 12;
 
+// A thread asks for so many of their runs at once.
+const int FETCHED = 18;
+
 // A block's share of a launch's work: one split of one tile. `partials` holds a result for each
 // split of each tile, `arrivals` two counters for each.
 struct Share {
@@ -520,11 +524,10 @@ struct Share {
     for (int i = threadIdx.x; i < runs; i += THREADS) mine[i] = ((const float4*)memory)[i];
   }
 
-  // The sum of `count` results, `step` splits apart, from `first` on. All of a thread's runs of as
-  // many results as its registers hold are asked for before the first is added.
+  // The sum of `count` results, `step` splits apart, from `first` on.
   __device__ __forceinline__ void add_up(
       float* memory, int first, int count, int step, int runs) const {
-    const int most = (RESULT / RUN + THREADS - 1) / THREADS, at_once = 18 / most;
+    const int most = (RESULT / RUN + THREADS - 1) / THREADS, at_once = FETCHED / most;
     float4 sums[most] = {};
 #pragma unroll 1
     for (int other = 0; other < count; other += at_once) {

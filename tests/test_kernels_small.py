@@ -17,6 +17,7 @@ from minivae.backends.emulated import EmulatedBackend, build, call
 from minivae.backends.kernel_backend import (
     DEPTH,
     FAN,
+    FETCHED,
     LEVELS,
     MULTIPROCESSORS,
     RESIDENT,
@@ -220,12 +221,12 @@ def test_the_kernels_have_the_constants_that_tiles_are_chosen_by(tile: Tile) -> 
     probe = """
 extern "C" __global__ void constants(int* __restrict__ values) {
   values[0] = DEPTH, values[1] = STAGE_DEPTH, values[2] = BLOCKS, values[3] = FAN;
-  values[4] = RESULT;
+  values[4] = RESULT, values[5] = FETCHED;
 }
 """
-    values = np.zeros(5, np.int32)
+    values = np.zeros(6, np.int32)
     run(build(source("gemm", tile=tile) + probe), "constants", 1, 1, values)
-    expected = [DEPTH, stage_depth(tile), RESIDENT[tile], FAN, result_size(tile)]
+    expected = [DEPTH, stage_depth(tile), RESIDENT[tile], FAN, result_size(tile), FETCHED]
     assert values.tolist() == expected
 
 

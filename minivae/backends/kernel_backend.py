@@ -61,6 +61,9 @@ DEPTH = 16
 FAN = 12
 """FAN of kernels/tile.cuh."""
 
+FETCHED = 18
+"""FETCHED of kernels/tile.cuh."""
+
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
@@ -79,7 +82,7 @@ ARRIVED = 1.5
 """What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
 atomic addition and two barriers."""
 
-FETCHED = 1.35
+TRIP = 1.35
 """What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
 to the second-level cache."""
 
@@ -183,7 +186,7 @@ def _tree_time(splits: int, at_once: int) -> float:
     if splits == 1:
         return 0
     trips = -(-min(splits, FAN) // at_once)
-    return ARRIVED + FETCHED * trips + _tree_time(-(-splits // FAN), at_once)
+    return ARRIVED + TRIP * trips + _tree_time(-(-splits // FAN), at_once)
 
 
 def adding_time(tile: Tile, blocks: int, splits: int) -> float:
@@ -191,7 +194,7 @@ def adding_time(tile: Tile, blocks: int, splits: int) -> float:
     second-level cache."""
     if splits == 1:
         return 0
-    at_once = 18 // -(-result_size(tile) // (4 * BLOCK))  # as in kernels/tile.cuh
+    at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))
     return _tree_time(splits, at_once) + PASSED * 2 * result_size(tile) * blocks
 
 
