@@ -44,6 +44,7 @@ def parts(device: str) -> dict[str, list[str]]:
     chosen = "(cuda or card) and not numba_cuda" if device == "cuda" else f"{device}-"
     found = {name: [*PYTEST, *marker, file, "-k", chosen] for name, file in files.items()}
     if device != "cuda":
+        del found["cuda"]  # which has no others
         return found
     found["numba_cuda"] = [*PYTEST, *marker, *files.values(), "-k", "numba_cuda"]
     kernels = [*PYTEST, "-x", *marker, files["backends"], "-k"]
