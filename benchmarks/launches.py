@@ -3,13 +3,11 @@ products by the instructions of a stage and the estimate by which they are divid
 
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_backend import (
+from minivae.backends.kernel_backend import WARP, KernelBackend, kernels
+from minivae.backends.tiling import (
     MULTIPROCESSORS,
-    WARP,
-    KernelBackend,
     adding_time,
     blocks_in_turn,
-    kernels,
     stage_depth,
 )
 from minivae.kernels import MEDIUM, WITH_TILES, Tile

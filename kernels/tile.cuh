@@ -20,8 +20,8 @@ const int WARPS = THREADS / WARP;
 const bool MAY_SPLIT = ROWS * COLUMNS <= 64 * 64;  // larger tiles are for launches of many of them
 
 // A warp has a part of the tile's product: all of its columns or 32, and as many rows as leave each
-// warp a part. In a tile of 32 x 32 all warps have all of it, each at a quarter of the depth: with
-// less a warp would read more than it multiplies.
+// warp a part. In a tile of 32 x 32 all warps have all of it, each at a quarter of the depth: with a
+// quarter of it they would read twice as much from shared memory for their multiplications.
 const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
 const int QUARTER_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
 const int WARP_ROWS = QUARTER_ROWS < 32 ? 32 : QUARTER_ROWS;

@@ -14,7 +14,7 @@ from test_backends import KNOWN_ANSWERS, _words
 
 from minivae.backends import kernel_backend
 from minivae.backends.emulated import EmulatedBackend, build, call
-from minivae.backends.kernel_backend import (
+from minivae.backends.tiling import (
     DEPTH,
     FAN,
     FETCHED,

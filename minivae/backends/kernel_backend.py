@@ -14,12 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..kernels import LARGE, MEDIUM, SMALL, STEMS, TILES, WITH_TILES, Tile, source
+from ..kernels import LARGE, MEDIUM, STEMS, TILES, Tile, source
 from ..ops.activations import IDENTITY, KINDS, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from .reference import Call, ReferenceBackend
+from .tiling import (
+    BLOCK,
+    LEVELS,
+    MULTIPROCESSORS,
+    RESIDENT,
+    Product,
+    Tiles,
+    result_size,
+    tile_count,
+    tiles_of,
+    tiles_of_group,
+)
 
 POINTERS = {
     "float": np.float32,
@@ -35,9 +47,6 @@ SCALARS = {
     "unsigned long long": np.uint64,
 }
 WARP = 32
-BLOCK = 128
-"""Threads of a block, unless a kernel is in THREADS."""
-
 THREADS = {
     "advance_state": 1,
     "calibrate_gaussian_variance": 512,
@@ -45,54 +54,8 @@ THREADS = {
     "elbo_totals": 512,
 }
 
-MULTIPROCESSORS = 132
-"""Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
-
-RESIDENT = {tile: 4 if tile == SMALL else 2 if tile == LARGE else 3 for tile in TILES}
-"""Blocks that a multiprocessor has room for: BLOCKS of kernels/tile.cuh, which the compiler keeps
-to."""
-
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
-
-DEPTH = 16
-"""DEPTH of kernels/tile.cuh."""
-
-FAN = 12
-"""FAN of kernels/tile.cuh."""
-
-FETCHED = 18
-"""FETCHED of kernels/tile.cuh."""
-
-LEVELS = 3
-"""Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
-
-# What `tiles_of` weighs, in stages of a tile of 64 x 64: 717 instructions of each of four warps
-# (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is shorter,
-# but divided alike: the order in which sums are added does not depend on the precision.
-
-STAGE_TIME = {SMALL: 0.6, Tile(128, 16): 0.7, Tile(128, 32): 1.1, MEDIUM: 1, LARGE: 5 / 3}
-"""What a stage of a tile takes: by its instructions in float32 and TF32 (kernels/README.md)."""
-
-LONE = 1.45
-"""How many times as long it takes where a block has a multiprocessor alone, and no other issues
-while it waits. Estimated from the latencies of its loads and barriers."""
-
-ARRIVED = 1.5
-"""What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
-atomic addition and two barriers."""
-
-TRIP = 1.35
-"""What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
-to the second-level cache."""
-
-PASSED = 1.8e-6
-"""What a number takes of all blocks' time to pass the second-level cache: 4 bytes at 5.5 TB/s
-(estimated)."""
-
-EXPOSED = 1 / 3
-"""The share of it that is not hidden behind multiplications: little in float32, most of it in TF32.
-Estimated."""
 
 LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
@@ -158,130 +121,6 @@ def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int
     n, height, width, channels = large.shape
     _, rows, columns, filters = small.shape
     return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
-
-
-def stage_depth(tile: Tile) -> int:
-    """How deep a stage of a tile is: STAGE_DEPTH of kernels/tile.cuh."""
-    return 2 * DEPTH if tile == SMALL else DEPTH
-
-
-def stage_size(tile: Tile) -> int:
-    """Numbers that a stage brings: STAGE of kernels/tile.cuh."""
-    return (tile.rows + tile.columns) * stage_depth(tile)
-
-
-def result_size(tile: Tile) -> int:
-    """Numbers that a split of a tile leaves for the others: RESULT of kernels/tile.cuh."""
-    return (tile.rows + 1) * tile.columns
-
-
-def blocks_in_turn(blocks: int) -> float:
-    """How many times as long a launch takes as each of its blocks would, were others to issue
-    whenever it waits: all wait for the multiprocessor that has most blocks."""
-    return max(LONE, -(-blocks // MULTIPROCESSORS))
-
-
-def _tree_time(splits: int, at_once: int) -> float:
-    """How long it takes to add up the splits' results, so many at once, over all levels."""
-    if splits == 1:
-        return 0
-    trips = -(-min(splits, FAN) // at_once)
-    return ARRIVED + TRIP * trips + _tree_time(-(-splits // FAN), at_once)
-
-
-def adding_time(tile: Tile, blocks: int, splits: int) -> float:
-    """What splitting costs: the adding up of a tile's results, and the way of all to and from the
-    second-level cache."""
-    if splits == 1:
-        return 0
-    at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))
-    return _tree_time(splits, at_once) + PASSED * 2 * result_size(tile) * blocks
-
-
-def most_splits(tile: Tile, tiles: int, depth: int) -> int:
-    """Into how many parts a contraction of `depth` may be split: none is below 64 deep, and all
-    blocks have room."""
-    if tile == LARGE:
-        return 1
-    stages = -(-depth // stage_depth(tile))
-    return max(1, min(stages * stage_depth(tile) // 64, RESIDENT[tile] * MULTIPROCESSORS // tiles))
-
-
-def _count(tile: Tile, rows: int, columns: int) -> int:
-    return -(-rows // tile.rows) * -(-columns // tile.columns)
-
-
-class Tiles(NamedTuple):
-    """How a launch's matrix products are divided: tile, number of tiles, splits of the
-    contraction."""
-
-    tile: Tile
-    number: int
-    splits: int
-
-
-@cache
-def _fastest(
-    tiles: Sequence[Tile], products: Sequence[tuple[int, int]], depth: int
-) -> tuple[float, Tiles]:
-    found = []
-    for tile in tiles:
-        number = sum(_count(tile, *product) for product in products)
-        stages = -(-depth // stage_depth(tile))
-        passing = EXPOSED * PASSED * stage_size(tile) * number * stages
-        for splits in range(1, most_splits(tile, max(number, 1), depth) + 1):
-            blocks = number * splits
-            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * -(-stages // splits)
-            time = multiplying + passing + adding_time(tile, blocks, splits)
-            found.append((time, Tiles(tile, number, splits)))
-    return min(found)
-
-
-def tiles_of(stem: str, products: Sequence[tuple[int, int]], depth: int) -> Tiles:
-    """How a launch of `stem`, which makes matrices of these rows and columns, is divided: so that
-    it takes least time by the estimate.
-
-    Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
-    multiplications, and the results of splits have to be added up.
-    """
-    return _fastest(WITH_TILES[stem], tuple(products), depth)[1]
-
-
-class Product(NamedTuple):
-    """The size of a matrix product."""
-
-    rows: int
-    columns: int
-    depth: int
-
-
-@cache
-def _fastest_group(
-    tiles: Sequence[Tile], products: Sequence[Product]
-) -> tuple[float, Tile, tuple[int, ...]]:
-    found = []
-    for tile in tiles:
-        numbers = [_count(tile, product.rows, product.columns) for product in products]
-        stages = [-(-product.depth // stage_depth(tile)) for product in products]
-        deepest = max(*stages, 1)
-        brought = sum(n * s for n, s in zip(numbers, stages, strict=True)) * stage_size(tile)
-        for parts in range(1, most_splits(tile, 1, deepest * stage_depth(tile)) + 1):
-            longest = -(-deepest // parts)
-            splits = tuple(max(1, -(-count // longest)) for count in stages)
-            blocks = sum(n * s for n, s in zip(numbers, splits, strict=True))
-            if max(splits) > 1 and blocks > RESIDENT[tile] * MULTIPROCESSORS:
-                break
-            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * longest
-            adding = max(adding_time(tile, blocks, count) for count in splits)
-            found.append((multiplying + EXPOSED * PASSED * brought + adding, tile, splits))
-    return min(found)
-
-
-def tiles_of_group(stem: str, products: Sequence[Product]) -> tuple[Tile, tuple[int, ...]]:
-    """`tiles_of` for products of different depths, each of which is split by itself, so that all
-    blocks take about as long: the tile, and each product's splits."""
-    _, tile, splits = _fastest_group(WITH_TILES[stem], tuple(products))
-    return tile, splits
 
 
 class KernelBackend(ReferenceBackend):
@@ -511,7 +350,7 @@ class KernelBackend(ReferenceBackend):
             for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
                 _checked_array(kernel, name, array, np.float32)
             table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
-            first_tile = sum(_count(tile, *shape) for shape in shapes[:index])
+            first_tile = sum(tile_count(tile, *shape) for shape in shapes[:index])
             table += [_offset(self, db, flat), x.shape[1], dz.shape[1], first_tile]
         self.launch(
             *(kernel, (number, splits), self._jobs_table(table), *operands),
@@ -557,7 +396,7 @@ class KernelBackend(ReferenceBackend):
         tile, splits = tiles_of_group("conv", products)
         jobs = _Jobs()
         for part, product, count in zip(parts, products, splits, strict=True):
-            tiles = _count(tile, product.rows, product.columns)
+            tiles = tile_count(tile, product.rows, product.columns)
             left = tiles * count * result_size(tile) if count > 1 else 0
             jobs.add(*self._tensors(part, flat), (tiles, count), left)
         for part in parts:
