@@ -119,8 +119,8 @@ __device__ __forceinline__ void latent_gradient(
   dlogvar = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
 }
 
-// The square root and the quotient to 2 ulp, in three instructions where the rounded ones take 20
-// and a branch for each element (PTX ISA, "sqrt" and "div"). b is below 2^126.
+// The square root and the quotient to 2 ulp, in a few instructions, where the rounded ones have a
+// branch for each element (PTX ISA, "sqrt" and "div"). b is below 2^126.
 #ifdef __CUDA_ARCH__
 __device__ __forceinline__ float approximate_sqrt(float a) {
   float root;

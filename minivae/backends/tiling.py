@@ -95,54 +95,16 @@ def adding_time(tile: Tile, blocks: int, splits: int) -> float:
     return _tree_time(splits, at_once) + PASSED * 2 * result_size(tile) * blocks
 
 
-def most_splits(tile: Tile, tiles: int, depth: int) -> int:
-    """Into how many parts a contraction of `depth` may be split: none is below 64 deep, and all
-    blocks have room."""
+def most_splits(tile: Tile, stages: int) -> int:
+    """Into how many parts a contraction of so many stages may be split: none is below 64 deep."""
     if tile == LARGE:
         return 1
-    stages = -(-depth // stage_depth(tile))
-    return max(1, min(stages * stage_depth(tile) // 64, RESIDENT[tile] * MULTIPROCESSORS // tiles))
+    return max(1, min(stages * stage_depth(tile) // 64, RESIDENT[tile] * MULTIPROCESSORS))
 
 
 def tile_count(tile: Tile, rows: int, columns: int) -> int:
     """How many tiles a matrix takes."""
     return -(-rows // tile.rows) * -(-columns // tile.columns)
-
-
-class Tiles(NamedTuple):
-    """How a launch's matrix products are divided: tile, number of tiles, splits of the
-    contraction."""
-
-    tile: Tile
-    number: int
-    splits: int
-
-
-@cache
-def _fastest(
-    tiles: Sequence[Tile], products: Sequence[tuple[int, int]], depth: int
-) -> tuple[float, Tiles]:
-    found = []
-    for tile in tiles:
-        number = sum(tile_count(tile, *product) for product in products)
-        stages = -(-depth // stage_depth(tile))
-        passing = EXPOSED * PASSED * stage_size(tile) * number * stages
-        for splits in range(1, most_splits(tile, max(number, 1), depth) + 1):
-            blocks = number * splits
-            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * -(-stages // splits)
-            time = multiplying + passing + adding_time(tile, blocks, splits)
-            found.append((time, Tiles(tile, number, splits)))
-    return min(found)
-
-
-def tiles_of(stem: str, products: Sequence[tuple[int, int]], depth: int) -> Tiles:
-    """How a launch of `stem`, which makes matrices of these rows and columns, is divided: so that
-    it takes least time by the estimate.
-
-    Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
-    multiplications, and the results of splits have to be added up.
-    """
-    return _fastest(WITH_TILES[stem], tuple(products), depth)[1]
 
 
 class Product(NamedTuple):
@@ -154,16 +116,16 @@ class Product(NamedTuple):
 
 
 @cache
-def _fastest_group(
+def _fastest(
     tiles: Sequence[Tile], products: Sequence[Product]
 ) -> tuple[float, Tile, tuple[int, ...]]:
     found = []
     for tile in tiles:
         numbers = [tile_count(tile, product.rows, product.columns) for product in products]
         stages = [-(-product.depth // stage_depth(tile)) for product in products]
-        deepest = max(*stages, 1)
         brought = sum(n * s for n, s in zip(numbers, stages, strict=True)) * stage_size(tile)
-        for parts in range(1, most_splits(tile, 1, deepest * stage_depth(tile)) + 1):
+        deepest = max(*stages, 1)
+        for parts in range(1, most_splits(tile, deepest) + 1):
             longest = -(-deepest // parts)
             splits = tuple(max(1, -(-count // longest)) for count in stages)
             blocks = sum(n * s for n, s in zip(numbers, splits, strict=True))
@@ -176,7 +138,26 @@ def _fastest_group(
 
 
 def tiles_of_group(stem: str, products: Sequence[Product]) -> tuple[Tile, tuple[int, ...]]:
-    """`tiles_of` for products of different depths, each of which is split by itself, so that all
-    blocks take about as long: the tile, and each product's splits."""
-    _, tile, splits = _fastest_group(WITH_TILES[stem], tuple(products))
+    """How a launch of `stem`, which makes these products, is divided, so that it takes least time
+    by the estimate: the tile, and each product's splits, with which all blocks take about as long.
+
+    Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
+    multiplications, and the results of splits have to be added up.
+    """
+    _, tile, splits = _fastest(WITH_TILES[stem], tuple(products))
     return tile, splits
+
+
+class Tiles(NamedTuple):
+    """How a launch's matrix products are divided: tile, number of tiles, splits of the
+    contraction."""
+
+    tile: Tile
+    number: int
+    splits: int
+
+
+def tiles_of(stem: str, sizes: Sequence[tuple[int, int]], depth: int) -> Tiles:
+    """`tiles_of_group` of matrices of these rows and columns, with contractions of one depth."""
+    tile, splits = tiles_of_group(stem, [Product(*size, depth) for size in sizes])
+    return Tiles(tile, sum(tile_count(tile, *size) for size in sizes), splits[0])
