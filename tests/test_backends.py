@@ -543,6 +543,21 @@ def test_kernels_flush_denormal_numbers_to_zero(kernel_backend: ReferenceBackend
     assert not y.any()
 
 
+@pytest.mark.parametrize("name", ["cpu", "emulated", ON_A_CARD[0]])
+def test_moments_that_fade_away_become_zero_and_those_that_are_not_a_number_do_not(
+    name: str,
+) -> None:
+    smallest = float(np.finfo(np.float32).smallest_normal)
+    g, moments = np.zeros(40), np.full(40, 1.5 * smallest)
+    g[7] = np.nan
+    arguments = [InOut(np.ones(40)), In(g), InOut(moments), InOut(moments), In(_schedule())]
+    case = Case("adam_update", "", [*arguments, In(_state_at(2)), 0.5, 0.5, 1e-8])
+    _, m, v = Runner(backends.get(name), np.float32)(case)
+    for moment in (m, v):
+        assert np.isnan(moment[7])
+        assert not np.delete(moment, 7).any()
+
+
 def test_every_override_has_a_case(backend: ReferenceBackend) -> None:
     overridden = {
         name

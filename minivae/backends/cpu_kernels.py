@@ -71,6 +71,7 @@ IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU = range(len
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 TWO = np.float32(2)
+SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
 
 @intrinsic
@@ -629,13 +630,19 @@ PARAMETERS = 1 << 13
 
 @kernel
 def adam(p, g, m, v, row, beta1, beta2, epsilon):
-    """adam.E1 to adam.E4 in one pass, on a part of the parameters."""
+    """adam.E1 to adam.E4 in one pass, on a part of the parameters.
+
+    Moments that fade away, as a dark pixel's do, become zero where they would be denormal, as on a
+    GPU: some processors are many times slower with such numbers.
+    """
     step_size, inverse_root, decay = row[STEP_SIZE], ONE / row[ROOT], row[DECAY]
     new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
     epsilon = np.float32(epsilon)
     for i in range(p.size):
-        m[i] += new1 * (g[i] - m[i])
-        v[i] += new2 * (g[i] * g[i] - v[i])
+        mean = m[i] + new1 * (g[i] - m[i])
+        variance = v[i] + new2 * (g[i] * g[i] - v[i])
+        m[i] = ZERO if abs(mean) < SMALLEST_NORMAL else mean
+        v[i] = ZERO if variance < SMALLEST_NORMAL else variance
         p[i] = p[i] * decay - step_size * m[i] / (np.sqrt(v[i]) * inverse_root + epsilon)
 
 
