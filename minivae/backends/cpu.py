@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numba import get_num_threads
+from numba.core.registry import CPUDispatcher
 from numpy.typing import DTypeLike, NDArray
 
 from ..ops.activations import KINDS, Activation
@@ -125,6 +126,15 @@ def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
+def _compiled(kernel: Callable[..., None], arguments: tuple[Any, ...]) -> Callable[..., None]:
+    """What Numba would find and call for these arguments, once it has been called with them."""
+    if not isinstance(kernel, CPUDispatcher):
+        return kernel
+    types = tuple(kernel.typeof_pyval(argument) for argument in arguments)
+    found: Any = kernel.overloads[types]
+    return found.entry_point
+
+
 class CpuBackend(ReferenceBackend):
     """Numba's kernels on every core."""
 
@@ -143,7 +153,7 @@ class CpuBackend(ReferenceBackend):
         with _ONE_CALLER:
             kernel(*arguments)
         if self._recorded is not None:
-            self._recorded.append((kernel, arguments))
+            self._recorded.append((_compiled(kernel, arguments), arguments))
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """A replay of the kernels that the first call of `step` ran, with the arrays that they
@@ -153,8 +163,8 @@ class CpuBackend(ReferenceBackend):
         def run() -> None:
             if launches:
                 with _ONE_CALLER:
-                    for kernel, arguments in launches:
-                        kernel(*arguments)
+                    for function, arguments in launches:
+                        function(*arguments)
                 return
             recorded: list[Launch] = []
             self._recorded = recorded
@@ -203,10 +213,6 @@ class CpuBackend(ReferenceBackend):
         """For each core, memory for the pixels of as many images y as stay in its cache."""
         shape = (get_num_threads(), _images_in_cache(x, y), y.shape[1] * y.shape[2], y.shape[3])
         return self._workspace("scratch", shape)
-
-    def _swept(self, y: NDArray, activation: Activation) -> NDArray:
-        """Where y is before its activation: scratch, or y itself if no sweep is needed."""
-        return y if activation.kind in products.BENT else self._workspace("scratch", y.shape)
 
     def _forward(
         self,
@@ -261,13 +267,6 @@ class CpuBackend(ReferenceBackend):
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
         self._run(products.bias_gradient, rows, sums, db, *added)
 
-    @staticmethod
-    def _by_shares(y: NDArray, activation: Activation) -> bool:
-        """Whether a dense layer's result y is better made by shares of its tiles than by images:
-        if it is wide enough for tiles, and needs no second sweep or stays in the cache for it."""
-        stays = y.nbytes <= CACHE_BYTES or activation.kind in products.BENT
-        return stays and y.shape[1] > products.FEW
-
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
     ) -> None:
@@ -275,12 +274,12 @@ class CpuBackend(ReferenceBackend):
             return self._run(super().dense_forward, x, w, b, y, activation)
         if not len(x):
             return
-        if not self._by_shares(y, activation):
+        if y.shape[1] <= products.FEW:
             oriented = self._oriented(w[None, None], 3)
             return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
-        lists = self._workspace("lists", (-(-len(x) // products.ROWS), x.shape[1] + 1))
-        scratch = (self._swept(y, activation), lists.view(np.int32))
-        arguments = (x, w, b, y, *scratch, get_num_threads(), *_code(activation))
+        steps = x.shape[1] + 1 + products.AHEAD
+        lists = self._workspace("lists", (-(-len(x) // products.ROWS), steps)).view(np.int32)
+        arguments = (x, w, b, y, lists, get_num_threads(), *_code(activation))
         self._run(products.dense_forward, *arguments)
 
     def dense_input_gradient(
@@ -288,13 +287,12 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         if not _is_float32(dz, w, x, dx):
             return self._run(super().dense_input_gradient, dz, w, x, dx, activation)
-        if not self._by_shares(dx, activation):
+        if dx.shape[1] <= products.FEW:
             oriented = self._oriented(w[None, None], 2)
             points = (_points(x), _points(dx))
             return self._input_gradient(_points(dz), *oriented, *points, POINT, activation)
-        panels = (get_num_threads(), w.shape[1], products.WIDTH)
-        scratch = (self._swept(dx, activation), self._workspace("panels", panels))
-        self._run(products.dense_input_gradient, dz, w, x, dx, *scratch, *_code(activation))
+        panels = self._workspace("panels", (get_num_threads(), w.shape[1], products.WIDTH))
+        self._run(products.dense_input_gradient, dz, w, x, dx, panels, *_code(activation))
 
     def dense_weight_gradient(
         self,

@@ -9,7 +9,6 @@ typing, as int64, and once more for use.
 import numpy as np
 from numba import prange
 
-from ..ops.activations import KINDS
 from ..ops.state import FAILED, INDEX
 from .cpu_kernels import (
     IDENTITY,
@@ -34,6 +33,7 @@ from .cpu_tiles import (
     add_tile,
     bend_back_tile,
     bend_tile,
+    fetch,
     lit_lanes,
     load_tile,
     multiply_add,
@@ -44,9 +44,6 @@ from .cpu_tiles import (
     zero_tile,
 )
 
-BENT = tuple(KINDS[code] for code in (IDENTITY, RELU, LEAKY_RELU))
-"""Activations that are a line, bent at 0 or not: a tile goes through them in its registers."""
-
 FEW = LANES // 4
 """So few columns leave most lanes of a tile idle."""
 
@@ -54,6 +51,13 @@ HALF_ROWS = ROWS // 2
 
 END = -1
 """After the last step of a list."""
+
+SQUARE_ROWS = WIDTH * np.arange(ROWS)
+"""Where the rows of a tile by itself begin."""
+
+AHEAD = 12
+"""So many rows of a weight are on their way to the core at a time. A list of steps for them ends
+with as many numbers more."""
 
 MOST_LIT = 3 / 4
 """Lists of more than so much of all steps are not worth making."""
@@ -98,6 +102,19 @@ def _accumulate_listed(tile, steps, a, rows, a_step, b, b_at, b_step, width):
     # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
     while step != END:
         tile = multiply_add(tile, a, rows, step * a_step, b, b_at + step * b_step, width)
+        place += 1
+        step = steps[place]
+    return tile
+
+
+@inlined
+def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
+    """`_accumulate_listed` for neighbouring columns of a, asking for the rows of b AHEAD of time:
+    they lie too far apart for a processor to foresee them."""
+    place, step = 0, steps[0]
+    while step != END:
+        fetch(b, b_at + steps[place + AHEAD] * b_step, vectors)
+        tile = multiply_add(tile, a, rows, step, b, b_at + step * b_step, width)
         place += 1
         step = steps[place]
     return tile
@@ -300,17 +317,39 @@ def _list_columns(x, row, steps):
         for lane in range(width):
             steps[count] = first + lane
             count += lit >> lane & 1
-    steps[count] = END
+    steps[count : count + 1 + AHEAD] = END
     return count
 
 
 @inlined
-def _dense_tiles(x, w, b, y, slope, lists, first, last, vectors, part, parts):
+def _negative_slope(kind, slope):
+    """(whether the activation is a line, bent at 0 or not, its slope below; else that of no bend):
+    a tile goes through such a one in its registers."""
+    if kind == RELU:
+        return True, ZERO
+    if kind == LEAKY_RELU:
+        return True, slope
+    return kind == IDENTITY, ONE
+
+
+@inlined
+def _activate_tile(y, rows, block, width, height, vectors, squares, kind, slope):
+    """y = f(y) in a tile of `height` rows, by way of two `squares` in the nearest cache."""
+    z, activated = squares[0, : height * WIDTH], squares[1, : height * WIDTH]
+    store_tile(load_tile(y, rows, block, width, height, vectors), z, SQUARE_ROWS, 0, width)
+    activate(z, activated, kind, slope)
+    tile = load_tile(activated, SQUARE_ROWS, 0, width, height, vectors)
+    store_tile(tile, y, rows, block, width)
+
+
+@inlined
+def _dense_tiles(x, w, b, y, lists, kind, slope, first, last, vectors, part, parts):
     """`_dense_product` for the columns from `first` to `last`."""
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    b_rows = np.zeros(ROWS, np.intp)
+    b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * WIDTH), np.float32)
+    bent, below = _negative_slope(kind, slope)
     begin, end, tiles = _matrix_share(n, last - first, part, parts)
     for number in range(begin, end):
         block, row = first + number // tiles * WIDTH, number % tiles * ROWS
@@ -320,31 +359,55 @@ def _dense_tiles(x, w, b, y, slope, lists, first, last, vectors, part, parts):
         # A tile's size is its type, so that a smaller one needs a name of its own.
         if n - row > HALF_ROWS:
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
-            tile = _accumulate_listed(tile, steps, x_flat, x_rows, 1, w_flat, block, columns, width)
-            store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
+            tile = _accumulate_fetched(
+                tile, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
+            )
+            store_tile(bend_tile(tile, below), y_flat, y_rows, block, width)
+            if not bent:
+                _activate_tile(y_flat, y_rows, block, width, ROWS, vectors, squares, kind, slope)
         else:
             low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
-            low = _accumulate_listed(low, steps, x_flat, x_rows, 1, w_flat, block, columns, width)
-            store_tile(bend_tile(low, slope), y_flat, y_rows, block, width)
+            low = _accumulate_fetched(
+                low, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
+            )
+            store_tile(bend_tile(low, below), y_flat, y_rows, block, width)
+            if not bent:
+                _activate_tile(
+                    y_flat, y_rows, block, width, HALF_ROWS, vectors, squares, kind, slope
+                )
 
 
 @kernel
-def _dense_product(x, w, b, y, slope, lists, part, parts):
-    """y = x w + b, what is negative in it multiplied by `slope`, or a share of its tiles; `lists`
-    (tiles, i + 1) has each tile's columns of x, or (1, i + 1) those of all."""
+def _dense_product(x, w, b, y, lists, kind, slope, part, parts):
+    """y = f(x w + b), or a share of its tiles; `lists` (tiles, i + 1 + AHEAD) has each tile's
+    columns of x, or (1, i + 1 + AHEAD) those of all."""
     columns = w.shape[1]
     wide = _wide(columns)
-    _dense_tiles(x, w, b, y, slope, lists, 0, wide, VECTORS, part, parts)
-    _dense_tiles(x, w, b, y, slope, lists, wide, columns, 1, part, parts)
+    _dense_tiles(x, w, b, y, lists, kind, slope, 0, wide, VECTORS, part, parts)
+    _dense_tiles(x, w, b, y, lists, kind, slope, wide, columns, 1, part, parts)
 
 
 @inlined
-def _dense_back_tiles(dz, w, x, dx, slope, panel, first, last, vectors, part, parts):
+def _derive_tile(x, dx, rows, block, width, height, vectors, squares, kind, slope):
+    """dx = dx f'(x) in a tile of `height` rows, by way of three `squares` in the nearest cache."""
+    size = height * WIDTH
+    outputs, gradients, derived = squares[0, :size], squares[1, :size], squares[2, :size]
+    store_tile(load_tile(x, rows, block, width, height, vectors), outputs, SQUARE_ROWS, 0, width)
+    store_tile(load_tile(dx, rows, block, width, height, vectors), gradients, SQUARE_ROWS, 0, width)
+    multiply_derivative(outputs, outputs, gradients, derived, kind, slope)
+    tile = load_tile(derived, SQUARE_ROWS, 0, width, height, vectors)
+    store_tile(tile, dx, rows, block, width)
+
+
+@inlined
+def _dense_back_tiles(dz, w, x, dx, panel, kind, slope, first, last, vectors, part, parts):
     """`_dense_back_product` for the columns from `first` to `last`."""
     (n, outputs), columns = dz.shape, w.shape[0]
     dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
     x_flat, dx_flat = x.reshape(-1), dx.reshape(-1)
     dz_rows, dx_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    squares = np.zeros((3, ROWS * WIDTH), np.float32)
+    bent, below = _negative_slope(kind, slope)
     begin, end, tiles = _matrix_share(n, last - first, part, parts)
     turned = -1
     for number in range(begin, end):
@@ -361,83 +424,66 @@ def _dense_back_tiles(dz, w, x, dx, slope, panel, first, last, vectors, part, pa
         if n - row > HALF_ROWS:
             tile = zero_tile(ROWS, vectors)
             tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
-            tile = bend_back_tile(tile, x_flat, dx_rows, block, width, slope)
+            tile = bend_back_tile(tile, x_flat, dx_rows, block, width, below)
             store_tile(tile, dx_flat, dx_rows, block, width)
+            if not bent:
+                _derive_tile(
+                    x_flat, dx_flat, dx_rows, block, width, ROWS, vectors, squares, kind, slope
+                )
         else:
             low = zero_tile(HALF_ROWS, vectors)
             low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
-            low = bend_back_tile(low, x_flat, dx_rows, block, width, slope)
+            low = bend_back_tile(low, x_flat, dx_rows, block, width, below)
             store_tile(low, dx_flat, dx_rows, block, width)
+            if not bent:
+                _derive_tile(
+                    x_flat, dx_flat, dx_rows, block, width, HALF_ROWS, vectors, squares, kind, slope
+                )
 
 
 @kernel
-def _dense_back_product(dz, w, x, dx, slope, panel, part, parts):
-    """dx = dz w^T, multiplied by `slope` where x is not positive, or a share of its tiles.
+def _dense_back_product(dz, w, x, dx, panel, kind, slope, part, parts):
+    """dx = (dz w^T) f'(x), or a share of its tiles.
 
     WIDTH rows of w at a time are turned into the columns of `panel` (o, WIDTH), which stays in the
     cache while all rows of dz go by.
     """
     columns = w.shape[0]
     wide = _wide(columns)
-    _dense_back_tiles(dz, w, x, dx, slope, panel, 0, wide, VECTORS, part, parts)
-    _dense_back_tiles(dz, w, x, dx, slope, panel, wide, columns, 1, part, parts)
-
-
-@inlined
-def _negative_slope(kind, slope):
-    """(whether the activation is a line bent at 0, its slope below; else that of no bend)."""
-    if kind == RELU:
-        return True, ZERO
-    if kind == LEAKY_RELU:
-        return True, slope
-    return kind == IDENTITY, ONE
+    _dense_back_tiles(dz, w, x, dx, panel, kind, slope, 0, wide, VECTORS, part, parts)
+    _dense_back_tiles(dz, w, x, dx, panel, kind, slope, wide, columns, 1, part, parts)
 
 
 @shared_kernel
-def dense_forward(x, w, b, y, z, lists, parts, kind, slope):
+def dense_forward(x, w, b, y, lists, parts, kind, slope):
     """y = f(x w + b) (dense.E0). Columns of x that are zero in all rows of a tile are skipped, if
     the first tile has enough of them.
 
-    Shapes: x (n, i), w (i, o), b (o,), y and z (n, o): scratch, or y itself if f is BENT; scratch
-    lists (tiles, i + 1) of int32.
+    Shapes: x (n, i), w (i, o), b (o,), y (n, o); scratch lists (tiles, i + 1 + AHEAD) of int32.
     """
-    n, inputs = x.shape
+    inputs = x.shape[1]
     tiles = lists.shape[0]
-    bent, below = _negative_slope(kind, slope)
     if _list_columns(x, np.int64(0), lists[0]) > MOST_LIT * inputs:
         lists = lists[:1]
         for column in range(inputs):
             lists[0, column] = column
-        lists[0, inputs] = END
+        lists[0, inputs:] = END
     else:
         for tile in prange(1, tiles):
             _list_columns(x, tile * ROWS, lists[tile])
     for part in prange(parts):
-        _dense_product(x, w, b, z, below, lists, np.int64(part), parts)
-    if bent:
-        return
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        activate(z[begin:end].reshape(-1), y[begin:end].reshape(-1), kind, slope)
+        _dense_product(x, w, b, y, lists, kind, slope, np.int64(part), parts)
 
 
 @shared_kernel
-def dense_input_gradient(dz, w, x, dx, dy, panels, kind, slope):
+def dense_input_gradient(dz, w, x, dx, panels, kind, slope):
     """dx = (dz w^T) f'(x) (dense.E4).
 
-    Shapes: dz (n, o), w (i, o), x, dx and dy (n, i): scratch, or dx itself if f is BENT; scratch
-    panels (parts, o, WIDTH).
+    Shapes: dz (n, o), w (i, o), x and dx (n, i); scratch panels (parts, o, WIDTH).
     """
-    n, parts = x.shape[0], panels.shape[0]
-    bent, below = _negative_slope(kind, slope)
+    parts = panels.shape[0]
     for part in prange(parts):
-        _dense_back_product(dz, w, x, dy, below, panels[part], np.int64(part), parts)
-    if bent:
-        return
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        x_part, dy_part = x[begin:end].reshape(-1), dy[begin:end].reshape(-1)
-        multiply_derivative(x_part, x_part, dy_part, dx[begin:end].reshape(-1), kind, slope)
+        _dense_back_product(dz, w, x, dx, panels[part], kind, slope, np.int64(part), parts)
 
 
 @inlined

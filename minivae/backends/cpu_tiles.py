@@ -240,6 +240,29 @@ def multiply_add(
 
 
 @emitted
+def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
+    """Asks for `vectors` vectors from source[at] on, which may be beyond its end: whoever reads
+    them soon need not wait for memory. `vectors` is a constant."""
+
+    def generate(context, builder, signature, arguments):
+        source, at, _ = arguments
+        emit = Emitter(context, builder)
+        first = emit.data(signature.args[0], source)
+        to_read, to_second_level, data = SHORT(0), SHORT(2), SHORT(1)
+        for v in range(vectors.literal_value):
+            address = builder.gep(first, [builder.add(at, INDEX(v * LANES))])
+            address = builder.bitcast(address, ir.IntType(8).as_pointer())
+            emit._call(
+                "llvm.prefetch.p0",
+                ir.VoidType(),
+                [address, to_read, to_second_level, data],
+            )
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, vectors), generate
+
+
+@emitted
 def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any, rows: Any) -> Any:
     """A number whose bit number `lane` says whether a[places[r] + at + lane] is other than zero for
     some r below the constant `rows`; lanes at or beyond `width` are zero."""
