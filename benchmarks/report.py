@@ -130,18 +130,22 @@ def paper_table() -> str:
 
 
 def steps_table() -> str:
-    """Milliseconds a training step, minivae and its peers."""
-    result = _load("steps-cpu.json")
+    """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
+    result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
+    leads = [
+        {case["case"]: case["times_as_fast_as_the_fastest_peer"] for case in one["steps"]}
+        for one in (result, other)
+    ]
     rows = []
     for case in result["steps"]:
-        times, lead = case["milliseconds"], case["times_as_fast_as_the_fastest_peer"]
+        name, times = case["case"], case["milliseconds"]
         cells = [f"{times[n]['median']:.3g}" if n in times else "-" for n in names]
-        rows.append([case["case"], *cells, f"{lead:.2f}" if lead else "-"])
-    table = _table(["step, ms", *names, "speed-up over the fastest peer"], rows)
+        rows.append([name, *cells, *(f"{lead[name]:.2f}" if lead[name] else "-" for lead in leads)])
+    table = _table(["step, ms", *names, "speed-up over the fastest peer", "on a Xeon"], rows)
     return (
-        f"{table}\n\nMedians of turns taken within one process, in the last column those of each "
-        f"turn's ratio. {_where(result)}"
+        f"{table}\n\nMedians of turns taken within one process, in the last two columns those of "
+        f"each turn's ratio. {_where(result)} The last column: {_where(other)}"
     )
 
 
