@@ -34,10 +34,7 @@ from minivae.backends import emulated
 from minivae.backends.emulated import EmulatedBackend
 from minivae.backends.kernel_backend import kernels
 from minivae.backends.reference import Call
-from minivae.backends.tiling import (
-    Product,
-    tiles_of_group,
-)
+from minivae.backends.tiling import Product, tiles_of_group
 from minivae.data import load
 from minivae.kernels import Tile, source
 from minivae.ops.activations import IDENTITY, Activation

@@ -334,7 +334,10 @@ def _negative_slope(kind, slope):
 
 @inlined
 def _activate_tile(y, rows, block, width, height, vectors, squares, kind, slope):
-    """y = f(y) in a tile of `height` rows, by way of two `squares` in the nearest cache."""
+    """y = f(y) in a tile of `height` rows, by way of two `squares` in the nearest cache.
+
+    It is loaded again, since a tile that a branch may still need goes from registers to memory.
+    """
     z, activated = squares[0, : height * WIDTH], squares[1, : height * WIDTH]
     store_tile(load_tile(y, rows, block, width, height, vectors), z, SQUARE_ROWS, 0, width)
     activate(z, activated, kind, slope)
