@@ -10,10 +10,11 @@ import numpy as np
 
 from minivae import backends
 from minivae.backends.reference import PRIMITIVES, ReferenceBackend
+from minivae.environment import cores
 from minivae.train import Trainer
 
 from .cases import Case
-from .measure import ROUNDS, Candidate, cores, interleaved
+from .measure import ROUNDS, Candidate, interleaved
 
 FLOAT = 4
 ADAM_ARRAYS = 6

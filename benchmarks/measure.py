@@ -1,14 +1,8 @@
 """Timing that a shared, noisy machine cannot spoil: candidates take turns within one process run,
 and each figure is a median with its 20th and 80th percentile."""
 
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,9 +19,6 @@ SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
 LINE = 240
 LIMIT, SECONDS_TO_END = 600, 10
-CPU_INFO = Path("/proc/cpuinfo")
-CHECKOUT = Path(__file__).resolve().parents[1]
-PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
 
 
 class Candidate(NamedTuple):
@@ -166,19 +157,6 @@ def summary(values: list[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in digits.items()}
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What a figure depends on: machine, versions and commit."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "device": device,
-        "machine": _machine(device),
-        "cores": cores(),
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "commit": _commit(),
-    }
-
-
 def write_result(path: Path, result: Any) -> None:
     """`result` as JSON, every list and object that fits on a line of LINE characters on one."""
     with replacing(path) as temporary:
@@ -195,37 +173,3 @@ def _json(value: Any, depth: int = 0) -> str:
         items = [_json(item, depth + 1) for item in value]
     begin, end = flat[0], flat[-1]
     return begin + ",".join("\n" + " " * (depth + 1) + i for i in items) + "\n" + " " * depth + end
-
-
-def cores() -> int | None:
-    """How many cores this process may use, where the system tells it, as Linux does."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _machine(device: str) -> str:
-    if device in ("cuda", "numba_cuda"):
-        import cupy
-
-        return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _commit() -> str:
-    # An installed copy may lie within a repository that is not minivae's.
-    if not (CHECKOUT / ".git").exists() or shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from minivae import backends
+from minivae.environment import environment
 from minivae.errors import InputError, unknown
 
 from .end_to_end import measure_end_to_end
-from .measure import environment, write_result
+from .measure import write_result
 from .primitives import measure_primitives
 from .scaling import measure_scaling
 from .startup import measure_start_up
@@ -54,6 +55,8 @@ def run_suite(
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
         "start-up": lambda: iter([measure_start_up(device, data, quick)]),
     }
+    if not output.exists():
+        write_result(output, result)  # what cannot be written is told before hours of measuring
     for section in sections:
         if section in result and section not in CASE_BY_CASE:
             continue

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from minivae.checkpoint import METRICS, read_config
+from minivae.environment import environment
 from minivae.train import read_metrics
 
-from .measure import environment, write_result
+from .measure import write_result
 
 EVALUATION = "evaluation.json"
 EVALUATED = (

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minivae import backends
+from minivae.environment import cores
 from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
 from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.train import Trainer
@@ -27,7 +28,6 @@ from .measure import (
     SECONDS_A_TURN,
     Candidate,
     OwnProcess,
-    cores,
     reason,
     summary,
     take_turns,
@@ -51,7 +51,8 @@ PEERS = (
 
 AT_ONCE = {"cuda": 16}
 """Cases that are prepared at the same time, on as many cores: what takes longest is to compile a
-GPU's kernels. They are measured one after another."""
+GPU's kernels. They are measured one after another. But what cuDNN and XLA choose by
+trying, they chose while others were being prepared: a result says how many, `prepared_at_once`."""
 
 SECONDS_OF = {"cuda": 0.05}
 """A turn's, where a step takes a tenth of the time."""
@@ -288,7 +289,7 @@ def _measured_in_turn(work: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, An
             try:
                 if label in failures:
                     raise failures[label]
-                found = process.result(LIMIT)
+                found = process.result(LIMIT) | {"prepared_at_once": len(work)}
             except Exception as error:
                 found = {"case": label, "failure": reason(error)}
             yield found

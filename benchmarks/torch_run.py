@@ -17,11 +17,12 @@ import torch
 
 from minivae import save
 from minivae.data import load
+from minivae.environment import environment
 from minivae.presets import preset
 from minivae.train import Trainer
 
 from .cases import Case
-from .measure import environment, write_result
+from .measure import write_result
 from .paper_peer import PaperPeer
 from .runs import OWN_WEIGHTS, PEER
 from .torch_peer import TorchPeer

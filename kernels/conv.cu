@@ -341,9 +341,8 @@ struct Job {
 // that begins there.
 template <class Finish>
 __device__ __forceinline__ void conv_gradients(
-    const long long* jobs, float* partials, int* arrivals, int count, const Finish& finish) {
+    const Job* job, float* partials, int* arrivals, const Finish& finish) {
   __shared__ __align__(16) float memory[MEMORY];
-  const Job* job = this_job<Job>(jobs, count);
   Share share = job->share(partials, arrivals);
   Shape s = job->shape();
   if (job->small) {
@@ -371,16 +370,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward(
   correlate(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, filters});
 }
 
-// dz small, x and dx large. E2.
+// dz small, x and dz_below large. E2.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradient(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
-    float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
+    float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  scatter(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, channels});
+  scatter(dz, w, partials, arrivals, s, ActivationDerivative{x, dz_below, kind, slope, channels});
 }
 
 // x small, y large, b (channels,). E5.
@@ -395,16 +394,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_f
   scatter(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, channels});
 }
 
-// dz large, x and dx small. E6.
+// dz large, x and dz_below small. E6.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_input_gradient(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
-    float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
+    float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dx, kind, slope, filters});
+  correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dz_below, kind, slope, filters});
 }
 
 // The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:
@@ -412,7 +411,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
-  conv_gradients(jobs, partials, arrivals, count, [&](long long first, int columns) {
+  const Job* job = this_job<Job>(jobs, count);
+  conv_gradients(job, partials, arrivals, [&](long long first, int columns) {
     return Store{g + first, weight, accumulate, columns};
   });
 }
@@ -425,12 +425,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_update
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count) {
-  if (state[FAILED]) return;
+  const Job* job = this_job<Job>(jobs, count);
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
-  conv_gradients(jobs, partials, arrivals, count, [&](long long first, int columns) {
+  if (state[FAILED]) return;  // not before: the loads above need not wait for this one
+  conv_gradients(job, partials, arrivals, [&](long long first, int columns) {
     return Update{p + first, m + first, v + first, step, columns};
   });
-  if (batch_size == 0) return;
-  bool last = last_to_arrive(all, gridDim.x);
-  if (last && threadIdx.x == 0) next_step(state, batch_size);
+  if (batch_size) end_step(all, gridDim.x, state, batch_size);
 }

@@ -20,10 +20,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
 
-// dz (n, o), w (i, o), x and dx (n, i). Grid: tiles of dx, by splits.
+// dz (n, o), w (i, o), x and dz_below (n, i). Grid: tiles of dz_below, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
-    float* __restrict__ dx, int kind, float slope, float* __restrict__ partials,
+    float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o) {
   using A = Matrix<true>;
   using B = Matrix<true>;
@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
       false);
   if (!share.gather(memory, n - place.row)) return;
   for_each_run(
-      memory, place.row, place.column, n, i, ActivationDerivative{x, dx, kind, slope, i});
+      memory, place.row, place.column, n, i, ActivationDerivative{x, dz_below, kind, slope, i});
 }
 
 // The epilogue that ends in the encoder's head: dz of a latent dimension gives dhead at two places

@@ -269,15 +269,12 @@ inline float __shfl_xor_sync(unsigned int, float value, int mask) {
   return received;
 }
 
-// No thread runs beside another, so that an atomic operation is a plain one and a fence is nothing.
-// Kernels add to their counters of arrivals only.
-inline int atomicAdd(int* address, int value) {
-  int before = *address;
-  *address += value;
+// No thread runs beside another, so that an atomic operation is a plain one.
+inline int arrive(int* counter) {
+  int before = (*counter)++;
   host::stop_block();
   return before;
 }
-inline void __threadfence() {}
 template <class T>
 inline T __ldcg(const T* address) {
   return *address;

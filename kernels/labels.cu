@@ -11,22 +11,22 @@ extern "C" __global__ void gather_labels(
   onehot[thread] = thread % classes == label ? 1.0f : 0.0f;  // labels.E2
 }
 
-// x (rows, m), onehot (rows / draws, classes), y (rows, m + classes). One thread an element of y.
+// v (rows, m), onehot (rows / draws, classes), u (rows, m + classes). One thread an element of u.
 extern "C" __global__ void join_forward(
-    const float* __restrict__ x, const float* __restrict__ onehot, float* __restrict__ y, int rows,
+    const float* __restrict__ v, const float* __restrict__ onehot, float* __restrict__ u, int rows,
     int draws, int m, int classes) {
   int thread = blockIdx.x * blockDim.x + threadIdx.x, columns = m + classes;
   if (thread >= rows * columns) return;
   int row = thread / columns, j = thread % columns;
-  y[thread] = j < m ? x[row * m + j] : onehot[row / draws * classes + j - m];  // labels.E3
+  u[thread] = j < m ? v[row * m + j] : onehot[row / draws * classes + j - m];  // labels.E3
 }
 
-// dy (rows, m + classes), x and dx (rows, m). One thread an element of dx.
+// du (rows, m + classes), v and da (rows, m). One thread an element of da.
 extern "C" __global__ void join_input_gradient(
-    const float* __restrict__ dy, const float* __restrict__ x, float* __restrict__ dx, int kind,
+    const float* __restrict__ du, const float* __restrict__ v, float* __restrict__ da, int kind,
     float slope, int rows, int m, int classes) {
   int thread = blockIdx.x * blockDim.x + threadIdx.x;
   if (thread >= rows * m) return;
-  float upstream = dy[thread / m * (m + classes) + thread % m];
-  dx[thread] = activation_backward_from_output(kind, slope, x[thread], upstream);  // labels.E4
+  float upstream = du[thread / m * (m + classes) + thread % m];
+  da[thread] = activation_backward_from_output(kind, slope, v[thread], upstream);  // labels.E4
 }

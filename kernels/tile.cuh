@@ -453,19 +453,27 @@ __device__ __forceinline__ void multiply(
   if (SHARERS > 1) add_sharers(memory);
 }
 
+#ifdef __CUDA_ARCH__
+// Counts one more arrival; returns how many there were. Between barriers, one thread's release and
+// acquire are for its whole block.
+__device__ __forceinline__ int arrive(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+#endif
+
 // Whether this block is the last of `expected` to arrive at `counter`, which is then zero again.
-// What the others wrote before is visible to it, if it reads past the first-level cache: one
-// thread's fence, between barriers, is for its whole block.
+// What the others wrote before is visible to it, if it reads past the first-level cache.
 __device__ __forceinline__ bool last_to_arrive(int* counter, int expected) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(counter, 1) == expected - 1;
-    if (last) {
-      __threadfence();
-      *counter = 0;
-    }
+    last = arrive(counter) == expected - 1;
+    if (last) *counter = 0;
   }
   __syncthreads();
   return last;
@@ -556,13 +564,27 @@ struct Share {
   }
 };
 
-// The job of a group, jobs (count,), whose blocks this one is among.
+// The job of a group, jobs (count,), whose blocks this one is among. It asks for the first blocks
+// of several jobs at once, where a search would wait for each.
 template <class Job>
 __device__ __forceinline__ const Job* this_job(const long long* jobs, int count) {
-  const Job* job = (const Job*)jobs;
-  const Job* last = job + count - 1;
-  while (job < last && job[1].first_block <= blockIdx.x) ++job;
-  return job;
+  const Job* table = (const Job*)jobs;
+  const int at_once = 8;
+  int before = 0;
+#pragma unroll 1
+  for (int first = 1; first < count; first += at_once) {
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) {
+      before += first + j < count && table[first + j].first_block <= blockIdx.x;
+    }
+  }
+  return table + before;
+}
+
+// Goes on to the next step in the block that arrives last, at `all`, of so many.
+__device__ __forceinline__ void end_step(
+    int* all, int blocks, long long* state, int batch_size) {
+  if (last_to_arrive(all, blocks) && threadIdx.x == 0) next_step(state, batch_size);
 }
 
 // Tiles along x and, for the launches that have phases, z; splits along y.
@@ -667,12 +689,13 @@ struct BiasAndActivation {
   }
 };
 
-// dx times the derivative of the activation that made x (dense.E4). x and dx (rows, columns).
+// A gradient times the derivative of the activation below, which made x (dense.E4). x and dz_below
+// (rows, columns).
 struct ActivationDerivative {
   static const int TOGETHER = 4;
   using Fetched = Run;
   const float* x;
-  float* dx;
+  float* dz_below;
   int kind;
   float slope;
   int columns;
@@ -688,7 +711,7 @@ struct ActivationDerivative {
             activation_backward_from_output(known.value, slope, output.lane[i], dy.lane[i]);
       }
     });
-    store_run(dx + (size_t)row * columns + column, dy, count);
+    store_run(dz_below + (size_t)row * columns + column, dy, count);
   }
 };
 

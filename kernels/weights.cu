@@ -49,14 +49,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_updat
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count, int n) {
-  if (state[FAILED]) return;
   const Job* job = this_job<Job>(jobs, count);
-  int i = (int)job->inputs, o = (int)job->outputs;
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
+  if (state[FAILED]) return;  // not before: the loads above need not wait for this one
+  int i = (int)job->inputs, o = (int)job->outputs;
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_block, this_share(partials, arrivals),
       Update{p + job->weight, m + job->weight, v + job->weight, step, o},
       Update{p + job->bias, m + job->bias, v + job->bias, step, o}, n, i, o);
-  bool last = last_to_arrive(all, gridDim.x * gridDim.y);
-  if (last && threadIdx.x == 0) next_step(state, batch_size);
+  end_step(all, gridDim.x * gridDim.y, state, batch_size);
 }

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minivae"
 BESIDE = ("kernels", "benchmarks")
 """Subpackages whose folders lie beside that of the package."""
 FLOORS = [
-    {"errors", "files"},
+    {"environment", "errors", "files"},
     {"ops"},
     {"kernels"},
     {"backends"},

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from minivae import environment
 from minivae.backends.reference import PRIMITIVES, Call
 from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
@@ -209,9 +210,9 @@ def test_an_environment_is_told_where_there_is_no_linux_and_no_git(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(measure, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = measure.environment("cpu")
+    told = environment.environment("cpu")
     assert told["cores"] == os.cpu_count()
     assert told["commit"] == "unknown"
     assert told["machine"] == platform.processor()
@@ -223,13 +224,21 @@ def test_an_installed_copy_within_another_repository_has_no_commit(
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     installed = tmp_path / "site-packages"
     installed.mkdir()
-    monkeypatch.setattr(measure, "CHECKOUT", installed)
-    assert measure.environment("cpu")["commit"] == "unknown"
+    monkeypatch.setattr(environment, "CHECKOUT", installed)
+    assert environment.environment("cpu")["commit"] == "unknown"
 
 
 def interrupted(device: str, quick: bool, measured: list[Any], _: Any) -> Iterator[list[Any]]:
     yield [*measured, {"case": len(measured)}]
     raise KeyboardInterrupt
+
+
+def test_a_result_that_cannot_be_written_is_told_before_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        run.run_suite("cpu", ["steps"], tmp_path / "file" / "steps.json", quick=True)
 
 
 def test_a_suite_that_was_cut_short_goes_on(

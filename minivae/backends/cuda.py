@@ -89,22 +89,21 @@ class CudaBackend(KernelBackend):
     ) -> None:
         function = self._functions.get((kernel, tile))
         if function is None:
-            function = self._load(kernel, tile)
+            self.load(kernels()[kernel].stem, tile)
+            function = self._functions[kernel, tile]
         self._use_stream()
         function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
 
     def _use_stream(self) -> None:
         self._stream.use()  # each thread has a current stream of its own
 
-    def _load(self, kernel: str, tile: Tile) -> Any:
-        """The compiled kernel, together with the others of its source."""
-        stem, tensor_cores = kernels()[kernel].stem, self.precision == "tf32"
-        code = source(stem, tensor_cores=tensor_cores, tile=tile)
+    def load(self, stem: str, tile: Tile) -> None:
+        """Compiles the kernels of a source, or takes them from CuPy's cache on the disk."""
+        code = source(stem, tensor_cores=self.precision == "tf32", tile=tile)
         module = cupy.RawModule(code=code, options=OPTIONS)
-        for name, other in kernels().items():
-            if other.stem == stem:
+        for name, kernel in kernels().items():
+            if kernel.stem == stem:
                 self._functions[name, tile] = module.get_function(name)
-        return self._functions[kernel, tile]
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)

@@ -276,10 +276,10 @@ class KernelBackend(ReferenceBackend):
         names = tuple(call.primitive for call in calls)
         if names != ("dense_input_gradient", "latent_backward"):
             return False
-        (dz, w, _, dx, activation), (head, upstream, kl_weight, dhead, noise, state) = (
+        (dz, w, _, dz_below, below), (head, upstream, kl_weight, dhead, noise, state) = (
             call.arguments for call in calls
         )
-        if self.address(dx) != self.address(upstream) or activation != IDENTITY:
+        if self.address(dz_below) != self.address(upstream) or below != IDENTITY:
             return False
         (n, o), d = dz.shape, w.shape[0]
         self._launch_product(
@@ -316,12 +316,12 @@ class KernelBackend(ReferenceBackend):
         self._launch_product("dense_forward", tiles, 1, x, w, b, y, *_code(activation), (n, i, o))
 
     def dense_input_gradient(
-        self, dz: Any, w: Any, x: Any, dx: Any, activation: Activation
+        self, dz: Any, w: Any, x: Any, dz_below: Any, below: Activation
     ) -> None:
         (n, o), i = dz.shape, w.shape[0]
         self._launch_product(
             *("dense_input_gradient", tiles_of("gemm", [(n, i)], o), 1),
-            *(dz, w, x, dx, *_code(activation), (n, i, o)),
+            *(dz, w, x, dz_below, *_code(below), (n, i, o)),
         )
 
     def dense_weight_gradient(
@@ -404,7 +404,7 @@ class KernelBackend(ReferenceBackend):
                 rows, columns = math.prod(part.large.shape[:3]), part.large.shape[3]
                 groups = -(-columns // BLOCK)
                 blocks = 2 * MULTIPROCESSORS  # one loads while the other adds
-                runs = max(1, min(blocks // groups, rows // 64))
+                runs = max(1, min(blocks // groups, rows // _rows_at_once(columns)))
                 jobs.add(*self._tensors(part, flat, sums=True), (groups, runs), runs * columns)
         table = self._jobs_table(jobs.table)
         self._grow_workspace(jobs.partials, jobs.arrivals)
@@ -447,10 +447,10 @@ class KernelBackend(ReferenceBackend):
         self._correlate("conv2d_forward", x, y, w, geometry, x, w, b, y, *_code(activation))
 
     def conv2d_input_gradient(
-        self, dz: Any, w: Any, x: Any, dx: Any, geometry: ConvGeometry, activation: Activation
+        self, dz: Any, w: Any, x: Any, dz_below: Any, geometry: ConvGeometry, below: Activation
     ) -> None:
-        code = _code(activation)
-        self._scatter("conv2d_input_gradient", x, dz, w, geometry, dz, w, x, dx, *code)
+        code = _code(below)
+        self._scatter("conv2d_input_gradient", x, dz, w, geometry, dz, w, x, dz_below, *code)
 
     def conv2d_weight_gradient(
         self,
@@ -472,10 +472,12 @@ class KernelBackend(ReferenceBackend):
         self._scatter("conv_transpose2d_forward", y, x, w, geometry, x, w, b, y, *code)
 
     def conv_transpose2d_input_gradient(
-        self, dz: Any, w: Any, x: Any, dx: Any, geometry: ConvGeometry, activation: Activation
+        self, dz: Any, w: Any, x: Any, dz_below: Any, geometry: ConvGeometry, below: Activation
     ) -> None:
-        code = _code(activation)
-        self._correlate("conv_transpose2d_input_gradient", dz, x, w, geometry, dz, w, x, dx, *code)
+        code = _code(below)
+        self._correlate(
+            "conv_transpose2d_input_gradient", dz, x, w, geometry, dz, w, x, dz_below, *code
+        )
 
     def conv_transpose2d_weight_gradient(
         self,
@@ -610,16 +612,16 @@ class KernelBackend(ReferenceBackend):
         blocks = _blocks(onehot.size)
         self.launch("gather_labels", blocks, labels, permutation, state, onehot, *onehot.shape)
 
-    def join_forward(self, x: Any, onehot: Any, y: Any) -> None:
-        (rows, m), (n, classes) = x.shape, onehot.shape
+    def join_forward(self, v: Any, onehot: Any, u: Any) -> None:
+        (rows, m), (n, classes) = v.shape, onehot.shape
         sizes = (rows, rows // n, m, classes)
-        self.launch("join_forward", _blocks(y.size), x, onehot, y, *sizes)
+        self.launch("join_forward", _blocks(u.size), v, onehot, u, *sizes)
 
-    def join_input_gradient(self, dy: Any, x: Any, dx: Any, activation: Activation) -> None:
-        (rows, m), classes = x.shape, dy.shape[1] - x.shape[1]
+    def join_input_gradient(self, du: Any, v: Any, da: Any, below: Activation) -> None:
+        (rows, m), classes = v.shape, du.shape[1] - v.shape[1]
         sizes = (rows, m, classes)
-        arguments = (dy, x, dx, *_code(activation), *sizes)
-        self.launch("join_input_gradient", _blocks(x.size), *arguments)
+        arguments = (du, v, da, *_code(below), *sizes)
+        self.launch("join_input_gradient", _blocks(v.size), *arguments)
 
     # The optimizer
 
@@ -719,6 +721,12 @@ def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
     if call.primitive == "conv2d_weight_gradient":
         return _ConvGradients(x, dz, dw, db, geometry, True)
     return _ConvGradients(dz, x, dw, db, geometry, False)
+
+
+def _rows_at_once(columns: int) -> int:
+    """How many rows a block asks for before it adds the first: `add_rows` of kernels/conv.cu."""
+    lanes = 4 if columns % 4 == 0 else 1
+    return 8 * (BLOCK // -(-min(columns, BLOCK) // lanes))
 
 
 class _Jobs:

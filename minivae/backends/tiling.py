@@ -36,23 +36,23 @@ LEVELS = 3
 STAGE_TIME = {SMALL: 0.6, Tile(128, 16): 0.7, Tile(128, 32): 1.1, MEDIUM: 1, LARGE: 5 / 3}
 """What a stage of a tile takes: by its instructions in float32 and TF32 (kernels/README.md)."""
 
-LONE = 1.45
+LONE_SLOWDOWN = 1.45
 """How many times as long it takes where a block has a multiprocessor alone, and no other issues
 while it waits. Estimated from the latencies of its loads and barriers."""
 
-ARRIVED = 1.5
+ARRIVAL_TIME = 1.5
 """What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
 atomic addition and two barriers."""
 
-TRIP = 1.35
+TRIP_TIME = 1.35
 """What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
 to the second-level cache."""
 
-PASSED = 1.8e-6
+PASSING_TIME = 1.8e-6
 """What a number takes of all blocks' time to pass the second-level cache: 4 bytes at 5.5 TB/s
 (estimated)."""
 
-EXPOSED = 1 / 3
+EXPOSED_SHARE = 1 / 3
 """The share of it that is not hidden behind multiplications: little in float32, most of it in TF32.
 Estimated."""
 
@@ -75,7 +75,7 @@ def result_size(tile: Tile) -> int:
 def blocks_in_turn(blocks: int) -> float:
     """How many times as long a launch takes as each of its blocks would, were others to issue
     whenever it waits: all wait for the multiprocessor that has most blocks."""
-    return max(LONE, -(-blocks // MULTIPROCESSORS))
+    return max(LONE_SLOWDOWN, -(-blocks // MULTIPROCESSORS))
 
 
 def _tree_time(splits: int, at_once: int) -> float:
@@ -83,7 +83,7 @@ def _tree_time(splits: int, at_once: int) -> float:
     if splits == 1:
         return 0
     trips = -(-min(splits, FAN) // at_once)
-    return ARRIVED + TRIP * trips + _tree_time(-(-splits // FAN), at_once)
+    return ARRIVAL_TIME + TRIP_TIME * trips + _tree_time(-(-splits // FAN), at_once)
 
 
 def adding_time(tile: Tile, blocks: int, splits: int) -> float:
@@ -92,7 +92,7 @@ def adding_time(tile: Tile, blocks: int, splits: int) -> float:
     if splits == 1:
         return 0
     at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))
-    return _tree_time(splits, at_once) + PASSED * 2 * result_size(tile) * blocks
+    return _tree_time(splits, at_once) + PASSING_TIME * 2 * result_size(tile) * blocks
 
 
 def most_splits(tile: Tile, stages: int) -> int:
@@ -133,7 +133,8 @@ def _fastest(
                 break
             multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * longest
             adding = max(adding_time(tile, blocks, count) for count in splits)
-            found.append((multiplying + EXPOSED * PASSED * brought + adding, tile, splits))
+            bringing = EXPOSED_SHARE * PASSING_TIME * brought
+            found.append((multiplying + bringing + adding, tile, splits))
     return min(found)
 
 
