@@ -30,7 +30,6 @@ class GradientError(NamedTuple):
 
     name: str
     layer: str
-    entries: int
     error: float
 
 
@@ -89,6 +88,4 @@ def check_gradients(model: Autoencoder, seed: int = 0) -> Iterator[GradientError
         ]
         part, index = name.split(".")[:2]
         network = model.encoder if part == "encoder" else model.decoder
-        yield GradientError(
-            name, network.layers[int(index)].kind, len(entries), float(np.max(errors))
-        )
+        yield GradientError(name, network.layers[int(index)].kind, float(np.max(errors)))

@@ -118,7 +118,8 @@ class LeakyReLU(ActivationLayer):
 
     def __post_init__(self) -> None:
         # A negative slope would make the output positive on both sides, and its sign useless.
-        _check(0 <= self.slope < math.inf, self, "a slope of 0 or above")
+        valid = isinstance(self.slope, int | float) and 0 <= self.slope < math.inf
+        _check(valid, self, "a slope of 0 or above")
 
 
 @dataclass(frozen=True)
@@ -206,17 +207,26 @@ class WeightedLayer(Layer):
             raise InputError(f"initialization is {scheme!r}, expected one of {known}")
         return {"weight": weight, "bias": bias}
 
+    def geometry_of(self, x: Any, y: Any) -> tuple[ConvGeometry, ...]:
+        """What the layer's primitives take of the geometry between input and output: nothing."""
+        return ()
+
     def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         """The call of y = activation(x w + b), in the layer's own sense of the product."""
-        raise NotImplementedError
+        arguments = (x, values["weight"], values["bias"], y, *self.geometry_of(x, y), activation)
+        return Call(f"{self.kind}_forward", arguments)
 
-    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
-        """The call of dx from dz, carried through `below`, which made x (dense.E4)."""
-        raise NotImplementedError
+    def input_gradient(
+        self, dz: Any, values: Tensors, x: Any, dz_below: Any, below: Activation
+    ) -> Call:
+        """The call of dz_below from dz, carried through `below`, which made x (dense.E4)."""
+        arguments = (dz, values["weight"], x, dz_below, *self.geometry_of(x, dz), below)
+        return Call(f"{self.kind}_input_gradient", arguments)
 
     def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
         """The call of the gradients of weight and bias from dz."""
-        raise NotImplementedError
+        arguments = (x, dz, gradients["weight"], gradients["bias"], *self.geometry_of(x, dz))
+        return Call(f"{self.kind}_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -239,17 +249,6 @@ class Dense(WeightedLayer):
     def fans(self, weight_shape: Shape) -> tuple[int, int, int]:
         inputs, units = weight_shape
         return inputs, units, inputs
-
-    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
-        arguments = (x, values["weight"], values["bias"], y, activation)
-        return Call("dense_forward", arguments)
-
-    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
-        return Call("dense_input_gradient", (dz, values["weight"], x, dx, below))
-
-    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
-        arguments = (x, dz, gradients["weight"], gradients["bias"])
-        return Call("dense_weight_gradient", arguments)
 
 
 @dataclass(frozen=True)
@@ -325,19 +324,8 @@ class Conv2d(Convolution):
         kh, kw, c, k = weight_shape
         return kh * kw * c, kh * kw * k, kh * kw * c
 
-    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
-        geometry = self.geometry(x.shape[1:], y.shape[1:])
-        arguments = (x, values["weight"], values["bias"], y, geometry, activation)
-        return Call("conv2d_forward", arguments)
-
-    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
-        geometry = self.geometry(x.shape[1:], dz.shape[1:])
-        return Call("conv2d_input_gradient", (dz, values["weight"], x, dx, geometry, below))
-
-    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
-        geometry = self.geometry(x.shape[1:], dz.shape[1:])
-        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
-        return Call("conv2d_weight_gradient", arguments)
+    def geometry_of(self, x: Any, y: Any) -> tuple[ConvGeometry, ...]:
+        return (self.geometry(x.shape[1:], y.shape[1:]),)
 
 
 @dataclass(frozen=True)
@@ -398,21 +386,8 @@ class ConvTranspose2d(Convolution):
         kh, kw, c, k = weight_shape
         return kh * kw * k, kh * kw * c, kh * kw * c
 
-    def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
-        geometry = self.geometry(y.shape[1:], x.shape[1:])
-        arguments = (x, values["weight"], values["bias"], y, geometry, activation)
-        return Call("conv_transpose2d_forward", arguments)
-
-    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
-        geometry = self.geometry(dz.shape[1:], x.shape[1:])
-        return Call(
-            "conv_transpose2d_input_gradient", (dz, values["weight"], x, dx, geometry, below)
-        )
-
-    def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
-        geometry = self.geometry(dz.shape[1:], x.shape[1:])
-        arguments = (x, dz, gradients["weight"], gradients["bias"], geometry)
-        return Call("conv_transpose2d_weight_gradient", arguments)
+    def geometry_of(self, x: Any, y: Any) -> tuple[ConvGeometry, ...]:
+        return (self.geometry(y.shape[1:], x.shape[1:]),)
 
 
 @dataclass(frozen=True)
@@ -437,9 +412,11 @@ class JoinLabel(Layer):
         """y = (x, the batch's `onehot` of `values`)."""
         return Call("join_forward", (x, values["onehot"], y))
 
-    def input_gradient(self, dz: Any, values: Tensors, x: Any, dx: Any, below: Activation) -> Call:
-        """dx from dz, carried through `below`, the activation that made x."""
-        return Call("join_input_gradient", (dz, x, dx, below))
+    def input_gradient(
+        self, dz: Any, values: Tensors, x: Any, dz_below: Any, below: Activation
+    ) -> Call:
+        """The call of dz_below from dz, carried through `below`, which made x (labels.E4)."""
+        return Call("join_input_gradient", (dz, x, dz_below, below))
 
 
 LAYERS: dict[str, type[Layer]] = {

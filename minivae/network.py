@@ -106,7 +106,7 @@ class Stage:
     """A layer with its fused activation, bound to the arrays around it.
 
     `below` is the activation that made x, `dz` the gradient before this stage's own activation,
-    `dx` that before `below`, None where nobody needs it.
+    `dz_below` that before `below`, None where nobody needs it.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Stage:
     below: Activation
     x: Any
     y: Any
-    dx: Any
+    dz_below: Any
     dz: Any
     values: Tensors
     gradients: Tensors
@@ -127,13 +127,15 @@ class Stage:
         return Call("activation_forward", (self.x, self.y, self.activation))
 
     def input_gradient(self) -> list[Call]:
-        """dx from dz."""
+        """dz_below from dz."""
         if isinstance(self.layer, WeightedLayer | JoinLabel):
-            return [self.layer.input_gradient(self.dz, self.values, self.x, self.dx, self.below)]
-        arguments = (self.x, self.y, self.dz, self.dx, self.activation)
+            return [
+                self.layer.input_gradient(self.dz, self.values, self.x, self.dz_below, self.below)
+            ]
+        arguments = (self.x, self.y, self.dz, self.dz_below, self.activation)
         calls = [Call("activation_backward", arguments)]
         if self.below != IDENTITY:
-            arguments = (None, self.x, self.dx, self.dx, self.below)
+            arguments = (None, self.x, self.dz_below, self.dz_below, self.below)
             calls.append(Call("activation_backward", arguments))
         return calls
 
@@ -147,7 +149,7 @@ class Stage:
 class Pass:
     """A network bound to its memory for the rows of `x`.
 
-    `dx` receives the gradient of the input before `below`, the activation that made it; None where
+    `dz_below` receives the gradient before `below`, the activation that made the input; None where
     nobody needs it. `onehot` (n, classes) holds labels for a JoinLabel; if `x` has k n rows, each k
     consecutive ones share a label. `output` holds the result of `forward`; the caller writes the
     gradient before `output_activation`, the activation that made the output, into `output_gradient`
@@ -162,7 +164,7 @@ class Pass:
         parameters: Parameters,
         buffers: Buffers,
         x: Any,
-        dx: Any = None,
+        dz_below: Any = None,
         below: Activation = IDENTITY,
         onehot: Any = None,
     ) -> None:
@@ -175,7 +177,7 @@ class Pass:
             if isinstance(layer, VIEWS):
                 shape = (rows, *network.shapes[index + 1])
                 x = x.reshape(shape)
-                dx = None if dx is None else dx.reshape(shape)
+                dz_below = None if dz_below is None else dz_below.reshape(shape)
                 continue
             y, dz = buffers.outputs[index][:rows], buffers.gradients[index][:rows]
             follower = index + 1
@@ -190,17 +192,20 @@ class Pass:
                     layer,
                     network.activation(follower if fused else index),
                     below,
-                    *(x, y, dx, dz),
+                    *(x, y, dz_below, dz),
                     *(values, _tensors(parameters.gradients, name)),
                 )
             )
-            x, dx = y, dz
+            x, dz_below = y, dz
             below = network.activation(follower) if fused else IDENTITY
-        self.output, self.output_gradient, self.output_activation = x, dx, below
+        self.output, self.output_gradient, self.output_activation = x, dz_below, below
         backwards = self.stages[::-1]
         self.forward_calls = [stage.forward() for stage in self.stages]
         self.input_gradient_calls = [
-            call for stage in backwards if stage.dx is not None for call in stage.input_gradient()
+            call
+            for stage in backwards
+            if stage.dz_below is not None
+            for call in stage.input_gradient()
         ]
         self.weight_gradient_calls = [
             call for stage in backwards for call in stage.weight_gradient()

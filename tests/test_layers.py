@@ -419,7 +419,7 @@ def test_a_view_is_memory_of_the_layer_below() -> None:
 
 def test_a_pass_that_is_not_asked_for_the_input_gradient_does_not_compute_it() -> None:
     model = VAE([Flatten(), Dense(4)], [Dense(9)], Objective(), (3, 3, 1)).to("reference")
-    assert model.bind(2).encoder.stages[0].dx is None
+    assert model.bind(2).encoder.stages[0].dz_below is None
 
 
 def test_a_network_numbers_all_its_layers() -> None:

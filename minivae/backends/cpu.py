@@ -234,13 +234,13 @@ class CpuBackend(ReferenceBackend):
         w: NDArray,
         by_columns: bool,
         x: NDArray,
-        dx: NDArray,
+        dz_below: NDArray,
         seen: Windows,
         below: Activation,
     ) -> None:
-        """dx = (the windows of dz times w) f'(x), w as from `_oriented`."""
-        arguments = (_pixels(dz), w, _pixels(x), _pixels(dx), seen, by_columns)
-        scratch = self._scratch(dz, dx)
+        """dz_below = (the windows of dz times w) f'(x), w as from `_oriented`."""
+        arguments = (_pixels(dz), w, _pixels(x), _pixels(dz_below), seen, by_columns)
+        scratch = self._scratch(dz, dz_below)
         self._run(products.window_input_gradient, *arguments, scratch, *_code(below))
 
     def _weight_gradient(
@@ -283,16 +283,16 @@ class CpuBackend(ReferenceBackend):
         self._run(products.dense_forward, *arguments)
 
     def dense_input_gradient(
-        self, dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
+        self, dz: NDArray, w: NDArray, x: NDArray, dz_below: NDArray, below: Activation
     ) -> None:
-        if not _is_float32(dz, w, x, dx):
-            return self._run(super().dense_input_gradient, dz, w, x, dx, activation)
-        if dx.shape[1] <= products.FEW:
+        if not _is_float32(dz, w, x, dz_below):
+            return self._run(super().dense_input_gradient, dz, w, x, dz_below, below)
+        if dz_below.shape[1] <= products.FEW:
             oriented = self._oriented(w[None, None], 2)
-            points = (_points(x), _points(dx))
-            return self._input_gradient(_points(dz), *oriented, *points, POINT, activation)
+            points = (_points(x), _points(dz_below))
+            return self._input_gradient(_points(dz), *oriented, *points, POINT, below)
         panels = self._workspace("panels", (get_num_threads(), w.shape[1], products.WIDTH))
-        self._run(products.dense_input_gradient, dz, w, x, dx, panels, *_code(activation))
+        self._run(products.dense_input_gradient, dz, w, x, dz_below, panels, *_code(below))
 
     def dense_weight_gradient(
         self,
@@ -328,14 +328,14 @@ class CpuBackend(ReferenceBackend):
         dz: NDArray,
         w: NDArray,
         x: NDArray,
-        dx: NDArray,
+        dz_below: NDArray,
         geometry: ConvGeometry,
-        activation: Activation,
+        below: Activation,
     ) -> None:
-        if not _is_float32(dz, w, x, dx):
-            return self._run(super().conv2d_input_gradient, dz, w, x, dx, geometry, activation)
+        if not _is_float32(dz, w, x, dz_below):
+            return self._run(super().conv2d_input_gradient, dz, w, x, dz_below, geometry, below)
         seen = _windows(x, dz, w, geometry, back=True)
-        self._input_gradient(dz, *self._oriented(w, 2), x, dx, seen, activation)
+        self._input_gradient(dz, *self._oriented(w, 2), x, dz_below, seen, below)
 
     def conv2d_weight_gradient(
         self,
@@ -373,16 +373,16 @@ class CpuBackend(ReferenceBackend):
         dz: NDArray,
         w: NDArray,
         x: NDArray,
-        dx: NDArray,
+        dz_below: NDArray,
         geometry: ConvGeometry,
-        activation: Activation,
+        below: Activation,
     ) -> None:
-        if not _is_float32(dz, w, x, dx):
+        if not _is_float32(dz, w, x, dz_below):
             return self._run(
-                super().conv_transpose2d_input_gradient, dz, w, x, dx, geometry, activation
+                super().conv_transpose2d_input_gradient, dz, w, x, dz_below, geometry, below
             )
         seen = _windows(dz, x, w, geometry)
-        self._input_gradient(dz, *self._oriented(w, 3), x, dx, seen, activation)
+        self._input_gradient(dz, *self._oriented(w, 3), x, dz_below, seen, below)
 
     def conv_transpose2d_weight_gradient(
         self,
@@ -627,14 +627,12 @@ class CpuBackend(ReferenceBackend):
             return self._run(super().gather_labels, labels, permutation, state, onehot)
         self._run(kernels.gather_labels, labels, permutation, state, onehot)
 
-    def join_forward(self, x: NDArray, onehot: NDArray, y: NDArray) -> None:
-        if not _is_float32(x, onehot, y):
-            return self._run(super().join_forward, x, onehot, y)
-        self._run(kernels.join_forward, x, onehot, y)
+    def join_forward(self, v: NDArray, onehot: NDArray, u: NDArray) -> None:
+        if not _is_float32(v, onehot, u):
+            return self._run(super().join_forward, v, onehot, u)
+        self._run(kernels.join_forward, v, onehot, u)
 
-    def join_input_gradient(
-        self, dy: NDArray, x: NDArray, dx: NDArray, activation: Activation
-    ) -> None:
-        if not _is_float32(dy, x, dx):
-            return self._run(super().join_input_gradient, dy, x, dx, activation)
-        self._run(kernels.join_input_gradient, dy, x, dx, *_code(activation))
+    def join_input_gradient(self, du: NDArray, v: NDArray, da: NDArray, below: Activation) -> None:
+        if not _is_float32(du, v, da):
+            return self._run(super().join_input_gradient, du, v, da, below)
+        self._run(kernels.join_input_gradient, du, v, da, *_code(below))

@@ -732,16 +732,16 @@ def gather_labels(labels, permutation, state, onehot):
 
 
 @kernel
-def join_forward(x, onehot, y):
+def join_forward(v, onehot, u):
     """labels.E3."""
-    m, draws = x.shape[1], x.shape[0] // onehot.shape[0]
-    for row in range(x.shape[0]):
-        y[row, :m] = x[row]
-        y[row, m:] = onehot[row // draws]
+    m, draws = v.shape[1], v.shape[0] // onehot.shape[0]
+    for row in range(v.shape[0]):
+        u[row, :m] = v[row]
+        u[row, m:] = onehot[row // draws]
 
 
 @kernel
-def join_input_gradient(dy, x, dx, kind, slope):
+def join_input_gradient(du, v, da, kind, slope):
     """labels.E4."""
-    for row in range(x.shape[0]):
-        multiply_derivative(x[row], x[row], dy[row, : x.shape[1]], dx[row], kind, slope)
+    for row in range(v.shape[0]):
+        multiply_derivative(v[row], v[row], du[row, : v.shape[1]], da[row], kind, slope)

@@ -240,15 +240,15 @@ def _some_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
 
 
 @kernel
-def _some_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope):
+def _some_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind, slope):
     """`window_input_gradient` on one core, with its own scratch (images, p, c)."""
     images, zeros = scratch.shape[0], np.zeros(x.shape[2], np.float32)
     for first in range(0, x.shape[0], images):
         dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
-        dx_part = dx[first : first + images].reshape(-1)
+        below_part = dz_below[first : first + images].reshape(-1)
         dy = scratch[: dz_part.shape[0]]
         _linear(dz_part, w, zeros, dy, windows, by_columns)
-        multiply_derivative(x_part, x_part, dy.reshape(-1), dx_part, kind, slope)
+        multiply_derivative(x_part, x_part, dy.reshape(-1), below_part, kind, slope)
 
 
 @shared_kernel
@@ -268,18 +268,19 @@ def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
 
 
 @shared_kernel
-def window_input_gradient(dz, w, x, dx, windows, by_columns, scratch, kind, slope):
-    """dx = (windows of dz times w) f'(x), as many images at a time as fit in a part of `scratch`.
+def window_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind, slope):
+    """dz_below = (windows of dz times w) f'(x), as many images at a time as fit in a part of
+    `scratch`.
 
-    Shapes: dz (n, s, k), w (t, k, c) or, `by_columns`, (t, c, k), x and dx (n, p, c), scratch
+    Shapes: dz (n, s, k), w (t, k, c) or, `by_columns`, (t, c, k), x and dz_below (n, p, c), scratch
     (parts, images, p, c).
     """
     n, parts = x.shape[0], scratch.shape[0]
     for part in prange(parts):
         begin, end = n * part // parts, n * (part + 1) // parts
-        dz_part, x_part, dx_part = dz[begin:end], x[begin:end], dx[begin:end]
+        dz_part, x_part, below_part = dz[begin:end], x[begin:end], dz_below[begin:end]
         _some_input_gradient(
-            dz_part, w, x_part, dx_part, windows, by_columns, scratch[part], kind, slope
+            dz_part, w, x_part, below_part, windows, by_columns, scratch[part], kind, slope
         )
 
 
@@ -391,24 +392,27 @@ def _dense_product(x, w, b, y, lists, kind, slope, part, parts):
 
 
 @inlined
-def _derive_tile(x, dx, rows, block, width, height, vectors, squares, kind, slope):
-    """dx = dx f'(x) in a tile of `height` rows, by way of three `squares` in the nearest cache."""
+def _derive_tile(x, dz_below, rows, block, width, height, vectors, squares, kind, slope):
+    """dz_below times f'(x) in a tile of `height` rows, by way of three `squares` in the nearest
+    cache."""
     size = height * WIDTH
     outputs, gradients, derived = squares[0, :size], squares[1, :size], squares[2, :size]
     store_tile(load_tile(x, rows, block, width, height, vectors), outputs, SQUARE_ROWS, 0, width)
-    store_tile(load_tile(dx, rows, block, width, height, vectors), gradients, SQUARE_ROWS, 0, width)
+    store_tile(
+        load_tile(dz_below, rows, block, width, height, vectors), gradients, SQUARE_ROWS, 0, width
+    )
     multiply_derivative(outputs, outputs, gradients, derived, kind, slope)
     tile = load_tile(derived, SQUARE_ROWS, 0, width, height, vectors)
-    store_tile(tile, dx, rows, block, width)
+    store_tile(tile, dz_below, rows, block, width)
 
 
 @inlined
-def _dense_back_tiles(dz, w, x, dx, panel, kind, slope, first, last, vectors, part, parts):
+def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vectors, part, parts):
     """`_dense_back_product` for the columns from `first` to `last`."""
     (n, outputs), columns = dz.shape, w.shape[0]
     dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
-    x_flat, dx_flat = x.reshape(-1), dx.reshape(-1)
-    dz_rows, dx_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    x_flat, below_flat = x.reshape(-1), dz_below.reshape(-1)
+    dz_rows, below_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     squares = np.zeros((3, ROWS * WIDTH), np.float32)
     bent, below = _negative_slope(kind, slope)
     begin, end, tiles = _matrix_share(n, last - first, part, parts)
@@ -423,38 +427,56 @@ def _dense_back_tiles(dz, w, x, dx, panel, kind, slope, first, last, vectors, pa
                     _turn(w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k)
             turned = block
         row = number % tiles * ROWS
-        _matrix_rows(row, n, dz_rows, outputs, dx_rows, columns)
+        _matrix_rows(row, n, dz_rows, outputs, below_rows, columns)
         if n - row > HALF_ROWS:
             tile = zero_tile(ROWS, vectors)
             tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
-            tile = bend_back_tile(tile, x_flat, dx_rows, block, width, below)
-            store_tile(tile, dx_flat, dx_rows, block, width)
+            tile = bend_back_tile(tile, x_flat, below_rows, block, width, below)
+            store_tile(tile, below_flat, below_rows, block, width)
             if not bent:
                 _derive_tile(
-                    x_flat, dx_flat, dx_rows, block, width, ROWS, vectors, squares, kind, slope
+                    x_flat,
+                    below_flat,
+                    below_rows,
+                    block,
+                    width,
+                    ROWS,
+                    vectors,
+                    squares,
+                    kind,
+                    slope,
                 )
         else:
             low = zero_tile(HALF_ROWS, vectors)
             low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
-            low = bend_back_tile(low, x_flat, dx_rows, block, width, below)
-            store_tile(low, dx_flat, dx_rows, block, width)
+            low = bend_back_tile(low, x_flat, below_rows, block, width, below)
+            store_tile(low, below_flat, below_rows, block, width)
             if not bent:
                 _derive_tile(
-                    x_flat, dx_flat, dx_rows, block, width, HALF_ROWS, vectors, squares, kind, slope
+                    x_flat,
+                    below_flat,
+                    below_rows,
+                    block,
+                    width,
+                    HALF_ROWS,
+                    vectors,
+                    squares,
+                    kind,
+                    slope,
                 )
 
 
 @kernel
-def _dense_back_product(dz, w, x, dx, panel, kind, slope, part, parts):
-    """dx = (dz w^T) f'(x), or a share of its tiles.
+def _dense_back_product(dz, w, x, dz_below, panel, kind, slope, part, parts):
+    """dz_below = (dz w^T) f'(x), or a share of its tiles.
 
     WIDTH rows of w at a time are turned into the columns of `panel` (o, WIDTH), which stays in the
     cache while all rows of dz go by.
     """
     columns = w.shape[0]
     wide = _wide(columns)
-    _dense_back_tiles(dz, w, x, dx, panel, kind, slope, 0, wide, VECTORS, part, parts)
-    _dense_back_tiles(dz, w, x, dx, panel, kind, slope, wide, columns, 1, part, parts)
+    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, VECTORS, part, parts)
+    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, wide, columns, 1, part, parts)
 
 
 @shared_kernel
@@ -479,14 +501,14 @@ def dense_forward(x, w, b, y, lists, parts, kind, slope):
 
 
 @shared_kernel
-def dense_input_gradient(dz, w, x, dx, panels, kind, slope):
-    """dx = (dz w^T) f'(x) (dense.E4).
+def dense_input_gradient(dz, w, x, dz_below, panels, kind, slope):
+    """dz_below = (dz w^T) f'(x) (dense.E4).
 
-    Shapes: dz (n, o), w (i, o), x and dx (n, i); scratch panels (parts, o, WIDTH).
+    Shapes: dz (n, o), w (i, o), x and dz_below (n, i); scratch panels (parts, o, WIDTH).
     """
     parts = panels.shape[0]
     for part in prange(parts):
-        _dense_back_product(dz, w, x, dx, panels[part], kind, slope, np.int64(part), parts)
+        _dense_back_product(dz, w, x, dz_below, panels[part], kind, slope, np.int64(part), parts)
 
 
 @inlined

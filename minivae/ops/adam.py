@@ -9,7 +9,7 @@ With the gradient g of step t = 1, 2, ...:
 Both moments start at zero (or v at `Adam.second_moment`). After t steps from there
 m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights add up to 1 - beta1^t and not to 1, and v
 from zero likewise: E3 divides each by that sum. The paper's section 2 also has a form with fewer
-operations, whose epsilon is another one (`Adam.epsilon_hat`):
+operations, whose epsilon is added to the uncorrected sqrt(v) (`Adam.epsilon_hat`):
 
     E3'   p <- p - [lr sqrt(1 - beta2^t) / (1 - beta1^t)] m / (sqrt(v) + epsilon_hat)
 

@@ -18,7 +18,7 @@ C where another takes less. Every KL_j of every image enters K by 1 / n, so that
 
     E4    c_j = ∂L/∂KL_j of one image = beta / n sign(K - C(t)),     0 at K = C(t)
 
-Below the capacity gradient descent raises the KL, above it lowers the KL. C(t) is computed from
+Below the capacity, gradient descent raises the KL; above it, it lowers it. C(t) is computed from
 the state's step, on the device. C = 0 is elbo.E5 without free bits, since K is never negative.
 """
 

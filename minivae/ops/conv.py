@@ -130,16 +130,16 @@ def conv2d_input_gradient(
     dz: NDArray,
     w: NDArray,
     x: NDArray,
-    dx: NDArray,
+    dz_below: NDArray,
     geometry: ConvGeometry,
-    activation: Activation,
+    below: Activation,
 ) -> None:
-    """dx = E2(dz) * f': the gradient before `activation`, one layer below, which made x (dense.E4).
+    """dz_below = E2(dz) * f_below', where x = f_below(z_below) is this layer's input (dense.E4).
 
-    Shapes: dz (n, p, q, k), w (kh, kw, c, k), x and dx (n, h, w, c).
+    Shapes: dz (n, p, q, k), w (kh, kw, c, k), x and dz_below (n, h, w, c).
     """
-    _scatter(dz, w, dx, geometry)
-    activation_backward(None, x, dx, dx, activation)
+    _scatter(dz, w, dz_below, geometry)
+    activation_backward(None, x, dz_below, dz_below, below)
 
 
 def conv2d_weight_gradient(
@@ -178,16 +178,16 @@ def conv_transpose2d_input_gradient(
     dz: NDArray,
     w: NDArray,
     x: NDArray,
-    dx: NDArray,
+    dz_below: NDArray,
     geometry: ConvGeometry,
-    activation: Activation,
+    below: Activation,
 ) -> None:
-    """dx = E6 * f': the gradient before `activation`, one layer below, which made x (dense.E4).
+    """dz_below = E6 * f_below', where x = f_below(z_below) is this layer's input (dense.E4).
 
-    Shapes: dz (n, h, w, c), w (kh, kw, c, k), x and dx (n, p, q, k).
+    Shapes: dz (n, h, w, c), w (kh, kw, c, k), x and dz_below (n, p, q, k).
     """
-    _correlate(dz, w, dx, geometry)
-    activation_backward(None, x, dx, dx, activation)
+    _correlate(dz, w, dz_below, geometry)
+    activation_backward(None, x, dz_below, dz_below, below)
 
 
 def conv_transpose2d_weight_gradient(

@@ -21,7 +21,7 @@ is the gradient:
     E5    dw = dw + weight x^T dz,    db = db + weight sum_r dz[r]
 
 A loss that is not linear in a mean over the batch (free bits, a capacity, a calibrated variance)
-sees that of each part instead.
+is computed from each part's own mean instead.
 """
 
 import numpy as np
@@ -38,15 +38,16 @@ def dense_forward(x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Ac
 
 
 def dense_input_gradient(
-    dz: NDArray, w: NDArray, x: NDArray, dx: NDArray, activation: Activation
+    dz: NDArray, w: NDArray, x: NDArray, dz_below: NDArray, below: Activation
 ) -> None:
-    """dx = (dz w^T) * f' (E4): the gradient before `activation`, one layer below, which made x.
+    """dz_below = (dz w^T) * f_below' (E4), where x = f_below(z_below) is this layer's input.
 
-    Its derivative is read off x, so its kind is one of DERIVATIVE_FROM_OUTPUT; with the identity
-    the result is E1. Shapes: dz (n, o), w (i, o), x and dx (n, i).
+    The derivative is read off x, so the kind of the activation `below` is one of
+    DERIVATIVE_FROM_OUTPUT; with the identity the result is E1.
+    Shapes: dz (n, o), w (i, o), x and dz_below (n, i).
     """
-    np.matmul(dz, w.T, out=dx)
-    activation_backward(None, x, dx, dx, activation)
+    np.matmul(dz, w.T, out=dz_below)
+    activation_backward(None, x, dz_below, dz_below, below)
 
 
 def dense_weight_gradient(

@@ -12,8 +12,8 @@ The gap is KL(q(z|x) || p(z|x)): a better encoder q tightens the bound. Regroupe
                    ~ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
 
 Every reconstruction loss here sums over pixels, to one number per image; `scale`, one over the
-batch size, turns the gradient into that of the batch mean. Value and gradient take one pass over
-memory: pixels are most of a dense model's elements, and each is read once.
+batch size, turns the gradient into that of the batch mean. Value and gradient are
+computed together, so that a kernel reads each pixel once.
 
 **Bernoulli likelihood on logits** a, pixel x in [0, 1], white with probability sigmoid(a). Since
 log sigmoid(a) = a - softplus(a), log(1 - sigmoid(a)) = -softplus(a) and softplus' = sigmoid:
@@ -41,7 +41,7 @@ t, counted from 0, of the first T, beta has therefore risen only linearly:
 
     E7    beta(t) = beta min(1, (t + 1) / T)
 
-For the gradients of step t it is a constant: E6 holds with it, and from step T on E5 is what is
+For the gradients of step t it is a constant: E6 holds with it, and from step T - 1 on E5 is what is
 optimised. The host computes it (`Objective.beta_at`), as a column of the schedule (state.py).
 """
 

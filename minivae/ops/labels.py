@@ -1,22 +1,22 @@
 """A class label joins encoder and decoder: the conditional VAE (Sohn, Lee and Yan, "Learning
 Structured Output Representation using Deep Conditional Generative Models", 2015).
 
-For an image x of class y, with a prior that does not depend on the class,
+For an image x of class k, with a prior that does not depend on the class,
 
-    E1    log p(x|y) >= E[log p(x|z,y)] - KL(q(z|x,y) || p(z)),  z ~ q(z|x,y)
+    E1    log p(x|k) >= E[log p(x|z,k)] - KL(q(z|x,k) || p(z)),  z ~ q(z|x,k)
 
 so the latent need not encode what the label says, and decoding z ~ p(z) with a chosen label draws
 an image of that class. The loss and its gradient are those of elbo.py and latent.py: the label is
-just one more input of both networks. One-hot over K classes,
+just one more input of both networks. One-hot over the classes c,
 
-    E2    o_k = 1 if k = y else 0
+    E2    o_c = 1 if c = k else 0
 
 it is appended to m numbers v = f(a), f being an activation:
 
-    E3    u = (v_1, ..., v_m, o_1, ..., o_K)
+    E3    u = (v_1, ..., v_m, o_1, o_2, ...)
     E4    da_i = du_i f'(a_i),  i <= m          (the chain rule as in dense.E4; o is given)
 
-A dense layer after it reads u w + b = v w_v + (w_o[y] + b): each class has a bias of its own.
+A dense layer after it reads u w + b = v w_v + (w_o[k] + b): each class has a bias of its own.
 """
 
 import numpy as np
@@ -37,16 +37,17 @@ def gather_labels(labels: NDArray, permutation: NDArray, state: NDArray, onehot:
     onehot[np.arange(n), labels[permutation[first : first + n]]] = 1
 
 
-def join_forward(x: NDArray, onehot: NDArray, y: NDArray) -> None:
-    """E3: y = (x, onehot); the k rows of x that belong to one image share a onehot row.
+def join_forward(v: NDArray, onehot: NDArray, u: NDArray) -> None:
+    """E3: u = (v, onehot); the rows of v that are an image's draws share a row of onehot.
 
-    Shapes: x (n k, m), onehot (n, classes), y (n k, m + classes).
+    Shapes: v (n draws, m), onehot (n, classes), u (n draws, m + classes).
     """
-    m = x.shape[1]
-    y[:, :m] = x
-    y.reshape(len(onehot), -1, y.shape[1])[:, :, m:] = onehot[:, None]
+    m = v.shape[1]
+    u[:, :m] = v
+    u.reshape(len(onehot), -1, u.shape[1])[:, :, m:] = onehot[:, None]
 
 
-def join_input_gradient(dy: NDArray, x: NDArray, dx: NDArray, activation: Activation) -> None:
-    """E4, for the activation that made x. Shapes: dy (n k, m + classes), x and dx (n k, m)."""
-    activation_backward(None, x, dy[:, : x.shape[1]], dx, activation)
+def join_input_gradient(du: NDArray, v: NDArray, da: NDArray, below: Activation) -> None:
+    """E4, for the activation `below`, which made v. Shapes: du (n draws, m + classes), v and da
+    (n draws, m)."""
+    activation_backward(None, v, du[:, : v.shape[1]], da, below)

@@ -1,7 +1,7 @@
 """What changes from one step to the next, in two small arrays that live where the tensors live.
 
-Nothing that changes is an argument by value, so that a step captured once (a CUDA graph) can be
-replayed unchanged.
+No number that changes between steps is passed by value, so that a step captured once (a CUDA graph)
+can be replayed unchanged.
 
 `state` holds five int64 numbers:
 
