@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from minivae import InputError
-from minivae.data import Splits, download, load
+from minivae.data import Dataset, Splits, download, load
 from minivae.data.batching import epoch_permutation
 
 RNG = np.random.default_rng(0)
@@ -99,6 +99,11 @@ def test_a_header_that_disagrees_with_the_file_is_refused(tmp_path: Path, count:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(struct.pack(">4I", 0x803, count, 5, 4) + IMAGES.tobytes())
     refused(path, f"{count} x 5 x 4")
+
+
+def test_labels_below_zero_are_refused() -> None:
+    with pytest.raises(InputError, match="mine: labels begin at -3, expected 0 or above"):
+        Dataset.of(np.zeros((2, 4, 4), np.uint8), np.array([1, -3]), "mine")
 
 
 def test_labels_of_another_count_are_refused(tmp_path: Path) -> None:
@@ -372,7 +377,9 @@ def test_the_next_mirror_is_tried_when_one_has_another_content(mirror: Any) -> N
     assert np.array_equal(load("mnist").train.labels, LABELS)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", gzip.compress(b"something else")])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", gzip.compress(b"x")], ids=["nothing", "a page", "another file"]
+)
 def test_a_download_that_no_mirror_has_right_names_each_and_leaves_nothing(
     mirror: Any, tmp_path: Path, content: bytes
 ) -> None:
