@@ -83,12 +83,13 @@ class PaperPeer:
     def step(self) -> None:
         """One training step on the next batch, in the order of the images."""
         size = self.training.batch_size
-        first = self.steps % (len(self.images) // size) * size
+        per_epoch = len(self.images) // size
+        first = self.steps % per_epoch * size
         x = torch.bernoulli(self.images[first : first + size])
         eps = torch.randn(self.samples, len(x), self.latent, device=self.device)
         loss = negative_bound(self.model, x, eps, self.importance)
         loss.backward()
-        self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0))
+        self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0, per_epoch))
         self.steps += 1
 
     def synchronize(self) -> None:

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import minivae
 from minivae.data import load
 from minivae.models import Autoencoder
@@ -16,11 +19,29 @@ def options(description: str, name: str, data: str) -> argparse.ArgumentParser:
     """A parser with the data, the folder for the results and the seed."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data", default=data, help=f"a name or a path; default: {data}")
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="results go here")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / f"example-{name}", help="results go here"
+    )
     parser.add_argument("--epochs", type=int, help="instead of the example's own number")
     parser.add_argument("--steps", type=int, help="end after so many steps instead")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def chosen(training: minivae.Training, arguments: argparse.Namespace) -> minivae.Training:
+    """The training with the seed, and the epochs or steps, that were asked for."""
+    changes = {"seed": arguments.seed}
+    if arguments.epochs is not None:
+        changes |= {"epochs": arguments.epochs, "steps": 0}
+    if arguments.steps is not None:
+        changes["steps"] = arguments.steps
+    return dataclasses.replace(training, **changes)
+
+
+def unit_images(images: NDArray) -> NDArray[np.float32]:
+    """A data set's images, uint8 or in [0, 1], as float32 in [0, 1]."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images / np.float32(scale)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -41,12 +62,7 @@ def train_and_draw(
 ) -> None:
     """Trains what `build` makes from a seed on the data, and leaves a run folder with pictures."""
     arguments = options(description, name, data).parse_args()
-    changes = {"seed": arguments.seed}
-    if arguments.epochs is not None:
-        changes |= {"epochs": arguments.epochs, "steps": 0}
-    if arguments.steps is not None:
-        changes["steps"] = arguments.steps
-    training = dataclasses.replace(training, **changes)
+    training = chosen(training, arguments)
     splits = load(arguments.data, seed=arguments.seed)
     model = build(arguments.seed)
     pictures = arguments.out / "pictures"
@@ -54,6 +70,11 @@ def train_and_draw(
     def on_step(step: int, model: Autoencoder) -> None:
         draw_progress(model, splits, pictures / f"step_{step:06d}.png", step)
 
-    metrics = minivae.fit(model, splits, training, out=arguments.out, on_step=on_step)
+    metrics = minivae.fit(
+        *(model, splits, training),
+        out=arguments.out,
+        on_step=on_step,
+        extra_config={"source": arguments.data},
+    )
     for path in draw_run(model, splits, metrics, pictures):
         print(path)

@@ -9,10 +9,10 @@ same loss makes an uncertain decoder blur.
 """
 
 import numpy as np
-from common import options, run
+from common import options, run, unit_images
 from numpy.typing import NDArray
 
-from minivae import plots
+from minivae import InputError, plots
 from minivae.data import load
 
 SHOWN = 8
@@ -41,12 +41,13 @@ def squared_error(images: NDArray, others: NDArray) -> NDArray:
 def main() -> None:
     """Prints the errors and draws the digits."""
     arguments = options(__doc__, "pixel-error", "glyphs").parse_args()
-    images = load(arguments.data, seed=arguments.seed).test.images
-    images = images / np.float32(255) if images.dtype == np.uint8 else images
+    images = unit_images(load(arguments.data, seed=arguments.seed).test.images)
+    if len(images) < SHOWN or min(images.shape[1:3]) < 3:
+        raise InputError(f"expected at least {SHOWN} test images of at least 3 x 3 pixels")
     moved, damaged = shifted(images), with_two_wrong_pixels(images)
     errors = squared_error(images, moved), squared_error(images, damaged)
-    print(f"shifted by one pixel   mean squared error {errors[0].mean():6.2f}")
-    print(f"two wrong pixels       mean squared error {errors[1].mean():6.2f}")
+    print(f"shifted by one pixel   squared error per image {errors[0].mean():6.2f}")
+    print(f"two wrong pixels       squared error per image {errors[1].mean():6.2f}")
     print(
         f"the shift scores worse for {np.mean(errors[0] > errors[1]):.1%} of {len(images)} images"
     )

@@ -22,10 +22,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from common import options, run
+from common import chosen, options, run, unit_images
 from numpy.typing import NDArray
 
-from minivae import Adam, InputError, backends, plots
+from minivae import Adam, InputError, Training, backends, plots
 from minivae.data import load
 from minivae.data.batching import epoch_permutation
 from minivae.ops.activations import Activation
@@ -138,7 +138,7 @@ class TiedStack:
         for step in range(steps):
             epoch, position = divmod(step, per_epoch)
             order = epoch_permutation(len(images), seed, epoch)[position * BATCH :][:BATCH]
-            x = images[order] if images.dtype == self.dtype else images[order] / self.dtype(255)
+            x = unit_images(images[order])
             flat["gradients"][...] = 0
             losses.append(self.loss_and_gradient(x, first, depth))
             self.backend.adam_update(
@@ -166,10 +166,11 @@ def main() -> None:
         raise InputError(f"--hidden {arguments.hidden!r}: expected numbers like 512,64") from None
     splits = load(arguments.data, seed=arguments.seed)
     images = splits.train.images.reshape(len(splits.train), -1)
-    test = splits.test.images.reshape(len(splits.test), -1).astype(np.float32) / 255
+    test = unit_images(splits.test.images.reshape(len(splits.test), -1))
     if min(hidden) < 1 or len(images) < BATCH:
         raise InputError(f"expected widths of 1 or above and at least {BATCH} training images")
-    steps = arguments.steps or (arguments.epochs or 5) * (len(images) // BATCH)
+    training = chosen(Training(epochs=5), arguments)
+    steps = training.steps or training.epochs * (len(images) // BATCH)
     stack = TiedStack([images.shape[1], *hidden], arguments.seed)
 
     def report(stage: str, depth: int) -> None:

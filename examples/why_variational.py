@@ -14,10 +14,8 @@ it was never asked to decode anything, and come out as blurred overlays of strok
 distance is from each decoded image to the nearest test image (squared error, lower is better).
 """
 
-import dataclasses
-
 import numpy as np
-from common import options, run
+from common import chosen, options, run
 from numpy.typing import NDArray
 
 import minivae
@@ -96,8 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     splits = load(arguments.data, seed=arguments.seed)
     labels = check_labels(splits.test)
-    training = Training(epochs=arguments.epochs or 15, seed=arguments.seed)
-    training = dataclasses.replace(training, steps=arguments.steps or 0)
+    training = chosen(Training(epochs=15), arguments)
     shown_draws, shown_midpoints = {}, {}
     for name, variational in (("autoencoder", False), ("VAE", True)):
         model = build(variational, splits.train.image_shape, arguments.seed)

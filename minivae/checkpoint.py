@@ -56,6 +56,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_model(folder: Path) -> Autoencoder:
+    """The model that the run's description has, with initial weights."""
+    try:
+        return model_from_config(read_config(folder)["model"])
+    except InputError as error:
+        where = "" if CONFIG in str(error) else f"{folder / CONFIG}: "
+        raise InputError(f"{where}{error}") from None
+
+
 def write_checkpoint(
     folder: Path, model: Autoencoder, progress: Progress, name: str = CHECKPOINT
 ) -> None:
@@ -131,5 +140,5 @@ def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Aut
 
 def load_at_step(folder: Path, device: str, *, best: bool) -> tuple[Autoencoder, int]:
     """The same, and after how many steps the checkpoint was written."""
-    model = model_from_config(read_config(folder)["model"]).to(device)
+    model = read_model(folder).to(device)
     return model, read_checkpoint(folder, model, BEST if best else CHECKPOINT).step

@@ -176,9 +176,14 @@ def _add_train(commands: Any) -> None:
     option(loop, "--steps", int, "N", "end after this many steps instead")
     option(loop, "--batch-size", int, "N", "images in a step")
     option(loop, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory")
-    option(loop, "--lr", float, "X", "learning rate")
+    option(loop, "--lr", float, "X", "learning rate; of the iwae-paper presets the last of eight")
     option(loop, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
-    option(loop, "--schedule", str, "KIND", "constant, step or cosine")
+    loop.add_argument(
+        "--schedule",
+        choices=("constant", "step", "cosine"),
+        metavar="KIND",
+        help="constant, step or cosine",
+    )
     option(loop, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
     option(loop, "--step-every", int, "STEPS", "schedule step: steps between two falls")
     option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
@@ -200,7 +205,9 @@ def _add_train(commands: Any) -> None:
         help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
     )
     run.add_argument(
-        "--precision", default="fp32", metavar="NAME", help="fp32 or, on a GPU, tf32; default: fp32"
+        "--precision",
+        metavar="NAME",
+        help="fp32 or, on a GPU, tf32; default: fp32, or that of the run",
     )
     option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
     option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
@@ -254,6 +261,12 @@ def _add_bench(commands: Any) -> None:
 
 
 NO_LIKELIHOOD = "a loss, not a likelihood"
+
+LESS_MEMORY = {
+    "train": "a smaller model or --batch-size, or --accumulate",
+    "evaluate": "a smaller --chunk",
+}
+"""What helps a command that ran out of it."""
 
 MODEL_OPTIONS = ("latent", "hidden", "beta")
 OBJECTIVE_OPTIONS = {
@@ -373,7 +386,6 @@ def _free_folder(preset: str) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from .checkpoint import CONFIG
     from .presets import preset as find_preset
 
     if arguments.resume is not None:
@@ -385,21 +397,19 @@ def _train(arguments: argparse.Namespace) -> None:
     preset = find_preset(name)
     training = _training(preset, arguments)
     folder = arguments.out or _free_folder(name)
-    if (folder / CONFIG).exists():
-        raise InputError(f"--out {folder} already holds a run; --resume it or name another folder")
     source = arguments.data or preset.data
     splits = _load_data(source, training.seed)
     if arguments.conditional and splits.train.labels is None:
         raise InputError(f"--conditional: {splits.name} has no labels")
     model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
     _refuse_idle(arguments, model, training)
-    extra = {"preset": name, "source": source}
+    arguments.precision = arguments.precision or "fp32"
+    extra = {"preset": name, "source": source, "precision": arguments.precision}
     _run_training(model, splits, training, folder, False, extra, arguments)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
-    from .checkpoint import read_config
-    from .models import model_from_config
+    from .checkpoint import read_config, read_model
     from .presets import preset as find_preset
     from .presets import training_from_config
 
@@ -409,8 +419,8 @@ def _resume(arguments: argparse.Namespace) -> None:
     config = read_config(folder)
     if "training" not in config:
         raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
-    model = model_from_config(config["model"])
-    training = training_from_config(config["training"])
+    model, training = read_model(folder), training_from_config(config["training"])
+    arguments.precision = arguments.precision or config.get("precision", "fp32")
     names = ("preset", "k", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS)
     given = _given(arguments, names)
     if given:
@@ -446,13 +456,11 @@ def _run_training(
     extra_config: dict[str, Any] | None,
     arguments: argparse.Namespace,
 ) -> None:
-    from minivae.benchmarks.measure import environment
-
+    from .environment import environment
     from .evaluate import why_no_likelihood
     from .pictures import draw_progress, draw_run
     from .train import fit
 
-    board = _tensorboard(folder) if arguments.tensorboard else None
     model.to(_device(arguments))
     if extra_config is not None:
         extra_config = {**extra_config, "environment": environment(model.backend.name)}
@@ -466,6 +474,7 @@ def _run_training(
     if reason:
         print(f"           {NO_LIKELIHOOD}: {reason}")
     print(f"run        {folder}", flush=True)
+    board = _tensorboard(folder) if arguments.tensorboard else None
 
     def on_step(step: int, model: "Autoencoder") -> None:
         path = folder / "pictures" / f"step_{step:06d}.png"
@@ -480,7 +489,6 @@ def _run_training(
         out=folder,
         resume=resume,
         best=arguments.best,
-        device=model.backend,
         progress=not arguments.quiet,
         on_step=on_step,
         on_metrics=None if board is None else board.record,
@@ -598,10 +606,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from minivae.benchmarks.measure import environment
-
     from . import plots
     from .checkpoint import BEST, CHECKPOINT, load_at_step, read_config
+    from .environment import environment
     from .evaluate import evaluate
     from .files import replacing
 
@@ -799,10 +806,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minivae: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except MemoryError:
-        print(
-            "minivae: error: out of memory; a smaller --batch-size, or --chunk, needs less",
-            file=sys.stderr,
-        )
+        less = LESS_MEMORY.get(parsed.command)
+        hint = f"; {less}, needs less" if less else ""
+        print(f"minivae: error: out of memory{hint}", file=sys.stderr)
         return BAD_INPUT
     except Exception as error:
         return _report(error)

@@ -11,6 +11,7 @@ KINDS: dict[Any, tuple[type, str]] = {
     str: (str, "a string"),
     int: (numbers.Integral, "an integer"),
     float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
 }
 
 
@@ -18,10 +19,11 @@ class InputError(Exception):
     """Bad input. The message is one line that names the file or option and what was expected."""
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error that `name` is not a known one, with the nearest that is, if one is near."""
+def unknown(what: str, name: str, known: Iterable[str], meant: str = "") -> InputError:
+    """The error that `name` is not a known one, with the one that is `meant`, or else the nearest
+    if one is near."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, 1, 0.4)
+    near = [meant] if meant else difflib.get_close_matches(name, names, 1, 0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {what} {name!r}; {hint}expected one of {', '.join(names)}")
 
@@ -35,9 +37,15 @@ def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:
             raise InputError(f"{name} is {value!r}, expected {expected}")
 
 
+def check_seed(seed: Any) -> None:
+    """Raises InputError unless `seed` is one that every generator takes."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**64:
+        raise InputError(f"seed is {seed!r}, expected an integer of 0 to 2^64 - 1")
+
+
 def check_kinds(settings: Any) -> None:
-    """Raises InputError for the first field of a dataclass that is declared as a string, an integer
-    or a number and is not one."""
+    """Raises InputError for the first field of a dataclass that is declared as one of KINDS and is
+    not one."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         kind, expected = KINDS.get(field.type, (object, ""))

@@ -104,8 +104,8 @@ def why_no_likelihood(model: Autoencoder, images: NDArray, binarization: str) ->
         return "a weighted squared error is not a log-density: it has no variance of its own"
     if objective.likelihood == "bernoulli" and binarization == "none" and not _is_binary(images):
         return (
-            "grey pixels under a Bernoulli are not a likelihood: its density does not integrate to "
-            "one over [0, 1]; binarize (--binarization stochastic) for one"
+            "grey pixels under a Bernoulli, whose density over [0, 1] does not integrate to one; "
+            "--binarization stochastic makes it a likelihood"
         )
     return ""
 

@@ -7,6 +7,7 @@ the memory that a batch needs. Both happen by themselves at the first use that n
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import backends
 from .backends.reference import Call
 from .data.dataset import check_unit_range
-from .errors import InputError, check_kinds, check_settings
+from .errors import InputError, check_kinds, check_seed, check_settings
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
@@ -41,6 +42,13 @@ def check_binarization(kind: str) -> None:
     if kind not in BINARIZATIONS:
         known = ", ".join(BINARIZATIONS)
         raise InputError(f"binarization is {kind!r}, expected one of {known}")
+
+
+def check_image_shape(shape: Any) -> None:
+    """Raises InputError unless `shape` is (height, width, channels)."""
+    sizes = shape if isinstance(shape, tuple | list) and len(shape) == 3 else (0,)
+    if not all(isinstance(size, numbers.Integral) and int(size) >= 1 for size in sizes):
+        raise InputError(f"image_shape is {shape!r}, expected (height, width, channels)")
 
 
 @dataclass(frozen=True)
@@ -185,8 +193,8 @@ class Autoencoder:
         initialization: str = "torch",
         seed: int = 0,
     ) -> None:
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise InputError(f"image_shape is {image_shape}, expected (height, width, channels)")
+        check_image_shape(image_shape)
+        check_seed(seed)
         if objective.estimator != "analytic" and not isinstance(self, VAE):
             raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
@@ -521,13 +529,15 @@ class Autoencoder:
         and a capacity see the mean KL of INFERENCE_BATCH images at a time. All three are infinite
         where the loss of an image is not finite.
 
-        Raises InputError on images or labels that do not fit, on an unknown binarization, and
-        before `calibrate` where that is needed.
+        Raises InputError on images or labels that do not fit or are none, on an unknown
+        binarization, and before `calibrate` where that is needed.
         """
         check_binarization(binarization)
         objective = objective or self.final_objective
         pixels = self.pixels_of(data)
         backend, rows = self.backend, len(pixels)
+        if not rows:
+            raise InputError("no images to evaluate, expected at least one")
         resident = backend.asarray(pixels.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
         checked = self.labels(labels, rows)
@@ -636,6 +646,7 @@ class VAE(Autoencoder):
     def sample(self, count: int, *, seed: int = 0, labels: ArrayLike | None = None) -> NDArray:
         """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
         a conditional model of these labels, or else of each class in turn."""
+        check_seed(seed)
         rng = np.random.default_rng([seed, SAMPLING_STREAM])
         if self.classes and labels is None:
             labels = np.arange(count) % self.classes

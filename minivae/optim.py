@@ -28,7 +28,7 @@ class Adam:
         step       gamma^(t // step_every)
         cosine     (1 + cos(pi t / total)) / 2,  total the rest of the run
                    (Loshchilov & Hutter 2017)
-        pieces     `pieces` are (steps, factor), one after another; the last goes on
+        pieces     `pieces` are (epochs, factor), one after another; the last goes on
 
     `clip_norm` bounds the global norm of the gradient; 0 means no clipping. With `epsilon_hat`,
     epsilon is the one outside the bias correction (adam.E3'). `second_moment` is the initial v.
@@ -64,15 +64,19 @@ class Adam:
             "second_moment": (self.second_moment >= 0, "0 or above"),
         }
         check_settings(self, checks)
-        pieces = tuple((int(steps), float(factor)) for steps, factor in self.pieces)
-        object.__setattr__(self, "pieces", pieces)  # lists, where they come from a JSON file
-        positive = all(steps > 0 and factor > 0 for steps, factor in pieces)
-        if not positive or bool(pieces) != (self.schedule == "pieces"):
+        try:  # lists, where they come from a JSON file
+            pieces = tuple((int(epochs), float(factor)) for epochs, factor in self.pieces)
+            valid = all(epochs > 0 and 0 < factor < math.inf for epochs, factor in pieces)
+        except (TypeError, ValueError):
+            valid = False
+        if not valid or bool(pieces) != (self.schedule == "pieces"):
             raise InputError(
-                f"pieces is {pieces!r}, expected (steps, factor) above 0 for schedule 'pieces'"
+                f"pieces is {self.pieces!r}, expected (epochs, factor) above 0 for schedule "
+                "'pieces', and none for others"
             )
+        object.__setattr__(self, "pieces", pieces)
 
-    def learning_rate(self, step: int, total_steps: int) -> float:
+    def learning_rate(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """The learning rate of `step` (counted from 0) of a run of `total_steps`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
@@ -80,7 +84,7 @@ class Adam:
         if self.schedule == "step":
             return self.lr * self.gamma ** (t // self.step_every)
         if self.schedule == "pieces":
-            ends = itertools.accumulate(steps for steps, _ in self.pieces)
+            ends = itertools.accumulate(epochs * steps_per_epoch for epochs, _ in self.pieces)
             index = sum(end <= t for end in ends)
             return self.lr * self.pieces[min(index, len(self.pieces) - 1)][1]
         if self.schedule == "cosine":
@@ -91,12 +95,12 @@ class Adam:
     def schedule_rows(
         self, first_step: int, betas: list[float], total_steps: int
     ) -> NDArray[np.float64]:
-        """The rows of the steps from `first_step`, one for each KL weight in `betas`: (len(betas),
-        SCHEDULE_COLUMNS), the columns of ops/state.py."""
+        """The rows of an epoch's steps from `first_step`, one for each KL weight in `betas`:
+        (len(betas), SCHEDULE_COLUMNS), the columns of ops/state.py."""
         rows = np.empty((len(betas), SCHEDULE_COLUMNS))
         for row, beta in enumerate(betas):
             step = first_step + row
-            lr = self.learning_rate(step, total_steps)
+            lr = self.learning_rate(step, total_steps, len(betas))
             step_size = lr / (1 - self.beta1 ** (step + 1))
             root = math.sqrt(1 - self.beta2 ** (step + 1))
             rows[row, STEP_SIZE] = step_size * root if self.epsilon_hat else step_size

@@ -1,8 +1,8 @@
 """The presets: a model by name, and how it is trained.
 
-Each reproduces a published or widely used set-up. All drop the last partial training batch and,
-except for the two of the IWAE paper, use PyTorch's default initialisation and one latent draw per
-image.
+Each but `glyphs` is a published or widely used set-up. All drop the last partial training batch
+and, except for the two of the IWAE paper, use PyTorch's default initialisation and one latent draw
+per image.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError, check_kinds, check_settings, unknown
+from .errors import InputError, check_kinds, check_seed, check_settings, unknown
 from .layers import (
     Conv2d,
     ConvTranspose2d,
@@ -25,7 +25,7 @@ from .layers import (
     Sigmoid,
     Tanh,
 )
-from .models import VAE, Autoencoder, Objective, check_binarization
+from .models import VAE, Autoencoder, Objective, check_binarization, check_image_shape
 from .network import Network
 from .optim import Adam
 
@@ -75,8 +75,8 @@ class Training:
             *("log_every", "picture_every", "checkpoint_every"),
         )
         checks |= {name: (getattr(self, name) >= 0, "0 or above") for name in not_negative}
-        checks["seed"] = (0 <= self.seed < 2**64, "0 to 2^64 - 1")
         check_settings(self, checks)
+        check_seed(self.seed)
         check_binarization(self.binarization)
         if self.batch_size % self.accumulate or (self.keep_last and self.accumulate > 1):
             raise InputError(
@@ -128,6 +128,7 @@ class Preset:
         """The model for images of `image_shape`, with what is given instead of the preset's own
         latent dimensions, hidden units, KL weight, draws of z for each image and seed; conditional
         on a label if there are `classes`."""
+        check_image_shape(image_shape)
         if latent is not None and latent < 1:
             raise InputError(f"latent is {latent}, expected 1 or above")
         if latent is not None and not self.latent:
@@ -236,7 +237,7 @@ def iwae_paper_model(
     """Flatten, `hidden` dense layers with tanh, a head of log sigma; the decoder mirrored (Burda,
     Grosse & Salakhutdinov 2016, section 5, with one stochastic layer).
 
-    In two things other than the authors' code: means and log sigma are one layer, whose Glorot
+    Two things differ from the authors' code: means and log sigma are one layer, whose Glorot
     bound is that of all its outputs, not of each half; and an update has the moments of its own
     step, not of the one before.
     """
@@ -276,10 +277,7 @@ IWAE_PAPER_TRAINING = Training(
         epsilon_hat=True,
         second_moment=1 / IWAE_PAPER_BATCH**2,
         schedule="pieces",
-        pieces=tuple(
-            (passes * IWAE_PAPER_IMAGES // IWAE_PAPER_BATCH, rate)
-            for passes, rate in zip(IWAE_PAPER_PASSES, IWAE_PAPER_RATES, strict=True)
-        ),
+        pieces=tuple(zip(IWAE_PAPER_PASSES, IWAE_PAPER_RATES, strict=True)),
     ),
 )
 

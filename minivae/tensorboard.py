@@ -10,7 +10,7 @@ from .errors import InputError
 
 class TensorBoard:
     """Writes metrics records and pictures into a log folder. Raises InputError if tensorboardX is
-    not installed."""
+    not installed or the folder cannot be made."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -19,7 +19,10 @@ class TensorBoard:
             raise InputError(
                 "--tensorboard needs tensorboardX: pip install 'minivae[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(str(folder))
+        try:
+            self._writer = SummaryWriter(str(folder))
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
 
     def record(self, record: dict[str, Any]) -> None:
         """A metrics record, one scalar for each number of each split."""

@@ -25,6 +25,7 @@ from .backends.reference import ReferenceBackend
 from .checkpoint import (
     BEST,
     CHECKPOINT,
+    CONFIG,
     METRICS,
     NOT_STARTED,
     Progress,
@@ -91,8 +92,8 @@ class Trainer:
                 f"images of {splits.name}"
             )
         self.images = len(images)
-        labels = model.labels(train.labels, self.images)
-        model.labels(splits.test.labels, len(splits.test))
+        labels = self._checked_labels("training", train)
+        self._checked_labels("test", splits.test)
         whole, rest = divmod(self.images, training.batch_size)
         self.steps_per_epoch = whole + (1 if rest and training.keep_last else 0)
         self.total_steps = training.steps or training.epochs * self.steps_per_epoch
@@ -100,7 +101,7 @@ class Trainer:
         backend = model.backend
         self.data = backend.asarray(images.reshape(self.images, -1))
         self.labels = None if labels is None else backend.asarray(labels)
-        self.clip_norm = backend.zeros((1,), model.dtype)
+        self.gradient_norm = backend.zeros((1,), model.dtype)
         self.totals = backend.asarray(progress.totals)
         self.epoch_totals, self.logged_totals = progress.epoch_totals, progress.logged_totals
         self.finished_steps = progress.step
@@ -121,13 +122,24 @@ class Trainer:
         """What to train on; the other images that are asked for become `validation`."""
         training, held_out = self.training, self.training.validation
         available = len(train) - held_out
-        if training.images > available or available < 1:
+        if available < 1:
             raise InputError(
-                f"images is {training.images} and validation {held_out}, expected together at most "
-                f"the {len(train)} training images of {self.splits.name}"
+                f"validation is {held_out}, expected below the {len(train)} training images of "
+                f"{self.splits.name}"
+            )
+        if training.images > available:
+            raise InputError(
+                f"images is {training.images}, expected at most the {available} of "
+                f"{self.splits.name} that are there to train on (0: all)"
             )
         self.validation = train.take(slice(available, None)) if held_out else None
         return train.take(slice(training.images or available))
+
+    def _checked_labels(self, split: str, data: Dataset) -> NDArray[np.int64] | None:
+        try:
+            return self.model.labels(data.labels, len(data))
+        except InputError as error:
+            raise InputError(f"{self.splits.name}, {split} labels: {error}") from None
 
     def begin(self) -> None:
         """What a run sets before its first step, and a resumed one finds set."""
@@ -217,7 +229,7 @@ class Trainer:
             calls = self._run_part(rows, part).weight_gradient_calls
             backend.weight_gradients(calls, gradients, 1 / parts, part > 0)
         if optimizer.clip_norm:
-            backend.clip_gradient(gradients, optimizer.clip_norm, self.clip_norm)
+            backend.clip_gradient(gradients, optimizer.clip_norm, self.gradient_norm)
         backend.adam_update(values, gradients, *adam)
         backend.advance_state(self.state, batch_size)
 
@@ -318,6 +330,10 @@ class _Run:
             "train": trainer.means_since(trainer.epoch_totals, steps),
             **trainer.held_out_metrics(),
         }
+        if trainer.training.optimizer.clip_norm:
+            # Of the epoch's last step, before clipping.
+            norm = trainer.model.backend.to_numpy(trainer.gradient_norm)
+            line["gradient_norm"] = float(norm[0])
         warning = symptom(line, trainer.model)
         if warning and not any(record.get("warning") == warning for record in self.metrics):
             line["warning"] = warning
@@ -388,7 +404,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     best: bool = False,
-    device: str | ReferenceBackend = "auto",
+    device: str | ReferenceBackend | None = None,
     progress: bool = True,
     on_step: Callable[[int, Autoencoder], None] | None = None,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
@@ -401,55 +417,80 @@ def fit(
         out: the run folder for configuration, metrics and checkpoints; none by default.
         resume: go on from the checkpoint in `out`, whose configuration then has this `training`.
         best: with `resume`, go on from the best one instead of the last.
-        device: where to train: a name that `minivae.backends.get` takes, or a backend.
+        device: where to train: a name that `minivae.backends.get` takes, or a backend; where the
+            model is by default, and where it is nowhere yet, the best that works.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
         on_metrics: called with each metrics record.
         extra_config: what else to keep in the run's configuration.
 
-    Raises InputError on data or options that do not fit; NotFiniteError when the loss, a parameter
-    or sigma is no longer finite; Interrupted on SIGINT or SIGTERM, after saving.
+    Raises InputError on data or options that do not fit, or where `out` has a run that is not to be
+    resumed; NotFiniteError when the loss, a parameter or sigma is no longer finite; Interrupted on
+    SIGINT or SIGTERM, after saving.
     """
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")
-    source = str(data) if isinstance(data, str | Path) else None
-    splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
     folder = None if out is None else Path(out)
-    model.to(device)
+    if folder is not None and not resume and (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run: resume it (resume=True, --resume), or "
+            "name another folder"
+        )
+    source = {"source": str(data)} if isinstance(data, str | Path) else {}
+    splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
+    if device is not None:
+        model.to(device, model.dtype)
     if folder is not None and resume:
-        done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
-        trainer = Trainer(model, splits, training, done)
-        if trainer.total_steps < done.step:
-            raise InputError(
-                f"{folder} is at step {done.step}, expected to end no earlier than that, not at "
-                f"step {trainer.total_steps}"
-            )
-        if best:
-            write_checkpoint(folder, model, done)
-        run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
-        write_config(folder, read_config(folder) | {"training": dataclasses.asdict(training)})
+        run = _resumed_run(model, splits, training, folder, best)
     else:
-        trainer = Trainer(model, splits, training)
-        run = _Run(trainer, folder, [])
-        trainer.begin()
-        if folder is not None:
-            config = {
-                **({} if source is None else {"source": source}),
-                **(extra_config or {}),
-                "version": __version__,
-                "data": splits.name,
-                "model": model.config(),
-                "training": dataclasses.asdict(training),
-            }
-            # The configuration last: a folder that has one can be resumed.
-            run.checkpoint()
-            (folder / BEST).unlink(missing_ok=True)
-            (folder / METRICS).write_text("")
-            write_config(folder, config)
+        run = _new_run(model, splits, training, folder, source | (extra_config or {}))
     # A loss that is no longer finite is reported once, by the latch, and not at each operation.
     with _pending_signal() as pending, np.errstate(all="ignore"):
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
     return run.metrics
+
+
+def _new_run(
+    model: Autoencoder,
+    splits: Splits,
+    training: Training,
+    folder: Path | None,
+    extra_config: dict[str, Any],
+) -> _Run:
+    trainer = Trainer(model, splits, training)
+    run = _Run(trainer, folder, [])
+    trainer.begin()
+    if folder is not None:
+        config = {
+            **extra_config,
+            "version": __version__,
+            "data": splits.name,
+            "model": model.config(),
+            "training": dataclasses.asdict(training),
+        }
+        # The configuration last: a folder that has one can be resumed.
+        run.checkpoint()
+        (folder / BEST).unlink(missing_ok=True)
+        (folder / METRICS).write_text("")
+        write_config(folder, config)
+    return run
+
+
+def _resumed_run(
+    model: Autoencoder, splits: Splits, training: Training, folder: Path, best: bool
+) -> _Run:
+    done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
+    trainer = Trainer(model, splits, training, done)
+    if trainer.total_steps < done.step:
+        raise InputError(
+            f"{folder} is at step {done.step}, expected to end no earlier than that, not at step "
+            f"{trainer.total_steps}"
+        )
+    if best:
+        write_checkpoint(folder, model, done)
+    run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
+    write_config(folder, read_config(folder) | {"training": dataclasses.asdict(training)})
+    return run
 
 
 def _loop(
@@ -510,7 +551,8 @@ def _every(interval: int, step: int) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, without a last line that was cut off while being written."""
+    """The records of a metrics file, without a last line that was cut off while being written.
+    InputError if another is not a record."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -518,11 +560,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
-            if number < len(lines):
-                raise InputError(f"{path}: line {number} is not JSON") from None
+            if number == len(lines):
+                break
+            record = None
+        if not _is_metrics(record):
+            raise InputError(f"{path}: line {number} is not a record of metrics")
+        records.append(record)
     return records
+
+
+def _is_metrics(record: Any) -> bool:
+    """Whether this is what `_Run` records of a step or an epoch."""
+    if not isinstance(record, dict):
+        return False
+    splits = ("train", "test") if "epoch" in record else ("train",)
+    return all(isinstance(record.get(name), int | float) for name in ("step", "seconds")) and all(
+        isinstance(record.get(name), dict) and isinstance(record[name].get("loss"), int | float)
+        for name in splits
+    )
 
 
 def _cut_metrics(path: Path, trainer: Trainer) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The command line as a user types it, and one clear line for each bad input."""
 
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivae import ConvTranspose2d, Objective, Training, backends, fit, preset
+from minivae import ConvTranspose2d, Objective, Training, backends, cli, fit, preset
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
 from minivae.cli import main
 from minivae.data import load
@@ -329,6 +330,47 @@ def test_resume_with_another_model_is_refused(
     assert (run / CHECKPOINT).read_bytes() == before
 
 
+def test_a_run_goes_on_in_its_precision_unless_another_is_asked_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, "--data", str(data), "--batch-size", "10", "--epochs", "1") == 0
+    config = json.loads((folder / CONFIG).read_text())
+    assert config["precision"] == "fp32"
+    (folder / CONFIG).write_text(json.dumps(config | {"precision": "tf32"}))
+    again = ["train", "--resume", str(folder), "--device", "cpu", "--epochs", "2", "--quiet"]
+    complains(capsys, again, "tf32 needs a GPU's tensor cores")
+    assert main([*again, "--precision", "fp32"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "less"), [("train", "--accumulate"), ("evaluate", "--chunk"), ("sample", "memory")]
+)
+def test_what_would_need_less_memory_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, less: str
+) -> None:
+    def runs_out(arguments: argparse.Namespace) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(cli.COMMANDS, command, runs_out)
+    complains(capsys, [command, *([] if command == "train" else ["run"])], "out of memory", less)
+
+
+def test_a_run_whose_model_is_none_names_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / CONFIG).write_text('{"model": 3}')
+    complains(capsys, ["info", str(tmp_path)], str(tmp_path / CONFIG), "not a model's")
+
+
+def test_a_log_that_cannot_be_written_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["--data", str(data), "--tensorboard", "--out", str(tmp_path / "file" / "run")]
+    complains(capsys, ["train", *arguments], "tensorboard: cannot be written")
+
+
 def test_resume_with_another_learning_rate_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,8 +408,12 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--free-bits", "inf"], ["free_bits is inf"]),
         (["--seed", "-1"], ["--seed", "'-1'", "0 to 2^64 - 1"]),
         (["--schedule", "linear"], ["schedule", "'linear'", "cosine"]),
+        (["--schedule", "pieces"], ["schedule", "'pieces'", "cosine"]),
         (["--binarization", "x"], ["binarization", "'x'", "stochastic"]),
         (["--device", "cpux"], ["cpux", "cpu"]),
+        (["--device", "gpu"], ["did you mean 'cuda'?"]),
+        (["--images", "99"], ["images is 99, expected at most the 54"]),
+        (["--validation", "54"], ["validation is 54, expected below the 54"]),
         (["--preset", "mnist-conv", "--hidden", "64"], ["hidden"]),
         (["--preset", "mnist-conv-ae", "--latent", "4"], ["latent"]),
         (["--preset", "mnist-conv-ae", "--beta", "3"], ["--beta", "has no KL"]),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivae.checkpoint import load
+from minivae.checkpoint import CONFIG, load
 from minivae.cli import main
 from minivae.data import Dataset, Splits
 from minivae.data import load as load_data
@@ -93,9 +93,12 @@ def test_a_run_from_its_best_checkpoint_that_is_stopped_at_once_can_go_on(tmp_pa
     assert_equal_tensors(load(tmp_path, "cpu").tensors(), best)
 
 
-def test_a_new_run_in_an_old_folder_has_no_best_checkpoint_of_the_old_one(tmp_path: Path) -> None:
+def test_a_run_in_a_folder_that_holds_none_any_more_has_no_best_checkpoint_of_the_old_one(
+    tmp_path: Path,
+) -> None:
     options: dict[str, Any] = {"out": tmp_path, "progress": False, "device": "cpu"}
     fit(small_vae(), splits(), OVERFITTING, **options)
+    (tmp_path / CONFIG).unlink()
     fit(small_vae(), splits(), Training(epochs=1, batch_size=10), **options)
     with pytest.raises(InputError, match="no such checkpoint"):
         load(tmp_path, "cpu", best=True)
@@ -114,9 +117,7 @@ def test_patience_without_validation_is_bad_input() -> None:
 
 
 def test_more_validation_images_than_there_are_is_bad_input() -> None:
-    with pytest.raises(
-        InputError, match="images is 0 and validation 60, expected together at most"
-    ):
+    with pytest.raises(InputError, match="validation is 60, expected below the 60 training images"):
         Trainer(small_vae().to("cpu"), splits(), Training(batch_size=10, validation=60))
 
 

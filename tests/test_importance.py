@@ -168,10 +168,10 @@ def test_the_papers_training_is_its_description() -> None:
     assert not training.shuffle
     adam, steps = training.optimizer, 59_600 // 20
     firsts = [0, 1, 4, 13, 40, 121, 364, 1093]
-    rates = [adam.learning_rate(passes * steps, 0) for passes in firsts]
+    rates = [adam.learning_rate(passes * steps, 0, steps) for passes in firsts]
     np.testing.assert_allclose(rates, [1e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1e-4])
-    assert adam.learning_rate(steps - 1, 0) == pytest.approx(1e-3)
-    assert adam.learning_rate(3280 * steps, 0) == pytest.approx(1e-4)
+    assert adam.learning_rate(steps - 1, 0, steps) == pytest.approx(1e-3)
+    assert adam.learning_rate(3280 * steps, 0, steps) == pytest.approx(1e-4)
     assert (adam.beta1, adam.beta2, adam.epsilon, adam.second_moment) == (
         0.99,
         0.999,
@@ -192,7 +192,7 @@ def test_averaged_gradients_with_these_constants_are_summed_ones_with_the_author
     p, m, v = 0.3, 0.0, training.second_moment
     q, first, second = 0.3, 0.0, 1.0
     for step, gradient in enumerate((0.02, -0.01)):
-        step_size, root = training.schedule_rows(step, [1.0], 0)[0][:2]
+        step_size, root = training.schedule_rows(0, [1.0, 1.0], 0)[step][:2]
         m += (1 - training.beta1) * (gradient - m)
         v += (1 - training.beta2) * (gradient**2 - v)
         p -= step_size * m / (math.sqrt(v) / root + training.epsilon)
@@ -239,7 +239,7 @@ def test_without_shuffle_every_epoch_has_the_order_of_the_data() -> None:
 
 
 def test_more_images_than_there_are_is_bad_input() -> None:
-    with pytest.raises(InputError, match="images is 99999 and validation 0, expected"):
+    with pytest.raises(InputError, match="images is 99999, expected at most the 20000 of glyphs"):
         fit(preset("glyphs").model(), "glyphs", Training(images=99_999), progress=False)
 
 
@@ -258,6 +258,17 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> No
 def test_a_training_configuration_survives_its_file() -> None:
     training = preset("iwae-paper-vae").training
     assert training_from_config(json.loads(json.dumps(dataclasses.asdict(training)))) == training
+
+
+def test_pieces_are_counted_in_epochs_of_however_many_steps() -> None:
+    adam = Adam(lr=1.0, schedule="pieces", pieces=((1, 4.0), (2, 2.0), (1, 1.0)))
+    rates = [[adam.learning_rate(step, 0, n) for step in range(4 * n)] for n in (1, 3)]
+    assert rates == [[4, 2, 2, 1], [4] * 3 + [2] * 6 + [1] * 3]
+
+
+def test_pieces_that_are_no_pairs_are_refused() -> None:
+    with pytest.raises(InputError, match=r"pieces is \(\(1,\),\), expected \(epochs, factor\)"):
+        Adam(schedule="pieces", pieces=((1,),))  # type: ignore[arg-type]
 
 
 def test_pieces_go_with_their_schedule() -> None:

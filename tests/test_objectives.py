@@ -410,6 +410,15 @@ def test_a_label_for_an_image_instead_of_a_vector_is_refused() -> None:
         VAE([JoinLabel(2), Flatten(), Dense(4)], [Dense(36)], Objective(), IMAGE)
 
 
+def test_labels_that_the_training_split_does_not_have_are_refused_by_their_splits_name() -> None:
+    images = np.zeros((10, SIZE, SIZE, 1), np.uint8)
+    train, test = (Dataset(images, np.arange(10) % classes) for classes in (2, 3))
+    encoder, decoder = [Flatten(), JoinLabel(2), Dense(2)], [JoinLabel(2), Dense(SIZE * SIZE)]
+    model = VAE(encoder, decoder, Objective(), IMAGE)
+    with pytest.raises(InputError, match="mine, test labels: a conditional model takes"):
+        fit(model, Splits("mine", train, test), Training(batch_size=5), progress=False)
+
+
 def test_training_data_without_labels_are_refused() -> None:
     without = Splits("noise", *(Dataset(part.images, None) for part in splits()[1:]))
     with pytest.raises(InputError, match="a conditional model takes an integer label"):

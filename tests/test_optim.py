@@ -19,18 +19,18 @@ from minivae.params import ALIGNMENT, Parameters
 
 
 def test_a_constant_schedule_keeps_its_rate() -> None:
-    assert {Adam(lr=0.3).learning_rate(step, 100) for step in (0, 1, 50, 99, 1000)} == {0.3}
+    assert {Adam(lr=0.3).learning_rate(step, 100, 1) for step in (0, 1, 50, 99, 1000)} == {0.3}
 
 
 def test_a_step_schedule_falls_by_gamma_every_so_many_steps() -> None:
     optimizer = Adam(lr=1.0, schedule="step", step_every=3, gamma=0.5)
-    rates = [optimizer.learning_rate(step, 100) for step in range(8)]
+    rates = [optimizer.learning_rate(step, 100, 1) for step in range(8)]
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_a_cosine_schedule_falls_from_its_rate_to_nothing() -> None:
     optimizer = Adam(lr=2.0, schedule="cosine")
-    rates = [optimizer.learning_rate(step, 8) for step in (0, 2, 4, 6, 8, 9)]
+    rates = [optimizer.learning_rate(step, 8, 1) for step in (0, 2, 4, 6, 8, 9)]
     half = math.sqrt(0.5)
     expected = [2, 1 + half, 1, 1 - half, 0, 0]
     assert rates == pytest.approx(expected, rel=1e-12, abs=1e-15)
@@ -42,16 +42,16 @@ def test_a_warm_up_rises_in_a_line_to_the_rate_and_the_schedule_starts_after_it(
 ) -> None:
     plain = Adam(lr=0.4, schedule=schedule, step_every=2)
     warm = Adam(lr=0.4, schedule=schedule, step_every=2, warmup_steps=4)
-    rising = [warm.learning_rate(step, 14) for step in range(4)]
+    rising = [warm.learning_rate(step, 14, 1) for step in range(4)]
     assert rising == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-12)
-    after = [warm.learning_rate(4 + step, 14) for step in range(10)]
-    assert after == [plain.learning_rate(step, 10) for step in range(10)]
+    after = [warm.learning_rate(4 + step, 14, 1) for step in range(10)]
+    assert after == [plain.learning_rate(step, 10, 1) for step in range(10)]
 
 
 @pytest.mark.parametrize("total", [0, 3, 4])
 def test_a_warm_up_as_long_as_the_run_or_longer_divides_by_nothing(total: int) -> None:
     optimizer = Adam(lr=0.4, schedule="cosine", warmup_steps=4)
-    rates = [optimizer.learning_rate(step, total) for step in range(6)]
+    rates = [optimizer.learning_rate(step, total, 1) for step in range(6)]
     assert all(0 <= rate <= 0.4 for rate in rates)
 
 

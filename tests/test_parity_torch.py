@@ -435,7 +435,7 @@ def torch_rates(torch: Any, count: int, make: Callable[[Any], Any]) -> list[floa
 
 
 def our_rates(count: int, **settings: Any) -> list[float]:
-    return [Adam(lr=0.3, **settings).learning_rate(step, count) for step in range(count)]
+    return [Adam(lr=0.3, **settings).learning_rate(step, count, 1) for step in range(count)]
 
 
 def test_the_step_schedule_is_pytorch_s(torch: Any) -> None:

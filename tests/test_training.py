@@ -235,6 +235,39 @@ def test_a_metrics_line_cut_off_while_being_written_is_dropped(tmp_path: Path) -
     assert read_metrics(tmp_path / METRICS)[-1]["epoch"] == 4
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["3", '{"epoch": 1}', '{"step": 1, "seconds": 1, "train": {}}', '{"step": "1", "seconds": 1}'],
+)
+def test_a_line_that_is_no_record_of_metrics_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / METRICS
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl: line 1 is not a record of metrics"):
+        read_metrics(path)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(small_vae(), Training(batch_size=10, epochs=1), out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="already holds a run"):
+        train(small_vae(), Training(batch_size=10, epochs=1), out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_is_trained_where_and_as_it_is() -> None:
+    model = small_vae().to("reference", np.float64)
+    fit(model, splits(), Training(batch_size=10, epochs=1), progress=False)
+    assert (model.backend.name, model.dtype) == ("reference", np.float64)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
+def test_metrics_have_the_gradients_norm_where_it_is_clipped(clip_norm: float) -> None:
+    training = Training(batch_size=10, epochs=1, optimizer=Adam(clip_norm=clip_norm))
+    (line,) = train(small_vae(), training)
+    # Of a loss of some tens of nats, far above the bound.
+    assert line.get("gradient_norm", 0) > 0.1 if clip_norm else "gradient_norm" not in line
+
+
 @pytest.mark.parametrize("device", ["cpu", "emulated"])
 @pytest.mark.parametrize("name", ["encoder.1.weight", "decoder.0.bias"])
 def test_a_loss_that_is_not_finite_names_step_and_tensor_and_keeps_the_checkpoint(

@@ -42,7 +42,8 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
             _log_once(level, f"no GPU: {reason}")
         return backend
     if name not in BACKENDS:
-        raise unknown("device", name, ["auto", *BACKENDS])
+        meant = "cuda" if name == "gpu" else ""
+        raise unknown("device", name, ["auto", *BACKENDS], meant)
     _check_precision(precision)
     if precision == "tf32" and name in WITHOUT_TF32:
         raise InputError(f"device {name!r} computes in fp32: tf32 needs a GPU's tensor cores")

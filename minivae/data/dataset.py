@@ -97,6 +97,8 @@ def _checked_labels(
             f"{source}: labels are {labels.dtype} of shape {labels.shape}, "
             f"expected one integer for each of {images} images"
         )
+    if labels.size and labels.min() < 0:
+        raise InputError(f"{source}: labels begin at {labels.min()}, expected 0 or above")
     return labels.astype(np.int64)
 
 

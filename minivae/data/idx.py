@@ -46,7 +46,10 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
         with gzip.open(path) if zipped else open(path, "rb") as file:
             header = file.read(4 * (1 + axes))
             if len(header) < 4 * (1 + axes):
-                raise InputError(f"{path}: ends inside the IDX header, if it is an IDX file")
+                raise InputError(
+                    f"{path}: ends inside the header of an IDX file, expected .npy, .npz, an IDX "
+                    "file or a folder"
+                )
             magic, *shape = struct.unpack(f">{1 + axes}I", header)
             if magic != UINT8 << 8 | axes:
                 raise InputError(
