@@ -8,7 +8,9 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import get_num_threads
@@ -74,6 +76,31 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
 
 def _is_float32(*arrays: NDArray) -> bool:
     return all(array.dtype == np.float32 for array in arrays)
+
+
+Primitive = TypeVar("Primitive", bound=Callable[..., None])
+
+
+def float32_only(primitive: Primitive) -> Primitive:
+    """The primitive where all arrays of floating point but `totals`, float64 by their contract, are
+    float32; elsewhere that of the reference."""
+    name = primitive.__name__
+    names = list(signature(primitive).parameters)[1:]
+
+    @wraps(primitive)
+    def run(self: "CpuBackend", *arguments: Any) -> None:
+        arrays = [
+            argument
+            for argument, parameter in zip(arguments, names, strict=False)
+            if isinstance(argument, np.ndarray) and argument.dtype.kind == "f"
+            if parameter != "totals"
+        ]
+        if _is_float32(*arrays):
+            primitive(self, *arguments)
+        else:
+            self._run(getattr(ReferenceBackend, name), *arguments)
+
+    return cast(Primitive, run)
 
 
 def _code(activation: Activation) -> tuple[int, np.float32]:
@@ -183,16 +210,14 @@ class CpuBackend(ReferenceBackend):
             self._workspaces[name] = _aligned_zeros((size,), np.float32)
         return self._workspaces[name][:size].reshape(shape)
 
+    @float32_only
     def activation_forward(self, z: NDArray, y: NDArray, activation: Activation) -> None:
-        if not _is_float32(z, y):
-            return self._run(super().activation_forward, z, y, activation)
         self._run(kernels.activate, _flat(z), _flat(y), *_code(activation))
 
+    @float32_only
     def activation_backward(
         self, z: NDArray | None, y: NDArray, dy: NDArray, dz: NDArray, activation: Activation
     ) -> None:
-        if not _is_float32(y, dy, dz):
-            return self._run(super().activation_backward, z, y, dy, dz, activation)
         source = _flat(y if z is None else z)
         self._run(
             kernels.multiply_derivative, source, _flat(y), _flat(dy), _flat(dz), *_code(activation)
@@ -267,11 +292,10 @@ class CpuBackend(ReferenceBackend):
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
         self._run(products.bias_gradient, rows, sums, db, *added)
 
+    @float32_only
     def dense_forward(
         self, x: NDArray, w: NDArray, b: NDArray, y: NDArray, activation: Activation
     ) -> None:
-        if not _is_float32(x, w, b, y):
-            return self._run(super().dense_forward, x, w, b, y, activation)
         if not len(x):
             return
         if y.shape[1] <= products.FEW:
@@ -282,11 +306,10 @@ class CpuBackend(ReferenceBackend):
         arguments = (x, w, b, y, lists, get_num_threads(), *_code(activation))
         self._run(products.dense_forward, *arguments)
 
+    @float32_only
     def dense_input_gradient(
         self, dz: NDArray, w: NDArray, x: NDArray, dz_below: NDArray, below: Activation
     ) -> None:
-        if not _is_float32(dz, w, x, dz_below):
-            return self._run(super().dense_input_gradient, dz, w, x, dz_below, below)
         if dz_below.shape[1] <= products.FEW:
             oriented = self._oriented(w[None, None], 2)
             points = (_points(x), _points(dz_below))
@@ -294,6 +317,7 @@ class CpuBackend(ReferenceBackend):
         panels = self._workspace("panels", (get_num_threads(), w.shape[1], products.WIDTH))
         self._run(products.dense_input_gradient, dz, w, x, dz_below, panels, *_code(below))
 
+    @float32_only
     def dense_weight_gradient(
         self,
         x: NDArray,
@@ -303,12 +327,11 @@ class CpuBackend(ReferenceBackend):
         weight: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        if not _is_float32(x, dz, dw, db):
-            return self._run(super().dense_weight_gradient, x, dz, dw, db, weight, accumulate)
         added = (np.float32(weight), accumulate)
         self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL, *added)
         self._bias_gradient(_points(dz), db, *added)
 
+    @float32_only
     def conv2d_forward(
         self,
         x: NDArray,
@@ -318,11 +341,10 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         activation: Activation,
     ) -> None:
-        if not _is_float32(x, w, b, y):
-            return self._run(super().conv2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(x, y, w, geometry)
         self._forward(x, *self._oriented(w, 3), b, y, seen, activation)
 
+    @float32_only
     def conv2d_input_gradient(
         self,
         dz: NDArray,
@@ -332,11 +354,10 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         below: Activation,
     ) -> None:
-        if not _is_float32(dz, w, x, dz_below):
-            return self._run(super().conv2d_input_gradient, dz, w, x, dz_below, geometry, below)
         seen = _windows(x, dz, w, geometry, back=True)
         self._input_gradient(dz, *self._oriented(w, 2), x, dz_below, seen, below)
 
+    @float32_only
     def conv2d_weight_gradient(
         self,
         x: NDArray,
@@ -347,13 +368,11 @@ class CpuBackend(ReferenceBackend):
         weight: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        if not _is_float32(x, dz, dw, db):
-            arguments = (x, dz, dw, db, geometry, weight, accumulate)
-            return self._run(super().conv2d_weight_gradient, *arguments)
         added = (np.float32(weight), accumulate)
         self._weight_gradient(x, dz, dw, geometry, *added)
         self._bias_gradient(dz, db, *added)
 
+    @float32_only
     def conv_transpose2d_forward(
         self,
         x: NDArray,
@@ -363,11 +382,10 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         activation: Activation,
     ) -> None:
-        if not _is_float32(x, w, b, y):
-            return self._run(super().conv_transpose2d_forward, x, w, b, y, geometry, activation)
         seen = _windows(y, x, w, geometry, back=True)
         self._forward(x, *self._oriented(w, 2), b, y, seen, activation)
 
+    @float32_only
     def conv_transpose2d_input_gradient(
         self,
         dz: NDArray,
@@ -377,13 +395,10 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         below: Activation,
     ) -> None:
-        if not _is_float32(dz, w, x, dz_below):
-            return self._run(
-                super().conv_transpose2d_input_gradient, dz, w, x, dz_below, geometry, below
-            )
         seen = _windows(dz, x, w, geometry)
         self._input_gradient(dz, *self._oriented(w, 3), x, dz_below, seen, below)
 
+    @float32_only
     def conv_transpose2d_weight_gradient(
         self,
         x: NDArray,
@@ -394,21 +409,18 @@ class CpuBackend(ReferenceBackend):
         weight: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        if not _is_float32(x, dz, dw, db):
-            arguments = (x, dz, dw, db, geometry, weight, accumulate)
-            return self._run(super().conv_transpose2d_weight_gradient, *arguments)
         added = (np.float32(weight), accumulate)
         self._weight_gradient(dz, x, dw, geometry, *added)
         self._bias_gradient(dz, db, *added)
 
+    @float32_only
     def latent_forward(
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray
     ) -> None:
-        if not _is_float32(head, z, kl):
-            return self._run(super().latent_forward, head, z, kl, noise, state)
         words = _noise_words(noise)
         self._run(kernels.latent_forward, head, z, kl, *words, state, get_num_threads())
 
+    @float32_only
     def latent_backward(
         self,
         head: NDArray,
@@ -418,11 +430,10 @@ class CpuBackend(ReferenceBackend):
         noise: Noise,
         state: NDArray,
     ) -> None:
-        if not _is_float32(head, dz, kl_weight, dhead):
-            return self._run(super().latent_backward, head, dz, kl_weight, dhead, noise, state)
         arguments = (head, dz, kl_weight, dhead, *_noise_words(noise), state)
         self._run(kernels.latent_backward, *arguments, get_num_threads())
 
+    @float32_only
     def importance_latent_forward(
         self,
         head: NDArray,
@@ -432,14 +443,11 @@ class CpuBackend(ReferenceBackend):
         noise: Noise,
         state: NDArray,
     ) -> None:
-        if not _is_float32(head, z, log_ratio):
-            return self._run(
-                super().importance_latent_forward, head, z, log_ratio, logvar_factor, noise, state
-            )
         arguments: Any = (head, z, log_ratio, np.float32(logvar_factor))
         parts = (*_noise_words(noise), state, get_num_threads())
         self._run(kernels.importance_latent_forward, *arguments, *parts)
 
+    @float32_only
     def importance_latent_backward(
         self,
         head: NDArray,
@@ -451,9 +459,6 @@ class CpuBackend(ReferenceBackend):
         noise: Noise,
         state: NDArray,
     ) -> None:
-        if not _is_float32(head, dz, weights, dhead):
-            arguments = (head, dz, weights, dhead, scale, logvar_factor, noise, state)
-            return self._run(super().importance_latent_backward, *arguments)
         eps = self._workspace("noise", dz.shape)
         self._run(
             kernels.importance_latent_backward,
@@ -461,6 +466,7 @@ class CpuBackend(ReferenceBackend):
             *(eps, *_noise_words(noise), state, get_num_threads()),
         )
 
+    @float32_only
     def importance_loss(
         self,
         logits: NDArray,
@@ -473,17 +479,15 @@ class CpuBackend(ReferenceBackend):
         importance: bool,
     ) -> None:
         arguments = (logits, x, log_ratio, weights, loss, dlogits)
-        if not _is_float32(*arguments):
-            return self._run(super().importance_loss, *arguments, scale, importance)
         self._run(kernels.importance_loss, *arguments, np.float32(scale), importance)
 
+    @float32_only
     def bernoulli_loss(
         self, logits: NDArray, x: NDArray, loss: NDArray, dlogits: NDArray, scale: float
     ) -> None:
-        if not _is_float32(logits, x, loss, dlogits):
-            return self._run(super().bernoulli_loss, logits, x, loss, dlogits, scale)
         self._run(kernels.bernoulli_loss, logits, x, loss, dlogits, np.float32(scale))
 
+    @float32_only
     def squared_error_loss(
         self,
         y: NDArray,
@@ -494,19 +498,17 @@ class CpuBackend(ReferenceBackend):
         weight: float,
         activation: Activation,
     ) -> None:
-        if not _is_float32(y, x, loss, dz):
-            return self._run(super().squared_error_loss, y, x, loss, dz, scale, weight, activation)
         self._run(
             kernels.squared_error_loss,
             *(y, x, loss, dz, np.float32(scale), np.float32(weight)),
             *(*_code(activation), get_num_threads()),
         )
 
+    @float32_only
     def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:
-        if not _is_float32(loss, dz, variance):
-            return self._run(super().calibrate_gaussian, loss, dz, variance)
         self._run(kernels.calibrate_gaussian, loss, dz, variance)
 
+    @float32_only
     def elbo_totals(
         self,
         reconstruction: NDArray,
@@ -518,10 +520,9 @@ class CpuBackend(ReferenceBackend):
         totals: NDArray,
     ) -> None:
         arguments: Any = (reconstruction, kl, schedule, state, free_bits, kl_weight, totals)
-        if not _is_float32(reconstruction, kl, schedule, kl_weight):
-            return self._run(super().elbo_totals, *arguments)
         self._run(kernels.elbo_totals, *arguments)
 
+    @float32_only
     def capacity_totals(
         self,
         reconstruction: NDArray,
@@ -535,10 +536,9 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         bounds: Any = (capacity, capacity_steps)
         arguments: Any = (reconstruction, kl, schedule, state, *bounds, kl_weight, totals)
-        if not _is_float32(reconstruction, kl, schedule, kl_weight):
-            return self._run(super().capacity_totals, *arguments)
         self._run(kernels.capacity_totals, *arguments)
 
+    @float32_only
     def adam_update(
         self,
         p: NDArray,
@@ -552,8 +552,6 @@ class CpuBackend(ReferenceBackend):
         epsilon: float,
     ) -> None:
         arguments: Any = (p, g, m, v, schedule, state, beta1, beta2, epsilon)
-        if not _is_float32(p, g, m, v, schedule):
-            return self._run(super().adam_update, *arguments)
         self._run(kernels.adam_update, *arguments)
 
     def optimizer_step(
@@ -591,14 +589,14 @@ class CpuBackend(ReferenceBackend):
         stays = dz.nbytes <= 2 * CACHE_BYTES and len(x) <= MOST_IMAGES
         return stays and _is_float32(x, dz, dw, p)
 
+    @float32_only
     def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:
-        if not _is_float32(g, norm):
-            return self._run(super().clip_gradient, g, max_norm, norm)
         self._run(kernels.clip, g, max_norm, norm)
 
     def advance_state(self, state: NDArray, batch_size: int) -> None:
         self._run(kernels.advance_state, state, batch_size)
 
+    @float32_only
     def gather_batch(
         self,
         data: NDArray,
@@ -608,8 +606,6 @@ class CpuBackend(ReferenceBackend):
         binarization: str,
         noise: Noise,
     ) -> None:
-        if not _is_float32(x) or data.dtype not in (np.uint8, np.float32):
-            return self._run(super().gather_batch, data, permutation, state, x, binarization, noise)
         white = np.float32(255 if data.dtype == np.uint8 else 1)
         arguments: Any = (data, permutation, state, x, white)
         if binarization == "threshold":
@@ -620,19 +616,16 @@ class CpuBackend(ReferenceBackend):
         else:
             self._run(kernels.gather_scaled, *arguments)
 
+    @float32_only
     def gather_labels(
         self, labels: NDArray, permutation: NDArray, state: NDArray, onehot: NDArray
     ) -> None:
-        if not _is_float32(onehot):
-            return self._run(super().gather_labels, labels, permutation, state, onehot)
         self._run(kernels.gather_labels, labels, permutation, state, onehot)
 
+    @float32_only
     def join_forward(self, v: NDArray, onehot: NDArray, u: NDArray) -> None:
-        if not _is_float32(v, onehot, u):
-            return self._run(super().join_forward, v, onehot, u)
         self._run(kernels.join_forward, v, onehot, u)
 
+    @float32_only
     def join_input_gradient(self, du: NDArray, v: NDArray, da: NDArray, below: Activation) -> None:
-        if not _is_float32(du, v, da):
-            return self._run(super().join_input_gradient, du, v, da, below)
         self._run(kernels.join_input_gradient, du, v, da, *_code(below))
