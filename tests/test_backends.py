@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from helpers import give_all_products, relative_error
 from numba import get_num_threads, set_num_threads
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from minivae import backends
 from minivae.backends import cpu, cpu_kernels, cpu_products
@@ -919,6 +919,33 @@ def test_images_that_are_dark_in_a_tile_are_not_multiplied() -> None:
     dark = np.delete(np.arange(13), lit)
     x[dark], dz[dark] = 0, np.nan
     assert updated(x, dz).tobytes() == alone.tobytes()
+
+
+# Rows, inputs and outputs around a tile's, and so many that the factors are packed.
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (13, 40, 33), (33, 33, 33), (70, 53, 101)], ids=str)
+def test_a_dense_layer_updated_tile_by_tile_is_the_references(sizes: tuple[int, int, int]) -> None:
+    n, i, o = sizes
+    rng = _rng(f"update {sizes}")
+    x, dz = rng.standard_normal((n, i)), rng.standard_normal((n, o))
+    x[rng.random(n) < 0.3] = 0
+    start = rng.random((4, i * o + o))
+    schedule = np.full((1, SCHEDULE_COLUMNS), 0.5)
+
+    def updated(name: str, dtype: DTypeLike) -> list[NDArray]:
+        backend = backends.get(name)
+        p, g, m, v = start.astype(dtype)
+        arrays = (x.astype(dtype), dz.astype(dtype), g[: i * o].reshape(i, o), g[i * o :])
+        calls = [Call("dense_weight_gradient", arrays)]
+        state = new_state()
+        adam = (p, g, m, v, schedule.astype(dtype), state, 0.9, 0.999, 1e-8)
+        backend.optimizer_step(calls, *adam, n)
+        assert state[STEP] == 1
+        return [p, m, v]
+
+    for actual, expected in zip(
+        updated("cpu", np.float32), updated("reference", np.float64), strict=True
+    ):
+        assert relative_error(actual, expected) < TOLERANCE[np.float32]
 
 
 def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> None:

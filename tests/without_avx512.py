@@ -19,6 +19,6 @@ llvmlite.binding.get_host_cpu_features = dict
 from minivae.backends.cpu_tiles import LANES  # noqa: E402
 
 assert LANES == 8
-products = "cpu and (dense_ or conv2d_ or conv_transpose2d_)"
+products = "(cpu and (dense_ or conv2d_ or conv_transpose2d_)) or tile_by_tile"
 file = str(Path(__file__).parent / "test_backends.py")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", products, file]))

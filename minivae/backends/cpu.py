@@ -286,6 +286,10 @@ class CpuBackend(ReferenceBackend):
             *(*added, get_num_threads()),
         )
 
+    def _panels(self, depth: int) -> NDArray[np.float32]:
+        """For each core, memory for the columns of a product's right factor that it is at."""
+        return self._workspace("panels", (get_num_threads(), depth, products.DENSE_WIDTH))
+
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
         """db = E4(dz)."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
@@ -301,9 +305,9 @@ class CpuBackend(ReferenceBackend):
         if y.shape[1] <= products.FEW:
             oriented = self._oriented(w[None, None], 3)
             return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
-        steps = x.shape[1] + 1 + products.AHEAD
-        lists = self._workspace("lists", (-(-len(x) // products.ROWS), steps)).view(np.int32)
-        arguments = (x, w, b, y, lists, get_num_threads(), *_code(activation))
+        tiles = -(-len(x) // products.ROWS)
+        lists = self._workspace("lists", (tiles, x.shape[1] + 1 + products.AHEAD)).view(np.int32)
+        arguments = (x, w, b, y, lists, self._panels(x.shape[1]), *_code(activation))
         self._run(products.dense_forward, *arguments)
 
     @float32_only
@@ -314,8 +318,8 @@ class CpuBackend(ReferenceBackend):
             oriented = self._oriented(w[None, None], 2)
             points = (_points(x), _points(dz_below))
             return self._input_gradient(_points(dz), *oriented, *points, POINT, below)
-        panels = self._workspace("panels", (get_num_threads(), w.shape[1], products.WIDTH))
-        self._run(products.dense_input_gradient, dz, w, x, dz_below, panels, *_code(below))
+        arguments = (dz, w, x, dz_below, self._panels(w.shape[1]), *_code(below))
+        self._run(products.dense_input_gradient, *arguments)
 
     @float32_only
     def dense_weight_gradient(
@@ -574,7 +578,8 @@ class CpuBackend(ReferenceBackend):
             x, dz, dw, db, *_ = call.arguments
             weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
             if call.primitive == "dense_weight_gradient" and self._fits(x, dz, dw, p):
-                arguments = (x, dz, weight, bias, *adam, get_num_threads())
+                packed = self._workspace("packed", (dz.size + len(dz) * products.DENSE_WIDTH,))
+                arguments = (x, dz, packed, weight, bias, *adam, get_num_threads())
                 self._run(products.dense_weight_update, *arguments)
                 continue
             call.run(self)

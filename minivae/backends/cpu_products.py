@@ -25,11 +25,11 @@ from .cpu_kernels import (
     sum_rows,
 )
 from .cpu_tiles import (
+    DENSE_VECTORS,
     LANES,
     ROWS,
     SUMS,
     VECTORS,
-    WIDTH,
     add_tile,
     bend_back_tile,
     bend_tile,
@@ -49,11 +49,14 @@ FEW = LANES // 4
 
 HALF_ROWS = ROWS // 2
 
+FEW_ROWS = 4 * ROWS
+"""For so few rows of one factor, or a sum of so few terms, the other is not worth packing."""
+
 END = -1
 """After the last step of a list."""
 
-SQUARE_ROWS = WIDTH * np.arange(ROWS)
-"""Where the rows of a tile by itself begin."""
+DENSE_WIDTH = DENSE_VECTORS * LANES
+"""The columns of a dense layer's whole tile."""
 
 AHEAD = 12
 """So many rows of a weight are on their way to the core at a time. A list of steps for them ends
@@ -121,9 +124,10 @@ def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
 
 
 @inlined
-def _wide(columns):
-    """How many columns go into tiles of all VECTORS: the others, if there are any, fill but one."""
-    rest = columns % WIDTH
+def _wide(columns, vectors):
+    """How many columns go into tiles of so many vectors: the others, if there are any, fill but
+    one."""
+    rest = columns % (vectors * LANES)
     return columns if rest > LANES else columns - rest
 
 
@@ -154,8 +158,8 @@ def _window_tiles(x, w, b, y, windows, first, last, vectors):
     b_rows = np.zeros(ROWS, np.intp)
     for group in range(first_pixel.size - 1):
         begin, end = first_pixel[group], first_pixel[group + 1]
-        for block in range(first, last, WIDTH):
-            width = min(WIDTH, last - block)
+        for block in range(first, last, vectors * LANES):
+            width = min(vectors * LANES, last - block)
             image, pixel = 0, begin
             for _ in range(0, y.shape[0] * (end - begin), ROWS):
                 image, pixel = _next_rows(
@@ -177,7 +181,7 @@ def _window_product(x, w, b, y, windows):
     Shapes: x (n, s, c), w (t, c, k), b (k,), y (n, p, k).
     """
     columns = w.shape[2]
-    wide = _wide(columns)
+    wide = _wide(columns, VECTORS)
     _window_tiles(x, w, b, y, windows, 0, wide, VECTORS)
     _window_tiles(x, w, b, y, windows, wide, columns, 1)
 
@@ -288,10 +292,10 @@ def window_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind
 
 
 @inlined
-def _matrix_share(n, columns, part, parts):
+def _matrix_share(n, columns, width, part, parts):
     """(first tile, the one after the last, tiles in a column of tiles) of a part of a matrix."""
     tiles = (n + ROWS - 1) // ROWS
-    total = tiles * ((columns + WIDTH - 1) // WIDTH)
+    total = tiles * ((columns + width - 1) // width)
     return total * part // parts, total * (part + 1) // parts, tiles
 
 
@@ -323,6 +327,18 @@ def _list_columns(x, row, steps):
 
 
 @inlined
+def _pack(source, step, rows, at, width, target, to, to_step, vectors, places):
+    """Copies `width` columns of a matrix, from `at` on, to rows of `to_step` columns, one behind
+    the other: they stay in the cache, in an order that a processor foresees."""
+    for row in range(0, rows, ROWS):
+        for r in range(ROWS):
+            place = min(row + r, rows - 1)
+            places[0, r], places[1, r] = place * step, place * to_step
+        tile = load_tile(source, places[0], at, width, ROWS, vectors)
+        store_tile(tile, target, places[1], to, to_step)
+
+
+@inlined
 def _negative_slope(kind, slope):
     """(whether the activation is a line, bent at 0 or not, its slope below; else that of no bend):
     a tile goes through such a one in its registers."""
@@ -334,75 +350,97 @@ def _negative_slope(kind, slope):
 
 
 @inlined
+def _square_rows(vectors):
+    """Where the rows of a tile by itself begin."""
+    return vectors * LANES * np.arange(ROWS)
+
+
+@inlined
 def _activate_tile(y, rows, block, width, height, vectors, squares, kind, slope):
     """y = f(y) in a tile of `height` rows, by way of two `squares` in the nearest cache.
 
     It is loaded again, since a tile that a branch may still need goes from registers to memory.
     """
-    z, activated = squares[0, : height * WIDTH], squares[1, : height * WIDTH]
-    store_tile(load_tile(y, rows, block, width, height, vectors), z, SQUARE_ROWS, 0, width)
+    size, square_rows = height * vectors * LANES, _square_rows(vectors)
+    z, activated = squares[0, :size], squares[1, :size]
+    store_tile(load_tile(y, rows, block, width, height, vectors), z, square_rows, 0, width)
     activate(z, activated, kind, slope)
-    tile = load_tile(activated, SQUARE_ROWS, 0, width, height, vectors)
+    tile = load_tile(activated, square_rows, 0, width, height, vectors)
     store_tile(tile, y, rows, block, width)
 
 
 @inlined
-def _dense_tiles(x, w, b, y, lists, kind, slope, first, last, vectors, part, parts):
+def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
     """`_dense_product` for the columns from `first` to `last`."""
+    lists, listed, panel, kind, slope = how
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
+    panel_flat, step = panel.reshape(-1), vectors * LANES
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * WIDTH), np.float32)
+    b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * DENSE_WIDTH), np.float32)
     bent, below = _negative_slope(kind, slope)
-    begin, end, tiles = _matrix_share(n, last - first, part, parts)
+    begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
+    packs, packed, places = n > FEW_ROWS and listed == 1, -1, np.empty((2, ROWS), np.intp)
     for number in range(begin, end):
-        block, row = first + number // tiles * WIDTH, number % tiles * ROWS
-        width = min(WIDTH, last - block)
-        steps = lists[number % tiles % lists.shape[0]]
+        block, row = first + number // tiles * step, number % tiles * ROWS
+        width = min(step, last - block)
+        steps = lists[number % tiles % listed]
         _matrix_rows(row, n, x_rows, inputs, y_rows, columns)
-        # A tile's size is its type, so that a smaller one needs a name of its own.
-        if n - row > HALF_ROWS:
+        # A tile's size is its type, so that another way to make it needs a name of its own.
+        if packs:
+            if block != packed:
+                _pack(w_flat, columns, inputs, block, width, panel_flat, 0, step, vectors, places)
+                packed = block
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
-            tile = _accumulate_fetched(
-                tile, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
-            )
+            tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, panel_flat, 0, step, step)
             store_tile(bend_tile(tile, below), y_flat, y_rows, block, width)
-            if not bent:
-                _activate_tile(y_flat, y_rows, block, width, ROWS, vectors, squares, kind, slope)
+        elif n - row > HALF_ROWS:
+            lit = load_tile(b, b_rows, block, width, ROWS, vectors)
+            lit = _accumulate_fetched(
+                lit, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
+            )
+            store_tile(bend_tile(lit, below), y_flat, y_rows, block, width)
         else:
             low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
             low = _accumulate_fetched(
                 low, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
             )
             store_tile(bend_tile(low, below), y_flat, y_rows, block, width)
-            if not bent:
-                _activate_tile(
-                    y_flat, y_rows, block, width, HALF_ROWS, vectors, squares, kind, slope
-                )
+        if bent:
+            continue
+        if n - row > HALF_ROWS:
+            _activate_tile(y_flat, y_rows, block, width, ROWS, vectors, squares, kind, slope)
+        else:
+            _activate_tile(y_flat, y_rows, block, width, HALF_ROWS, vectors, squares, kind, slope)
 
 
 @kernel
-def _dense_product(x, w, b, y, lists, kind, slope, part, parts):
+def _dense_product(x, w, b, y, lists, listed, panel, kind, slope, part, parts):
     """y = f(x w + b), or a share of its tiles; `lists` (tiles, i + 1 + AHEAD) has each tile's
-    columns of x, or (1, i + 1 + AHEAD) those of all."""
+    columns of x or, if but one is `listed`, all columns for all.
+
+    Where all are multiplied, by many rows, DENSE_WIDTH columns of w at a time are in `panel` (i,
+    DENSE_WIDTH) while the rows go by.
+    """
     columns = w.shape[1]
-    wide = _wide(columns)
-    _dense_tiles(x, w, b, y, lists, kind, slope, 0, wide, VECTORS, part, parts)
-    _dense_tiles(x, w, b, y, lists, kind, slope, wide, columns, 1, part, parts)
+    wide = _wide(columns, DENSE_VECTORS)
+    how = lists, listed, panel, kind, slope
+    _dense_tiles(x, w, b, y, how, 0, wide, DENSE_VECTORS, part, parts)
+    _dense_tiles(x, w, b, y, how, wide, columns, 1, part, parts)
 
 
 @inlined
 def _derive_tile(x, dz_below, rows, block, width, height, vectors, squares, kind, slope):
     """dz_below times f'(x) in a tile of `height` rows, by way of three `squares` in the nearest
     cache."""
-    size = height * WIDTH
+    size, square_rows = height * vectors * LANES, _square_rows(vectors)
     outputs, gradients, derived = squares[0, :size], squares[1, :size], squares[2, :size]
-    store_tile(load_tile(x, rows, block, width, height, vectors), outputs, SQUARE_ROWS, 0, width)
+    store_tile(load_tile(x, rows, block, width, height, vectors), outputs, square_rows, 0, width)
     store_tile(
-        load_tile(dz_below, rows, block, width, height, vectors), gradients, SQUARE_ROWS, 0, width
+        load_tile(dz_below, rows, block, width, height, vectors), gradients, square_rows, 0, width
     )
     multiply_derivative(outputs, outputs, gradients, derived, kind, slope)
-    tile = load_tile(derived, SQUARE_ROWS, 0, width, height, vectors)
+    tile = load_tile(derived, square_rows, 0, width, height, vectors)
     store_tile(tile, dz_below, rows, block, width)
 
 
@@ -413,24 +451,25 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
     dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
     x_flat, below_flat = x.reshape(-1), dz_below.reshape(-1)
     dz_rows, below_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    squares = np.zeros((3, ROWS * WIDTH), np.float32)
+    squares = np.zeros((3, ROWS * DENSE_WIDTH), np.float32)
     bent, below = _negative_slope(kind, slope)
-    begin, end, tiles = _matrix_share(n, last - first, part, parts)
+    step = vectors * LANES
+    begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
     turned = -1
     for number in range(begin, end):
-        block = first + number // tiles * WIDTH
-        width = min(WIDTH, last - block)
+        block = first + number // tiles * step
+        width = min(step, last - block)
         if block != turned:
             for c in range(0, width, LANES):
                 for k in range(0, outputs, LANES):
-                    at, to = (block + c) * outputs + k, k * WIDTH + c
-                    _turn(w_flat, at, outputs, panel_flat, to, WIDTH, width - c, outputs - k)
+                    at, to = (block + c) * outputs + k, k * step + c
+                    _turn(w_flat, at, outputs, panel_flat, to, step, width - c, outputs - k)
             turned = block
         row = number % tiles * ROWS
         _matrix_rows(row, n, dz_rows, outputs, below_rows, columns)
         if n - row > HALF_ROWS:
             tile = zero_tile(ROWS, vectors)
-            tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
+            tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
             tile = bend_back_tile(tile, x_flat, below_rows, block, width, below)
             store_tile(tile, below_flat, below_rows, block, width)
             if not bent:
@@ -448,7 +487,7 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
                 )
         else:
             low = zero_tile(HALF_ROWS, vectors)
-            low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, WIDTH, width)
+            low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
             low = bend_back_tile(low, x_flat, below_rows, block, width, below)
             store_tile(low, below_flat, below_rows, block, width)
             if not bent:
@@ -470,41 +509,43 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
 def _dense_back_product(dz, w, x, dz_below, panel, kind, slope, part, parts):
     """dz_below = (dz w^T) f'(x), or a share of its tiles.
 
-    WIDTH rows of w at a time are turned into the columns of `panel` (o, WIDTH), which stays in the
-    cache while all rows of dz go by.
+    DENSE_WIDTH rows of w at a time are turned into the columns of `panel` (o, DENSE_WIDTH), which
+    stays in the cache while all rows of dz go by.
     """
     columns = w.shape[0]
-    wide = _wide(columns)
-    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, VECTORS, part, parts)
+    wide = _wide(columns, DENSE_VECTORS)
+    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, DENSE_VECTORS, part, parts)
     _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, wide, columns, 1, part, parts)
 
 
 @shared_kernel
-def dense_forward(x, w, b, y, lists, parts, kind, slope):
+def dense_forward(x, w, b, y, lists, panels, kind, slope):
     """y = f(x w + b) (dense.E0). Columns of x that are zero in all rows of a tile are skipped, if
     the first tile has enough of them.
 
-    Shapes: x (n, i), w (i, o), b (o,), y (n, o); scratch lists (tiles, i + 1 + AHEAD) of int32.
+    Shapes: x (n, i), w (i, o), b (o,), y (n, o); scratch lists (tiles, i + 1 + AHEAD) of int32,
+    panels (parts, i, DENSE_WIDTH).
     """
-    inputs = x.shape[1]
-    tiles = lists.shape[0]
+    inputs, parts, listed = x.shape[1], panels.shape[0], lists.shape[0]
     if _list_columns(x, np.int64(0), lists[0]) > MOST_LIT * inputs:
-        lists = lists[:1]
+        listed = 1
         for column in range(inputs):
             lists[0, column] = column
-        lists[0, inputs:] = END
+        for ahead in range(1 + AHEAD):
+            lists[0, inputs + ahead] = END
     else:
-        for tile in prange(1, tiles):
+        for tile in prange(1, listed):
             _list_columns(x, tile * ROWS, lists[tile])
     for part in prange(parts):
-        _dense_product(x, w, b, y, lists, kind, slope, np.int64(part), parts)
+        share = np.int64(part), parts
+        _dense_product(x, w, b, y, lists, listed, panels[part], kind, slope, *share)
 
 
 @shared_kernel
 def dense_input_gradient(dz, w, x, dz_below, panels, kind, slope):
     """dz_below = (dz w^T) f'(x) (dense.E4).
 
-    Shapes: dz (n, o), w (i, o), x and dz_below (n, i); scratch panels (parts, o, WIDTH).
+    Shapes: dz (n, o), w (i, o), x and dz_below (n, i); scratch panels (parts, o, DENSE_WIDTH).
     """
     parts = panels.shape[0]
     for part in prange(parts):
@@ -518,8 +559,8 @@ def _gradient_tiles(left, right, starts, count, target, first, last, vectors):
     x, x_rows, x_starts, x_step = left
     dz, dz_starts, dz_step = right
     dw, dw_rows, rows, grows, weight = target
-    for block in range(first, last, WIDTH):
-        width = min(WIDTH, last - block)
+    for block in range(first, last, vectors * LANES):
+        width = min(vectors * LANES, last - block)
         tile = zero_tile(ROWS, vectors)
         for start in range(starts):
             x_at, dz_at = x_starts[start], dz_starts[start] + block
@@ -561,7 +602,7 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
     first_tile, counts, weights, places, owned = tiles
     n, _, channels = x.shape
     _, outputs, columns = dz.shape
-    taps, wide = dw.shape[0], _wide(columns)
+    taps, wide = dw.shape[0], _wide(columns, VECTORS)
     x_flat, dz_flat, dw_flat = x.reshape(-1), dz.reshape(-1), dw.reshape(-1)
     x_rows, dw_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     starts = np.empty(images * outputs, np.intp), np.empty(images * outputs, np.intp)
@@ -621,50 +662,77 @@ def bias_gradient(dz, sums, db, weight, accumulate):
 
 
 @inlined
-def _list_rows(x, x_columns, steps):
-    """Lists the rows of x in which the columns of a tile are not all zero."""
-    n, columns = x.shape
-    x_flat, count = x.reshape(-1), 0
-    width = min(ROWS, columns - x_columns[0])
+def _packs(x, dz):
+    """Whether `dense_weight_update` packs its factors."""
+    return min(x.shape[0], x.shape[1], dz.shape[1]) > FEW_ROWS
+
+
+@kernel
+def _pack_blocks(dz, packed, part, parts):
+    """`dense_weight_update`'s share of the blocks of dz, one behind the other."""
+    (n, columns), dz_flat, places = dz.shape, dz.reshape(-1), np.empty((2, ROWS), np.intp)
+    wide = _wide(columns, DENSE_VECTORS)
+    blocks = (wide + DENSE_WIDTH - 1) // DENSE_WIDTH
+    for number in range(blocks * part // parts, blocks * (part + 1) // parts):
+        block = number * DENSE_WIDTH
+        width = min(DENSE_WIDTH, wide - block)
+        at, to = block, block * n
+        _pack(dz_flat, columns, n, at, width, packed, to, DENSE_WIDTH, DENSE_VECTORS, places)
+    if part == parts - 1 and wide < columns:
+        at, to, width = wide, wide * n, columns - wide
+        _pack(dz_flat, columns, n, at, width, packed, to, LANES, 1, places)
+
+
+@inlined
+def _list_rows(x, x_rows, x_step, width, n, steps):
+    """Lists the rows of x that are not all zero in the `width` columns from x_rows[0] on."""
+    count = 0
     for row in range(n):
         steps[count] = row
-        count += lit_lanes(x_flat, x_columns, row * columns, width, 1) != 0
+        count += lit_lanes(x, x_rows, row * x_step, width, 1) != 0
     steps[count] = END
 
 
 @inlined
-def _dense_gradient_tiles(x, x_rows, steps, dz, g, g_rows, sizes, first, last, vectors):
-    """The columns from `first` to `last` of some rows of x^T dz into g."""
-    channels, columns = sizes
-    for block in range(first, last, WIDTH):
-        width = min(WIDTH, last - block)
+def _dense_gradient_tiles(left, right, steps, g, g_rows, first, last, vectors):
+    """The columns from `first` to `last` of ROWS rows of x^T dz into g."""
+    x, x_rows, x_step = left
+    dz, n, columns, packs = right
+    for block in range(first, last, vectors * LANES):
+        width = min(vectors * LANES, last - block)
+        at, dz_step = (block * n, vectors * LANES) if packs else (block, columns)
         tile = zero_tile(ROWS, vectors)
-        tile = _accumulate_listed(tile, steps, x, x_rows, channels, dz, block, columns, width)
+        tile = _accumulate_listed(tile, steps, x, x_rows, x_step, dz, at, dz_step, width)
         store_tile(tile, g, g_rows, block, width)
 
 
 @kernel
-def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, parts):
+def _some_dense_update(x, dz, packed, weight, bias, row, beta1, beta2, epsilon, part, parts):
     """`dense_weight_update` of a share of the weight, ROWS rows at a time, and of the bias."""
-    n, channels = x.shape
-    columns = dz.shape[1]
-    x_flat, dz_flat, g = x.reshape(-1), dz.reshape(-1), np.empty(ROWS * columns, np.float32)
-    x_rows, g_rows = np.empty(ROWS, np.intp), columns * np.arange(ROWS)
-    steps = np.empty(n + 1, np.int32)
+    (n, channels), columns = x.shape, dz.shape[1]
+    x_flat, x_packed, packs = x.reshape(-1), np.empty(n * ROWS, np.float32), _packs(x, dz)
+    x_rows, places = np.arange(ROWS), np.empty((2, ROWS), np.intp)
+    right = (packed if packs else dz.reshape(-1)), n, columns, packs
+    g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
+    steps, wide = np.empty(n + 1, np.int32), _wide(columns, DENSE_VECTORS)
     p, m, v = weight
-    sizes, wide = (channels, columns), _wide(columns)
     bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
     for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
-        for r in range(ROWS):
-            x_rows[r] = min(first + r, channels - 1)
-        _list_rows(x, x_rows, steps)
-        _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, 0, wide, VECTORS)
-        _dense_gradient_tiles(x_flat, x_rows, steps, dz_flat, g, g_rows, sizes, wide, columns, 1)
-        begin, end = first * columns, min(first + ROWS, channels) * columns
-        some = slice(begin, end)
-        adam(p[some], g[: end - begin], m[some], v[some], row, beta1, beta2, epsilon)
+        height = min(ROWS, channels - first)
+        if packs:
+            _pack(x_flat, channels, n, first, height, x_packed, 0, ROWS, 1, places)
+        else:
+            for r in range(ROWS):
+                x_rows[r] = min(first + r, channels - 1)
+        some_x, x_step = (x_packed, ROWS) if packs else (x_flat, channels)
+        _list_rows(some_x, x_rows, x_step, height, n, steps)
+        left = some_x, x_rows, x_step
+        _dense_gradient_tiles(left, right, steps, g, g_rows, 0, wide, DENSE_VECTORS)
+        _dense_gradient_tiles(left, right, steps, g, g_rows, wide, columns, 1)
+        some = slice(first * columns, (first + height) * columns)
+        adam(p[some], g[: height * columns], m[some], v[some], row, beta1, beta2, epsilon)
     p, m, v = bias
     first = columns * part // parts
     some = slice(first, columns * (part + 1) // parts)
@@ -673,15 +741,19 @@ def _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, part, pa
 
 
 @shared_kernel
-def dense_weight_update(x, dz, weight, bias, schedule, state, beta1, beta2, epsilon, parts):
+def dense_weight_update(x, dz, packed, weight, bias, schedule, state, beta1, beta2, epsilon, parts):
     """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is ever in memory
     than some rows in the nearest cache. Images whose numbers are zero in all of these are skipped.
 
     Shapes: x (n, i), dz (n, o); weight and bias each values, first and second moments, (i o,) and
-    (o,).
+    (o,); scratch packed (n (o + DENSE_WIDTH),), where dz lies block by block unless it is small.
     """
     if state[FAILED]:
         return
     row = schedule[state[INDEX]]
+    if _packs(x, dz):
+        for part in prange(parts):
+            _pack_blocks(dz, packed, np.int64(part), parts)
     for part in prange(parts):
-        _some_dense_update(x, dz, weight, bias, row, beta1, beta2, epsilon, np.int64(part), parts)
+        share = np.int64(part), parts
+        _some_dense_update(x, dz, packed, weight, bias, row, beta1, beta2, epsilon, *share)
