@@ -98,7 +98,7 @@ def test_a_picture_that_fails_leaves_the_old_one(
 
 def test_principal_components_find_the_directions_of_largest_variance() -> None:
     spread = np.array([5.0, 0.1, 2.0])
-    x = RNG.standard_normal((4000, 3)) * spread
+    x = np.random.default_rng(0).standard_normal((4000, 3)) * spread
     projection, shares = plots.principal_components(x, 2)
     # Four thousand draws: a few percent of sampling error.
     assert projection.std(axis=0) == pytest.approx([5.0, 2.0], rel=0.05)
