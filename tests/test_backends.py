@@ -922,9 +922,13 @@ def test_images_that_are_dark_in_a_tile_are_not_multiplied() -> None:
 
 
 # Rows, inputs and outputs around a tile's, and so many that the factors are packed.
+@pytest.mark.parametrize("at_a_time", [1000, 5, 35])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (13, 40, 33), (33, 33, 33), (70, 53, 101)], ids=str)
-def test_a_dense_layer_updated_tile_by_tile_is_the_references(sizes: tuple[int, int, int]) -> None:
+def test_a_dense_layer_updated_tile_by_tile_is_the_references(
+    sizes: tuple[int, int, int], at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n, i, o = sizes
+    monkeypatch.setattr(cpu, "STREAM_BYTES", at_a_time * o * 4)
     rng = _rng(f"update {sizes}")
     x, dz = rng.standard_normal((n, i)), rng.standard_normal((n, o))
     x[rng.random(n) < 0.3] = 0

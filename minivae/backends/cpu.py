@@ -35,8 +35,9 @@ POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 CACHE_LINE = 64
 """Bytes."""
 
-MOST_IMAGES = 1024
-"""Over more images than this, a weight's gradient is better summed in parts."""
+STREAM_BYTES = 1 << 21
+"""How much memory, in the order that a processor foresees, a kernel goes through again and again.
+"""
 
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
@@ -135,10 +136,15 @@ def _windows(
     return windows(large.shape[1:3], small.shape[1:3], w.shape[:2], geometry, back)
 
 
+def _images_at_a_time(images: int, bytes_of_one: int, most_bytes: int) -> int:
+    """How many of the `images` together have no more than `most_bytes`, in equal shares."""
+    most = max(1, most_bytes // bytes_of_one)
+    return -(-images // -(-images // most))
+
+
 def _images_in_cache(x: NDArray, y: NDArray) -> int:
     """How many images to take at a time, so that they stay in the cache and shares are equal."""
-    most = max(1, CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
-    return -(-len(x) // -(-len(x) // most))
+    return _images_at_a_time(len(x), x[0].nbytes + y[0].nbytes, CACHE_BYTES)
 
 
 def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[NDArray, ...]:
@@ -289,6 +295,15 @@ class CpuBackend(ReferenceBackend):
     def _panels(self, depth: int) -> NDArray[np.float32]:
         """For each core, memory for the columns of a product's right factor that it is at."""
         return self._workspace("panels", (get_num_threads(), depth, products.DENSE_WIDTH))
+
+    def _packed(self, x: NDArray, dz: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """Memory for the factors of a dense layer's gradient, in the order in which they are read,
+        and for the images that count."""
+        images = _images_at_a_time(len(dz), dz[0].nbytes, STREAM_BYTES)
+        blocks = self._workspace("blocks", (images * (dz.shape[1] + products.DENSE_WIDTH),))
+        rows = (get_num_threads(), products.BANDS * (images + 2))
+        bands = self._workspace("bands", (rows[0], rows[1] * products.ROWS))
+        return blocks, bands, self._workspace("steps", rows).view(np.int32)
 
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
         """db = E4(dz)."""
@@ -572,27 +587,21 @@ class CpuBackend(ReferenceBackend):
         epsilon: float,
         batch_size: int,
     ) -> None:
-        """`ReferenceBackend.optimizer_step`, without writing the gradients of dense layers."""
+        """`ReferenceBackend.optimizer_step`, the gradients of dense layers in the cache only, but
+        for batches too large for it."""
         flat, adam = (p, m, v), (schedule, state, beta1, beta2, epsilon)
         for call in calls:
             x, dz, dw, db, *_ = call.arguments
             weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
-            if call.primitive == "dense_weight_gradient" and self._fits(x, dz, dw, p):
-                packed = self._workspace("packed", (dz.size + len(dz) * products.DENSE_WIDTH,))
-                arguments = (x, dz, packed, weight, bias, *adam, get_num_threads())
-                self._run(products.dense_weight_update, *arguments)
+            if call.primitive == "dense_weight_gradient" and _is_float32(x, dz, dw, p):
+                arguments = (x, dz, *self._packed(x, dz), (_flat(dw), db), weight, bias)
+                adam_numbers = (schedule, state, (beta1, beta2, epsilon))
+                self._run(products.dense_weight_update, *arguments, *adam_numbers)
                 continue
             call.run(self)
             for (p_part, m_part, v_part), gradient in ((weight, dw), (bias, db)):
                 self.adam_update(p_part, _flat(gradient), m_part, v_part, *adam)
         self.advance_state(state, batch_size)
-
-    @staticmethod
-    def _fits(x: NDArray, dz: NDArray, dw: NDArray, p: NDArray) -> bool:
-        """Whether dz stays in the cache while x, which is read once, and all of a dense layer's
-        weight go by."""
-        stays = dz.nbytes <= 2 * CACHE_BYTES and len(x) <= MOST_IMAGES
-        return stays and _is_float32(x, dz, dw, p)
 
     @float32_only
     def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:

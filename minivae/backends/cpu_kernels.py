@@ -329,8 +329,7 @@ def sum_rows(dz, first, db):
     """db = sum of the rows of dz (dense.E3, conv.E4), from column `first` on."""
     db[:] = ZERO
     for row in range(dz.shape[0]):
-        for o in range(db.size):
-            db[o] += dz[row, first + o]
+        db += dz[row, first : first + db.size]
 
 
 # Noise

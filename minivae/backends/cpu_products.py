@@ -62,6 +62,9 @@ AHEAD = 12
 """So many rows of a weight are on their way to the core at a time. A list of steps for them ends
 with as many numbers more."""
 
+BANDS = 16
+"""So many bands of ROWS columns are packed at a time, in the order of the rows."""
+
 MOST_LIT = 3 / 4
 """Lists of more than so much of all steps are not worth making."""
 
@@ -99,22 +102,21 @@ def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
 
 
 @inlined
-def _accumulate_listed(tile, steps, a, rows, a_step, b, b_at, b_step, width):
-    """`_accumulate`, but only the outer products whose numbers are in `steps`, up to END."""
-    place, step = 0, steps[0]
-    # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
-    while step != END:
+def _accumulate_listed(tile, steps, count, a, rows, a_step, b, b_at, b_step, width):
+    """`_accumulate`, but only the outer products whose numbers are the first `count` of `steps`."""
+    for t in range(count):
+        step = np.intp(steps[t])
         tile = multiply_add(tile, a, rows, step * a_step, b, b_at + step * b_step, width)
-        place += 1
-        step = steps[place]
     return tile
 
 
 @inlined
 def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
-    """`_accumulate_listed` for neighbouring columns of a, asking for the rows of b AHEAD of time:
-    they lie too far apart for a processor to foresee them."""
+    """`_accumulate`, but only the outer products whose numbers are in `steps`, up to END, of
+    neighbouring columns of a. Asks for the rows of b AHEAD of time: they lie too far apart for a
+    processor to foresee them."""
     place, step = 0, steps[0]
+    # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
     while step != END:
         fetch(b, b_at + steps[place + AHEAD] * b_step, vectors)
         tile = multiply_add(tile, a, rows, step, b, b_at + step * b_step, width)
@@ -318,7 +320,7 @@ def _list_columns(x, row, steps):
         rows[r] = min(row + r, n - 1) * columns
     for first in range(0, columns, LANES):
         width = min(LANES, columns - first)
-        lit = lit_lanes(x_flat, rows, first, width, ROWS)
+        lit = lit_lanes(load_tile(x_flat, rows, first, width, ROWS, 1))
         for lane in range(width):
             steps[count] = first + lane
             count += lit >> lane & 1
@@ -669,91 +671,134 @@ def _packs(x, dz):
 
 @kernel
 def _pack_blocks(dz, packed, part, parts):
-    """`dense_weight_update`'s share of the blocks of dz, one behind the other."""
-    (n, columns), dz_flat, places = dz.shape, dz.reshape(-1), np.empty((2, ROWS), np.intp)
+    """`dense_weight_update`'s blocks of columns of dz, one behind the other, in a share of rows."""
+    (n, columns), dz_flat, origin = dz.shape, dz.reshape(-1), np.zeros(1, np.intp)
     wide = _wide(columns, DENSE_VECTORS)
-    blocks = (wide + DENSE_WIDTH - 1) // DENSE_WIDTH
-    for number in range(blocks * part // parts, blocks * (part + 1) // parts):
-        block = number * DENSE_WIDTH
-        width = min(DENSE_WIDTH, wide - block)
-        at, to = block, block * n
-        _pack(dz_flat, columns, n, at, width, packed, to, DENSE_WIDTH, DENSE_VECTORS, places)
-    if part == parts - 1 and wide < columns:
-        at, to, width = wide, wide * n, columns - wide
-        _pack(dz_flat, columns, n, at, width, packed, to, LANES, 1, places)
-
-
-@inlined
-def _list_rows(x, x_rows, x_step, width, n, steps):
-    """Lists the rows of x that are not all zero in the `width` columns from x_rows[0] on."""
-    count = 0
-    for row in range(n):
-        steps[count] = row
-        count += lit_lanes(x, x_rows, row * x_step, width, 1) != 0
-    steps[count] = END
-
-
-@inlined
-def _dense_gradient_tiles(left, right, steps, g, g_rows, first, last, vectors):
-    """The columns from `first` to `last` of ROWS rows of x^T dz into g."""
-    x, x_rows, x_step = left
-    dz, n, columns, packs = right
-    for block in range(first, last, vectors * LANES):
-        width = min(vectors * LANES, last - block)
-        at, dz_step = (block * n, vectors * LANES) if packs else (block, columns)
-        tile = zero_tile(ROWS, vectors)
-        tile = _accumulate_listed(tile, steps, x, x_rows, x_step, dz, at, dz_step, width)
-        store_tile(tile, g, g_rows, block, width)
+    for row in range(n * part // parts, n * (part + 1) // parts):
+        for block in range(0, wide, DENSE_WIDTH):
+            at, to = row * columns + block, block * n + row * DENSE_WIDTH
+            width = min(DENSE_WIDTH, wide - block)
+            numbers = load_tile(dz_flat, origin, at, width, 1, DENSE_VECTORS)
+            store_tile(numbers, packed, origin, to, DENSE_WIDTH)
+        if wide < columns:
+            at, to = row * columns + wide, wide * n + row * LANES
+            numbers = load_tile(dz_flat, origin, at, columns - wide, 1, 1)
+            store_tile(numbers, packed, origin, to, LANES)
 
 
 @kernel
-def _some_dense_update(x, dz, packed, weight, bias, row, beta1, beta2, epsilon, part, parts):
-    """`dense_weight_update` of a share of the weight, ROWS rows at a time, and of the bias."""
-    (n, channels), columns = x.shape, dz.shape[1]
-    x_flat, x_packed, packs = x.reshape(-1), np.empty(n * ROWS, np.float32), _packs(x, dz)
-    x_rows, places = np.arange(ROWS), np.empty((2, ROWS), np.intp)
-    right = (packed if packs else dz.reshape(-1)), n, columns, packs
+def _pack_bands(x, first, last, packed, steps, counts):
+    """Copies each band of ROWS columns of x from `first` to `last` to `packed` (bands, n + 2,
+    ROWS). The rows that are not all zero in a band are listed in `steps` (bands, n + 2), how many
+    they are in `counts`.
+
+    In the order of x, which a processor foresees. Two rows more: bands a power of two apart would
+    crowd into a few sets of the cache.
+    """
+    (n, channels), x_flat, origin = x.shape, x.reshape(-1), np.zeros(1, np.intp)
+    counts[:] = 0
+    for row in range(n):
+        for band in range((last - first + ROWS - 1) // ROWS):
+            column, place = first + band * ROWS, band * (n + 2)
+            width = min(ROWS, last - column)
+            numbers = load_tile(x_flat, origin, row * channels + column, width, 1, 1)
+            store_tile(numbers, packed, origin, (place + row) * ROWS, ROWS)
+            steps[place + counts[band]] = row
+            counts[band] += lit_lanes(numbers) != 0
+
+
+@inlined
+def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
+    """The columns from `first` to `last` of ROWS rows of x^T dz into g."""
+    x, steps, count = left
+    dz, n, columns, packs = right
+    x_rows = np.arange(ROWS)
+    for block in range(first, last, vectors * LANES):
+        whole = vectors * LANES
+        width = min(whole, last - block)
+        # Two ways and two names, each step a constant: else the tile does not fit into registers.
+        if packs:
+            at, tile = block * n, zero_tile(ROWS, vectors)
+            tile = _accumulate_listed(tile, steps, count, x, x_rows, ROWS, dz, at, whole, whole)
+            store_tile(tile, g, g_rows, block, width)
+        else:
+            seen, direct = width if vectors == 1 else whole, zero_tile(ROWS, vectors)
+            direct = _accumulate_listed(
+                direct, steps, count, x, x_rows, ROWS, dz, block, columns, seen
+            )
+            store_tile(direct, g, g_rows, block, width)
+
+
+@kernel
+def _some_dense_update(
+    x, dz, blocks, bands, steps, sums, weight, bias, row, adam_numbers, stage, part, parts
+):
+    """`dense_weight_update` of some images, on a share of the weight, ROWS rows at a time, and of
+    the bias. `stage` says whether these are not the first images, and whether they are the last."""
+    (n, channels), columns, packs = x.shape, dz.shape[1], _packs(x, dz)
+    (grows, ends), counts = stage, np.empty(BANDS, np.intp)
+    right = (blocks if packs else dz.reshape(-1)), n, columns, packs
     g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
-    steps, wide = np.empty(n + 1, np.int32), _wide(columns, DENSE_VECTORS)
-    p, m, v = weight
-    bands = (channels + ROWS - 1) // ROWS
+    wide = _wide(columns, DENSE_VECTORS) if packs else columns - columns % DENSE_WIDTH
+    (dw, db), (p, m, v) = sums, weight
+    all_bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
-    for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
-        height = min(ROWS, channels - first)
-        if packs:
-            _pack(x_flat, channels, n, first, height, x_packed, 0, ROWS, 1, places)
-        else:
-            for r in range(ROWS):
-                x_rows[r] = min(first + r, channels - 1)
-        some_x, x_step = (x_packed, ROWS) if packs else (x_flat, channels)
-        _list_rows(some_x, x_rows, x_step, height, n, steps)
-        left = some_x, x_rows, x_step
-        _dense_gradient_tiles(left, right, steps, g, g_rows, 0, wide, DENSE_VECTORS)
-        _dense_gradient_tiles(left, right, steps, g, g_rows, wide, columns, 1)
+    first_band, last_band = all_bands * part // parts, all_bands * (part + 1) // parts
+    for band in range(first_band, last_band):
+        number, first = (band - first_band) % BANDS, band * ROWS
+        if number == 0:
+            last = min(first + BANDS * ROWS, last_band * ROWS, channels)
+            _pack_bands(x, first, last, bands, steps, counts)
+        height, place = min(ROWS, channels - first), number * (n + 2)
+        left = bands[place * ROWS :], steps[place:], counts[number]
         some = slice(first * columns, (first + height) * columns)
-        adam(p[some], g[: height * columns], m[some], v[some], row, beta1, beta2, epsilon)
+        rows = g[: height * columns]
+        _dense_gradient_tiles(left, right, g, g_rows, 0, wide, DENSE_VECTORS)
+        _dense_gradient_tiles(left, right, g, g_rows, wide, columns, 1)
+        if grows:
+            rows += dw[some]
+        if ends:
+            adam(p[some], rows, m[some], v[some], row, *adam_numbers)
+        else:
+            dw[some] = rows
     p, m, v = bias
     first = columns * part // parts
     some = slice(first, columns * (part + 1) // parts)
-    sum_rows(dz, first, g[some])
-    adam(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
+    total = g[some]
+    sum_rows(dz, first, total)
+    if grows:
+        total += db[some]
+    if ends:
+        adam(p[some], total, m[some], v[some], row, *adam_numbers)
+    else:
+        db[some] = total
 
 
 @shared_kernel
-def dense_weight_update(x, dz, packed, weight, bias, schedule, state, beta1, beta2, epsilon, parts):
-    """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is ever in memory
-    than some rows in the nearest cache. Images whose numbers are zero in all of these are skipped.
+def dense_weight_update(
+    x, dz, blocks, bands, steps, sums, weight, bias, schedule, state, adam_numbers
+):
+    """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is in memory than
+    some rows in the nearest cache; only where there are more images than are taken at a time, they
+    grow in `sums`. Images whose numbers are zero in all of these rows are skipped.
 
-    Shapes: x (n, i), dz (n, o); weight and bias each values, first and second moments, (i o,) and
-    (o,); scratch packed (n (o + DENSE_WIDTH),), where dz lies block by block unless it is small.
+    Shapes: x (n, i), dz (n, o); sums: dw (i o,) and db (o,); weight and bias each values, first and
+    second moments, (i o,) and (o,). Scratch for so many `images` at a time: blocks (images (o +
+    DENSE_WIDTH),) for dz, unless it is small; for each part, bands (parts, BANDS (images + 2) ROWS)
+    for x and steps (parts, BANDS (images + 2)) of int32.
     """
     if state[FAILED]:
         return
-    row = schedule[state[INDEX]]
-    if _packs(x, dz):
+    row, n, parts = schedule[state[INDEX]], x.shape[0], steps.shape[0]
+    images = steps.shape[1] // BANDS - 2
+    for first in range(0, n, images):
+        some_x, some_dz = x[first : first + images], dz[first : first + images]
+        if _packs(some_x, some_dz):
+            for part in prange(parts):
+                _pack_blocks(some_dz, blocks, np.int64(part), parts)
+        stage = first > 0, first + images >= n
         for part in prange(parts):
-            _pack_blocks(dz, packed, np.int64(part), parts)
-    for part in prange(parts):
-        share = np.int64(part), parts
-        _some_dense_update(x, dz, packed, weight, bias, row, beta1, beta2, epsilon, *share)
+            scratch, share = (blocks, bands[part], steps[part]), (np.int64(part), parts)
+            layer = sums, weight, bias
+            _some_dense_update(some_x, some_dz, *scratch, *layer, row, adam_numbers, stage, *share)

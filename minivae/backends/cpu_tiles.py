@@ -266,21 +266,18 @@ def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
 
 
 @emitted
-def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any, rows: Any) -> Any:
-    """A number whose bit number `lane` says whether a[places[r] + at + lane] is other than zero for
-    some r below the constant `rows`; lanes at or beyond `width` are zero."""
+def lit_lanes(typing_context: Any, tile: Any) -> Any:
+    """A number whose bit number `lane` says whether a tile of one vector a row has other than zero
+    there in some row."""
 
     def generate(context, builder, signature, arguments):
-        a, places, at, width, _ = arguments
-        emit = Emitter(context, builder)
-        first, masks = emit.data(signature.args[0], a), emit.masks(width, 1)
         lit = MASK([0] * LANES)
-        for offset in emit.offsets(signature.args[1], places, rows.literal_value):
-            (numbers,) = emit.load(first, builder.add(offset, at), masks)
+        for r in range(tile.rows):
+            numbers = builder.extract_value(arguments[0], r)
             lit = builder.or_(lit, builder.fcmp_unordered("!=", numbers, VECTOR([0.0] * LANES)))
         return builder.zext(builder.bitcast(lit, ir.IntType(LANES)), INDEX)
 
-    return types.intp(a, places, types.intp, types.intp, rows), generate
+    return types.intp(tile), generate
 
 
 @emitted
