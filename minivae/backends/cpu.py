@@ -301,9 +301,9 @@ class CpuBackend(ReferenceBackend):
         and for the images that count."""
         images = _images_at_a_time(len(dz), dz[0].nbytes, STREAM_BYTES)
         blocks = self._workspace("blocks", (images * (dz.shape[1] + products.DENSE_WIDTH),))
-        rows = (get_num_threads(), products.BANDS * (images + 2))
-        bands = self._workspace("bands", (rows[0], rows[1] * products.ROWS))
-        return blocks, bands, self._workspace("steps", rows).view(np.int32)
+        parts = get_num_threads()
+        bands = self._workspace("bands", (parts, (images + 1) * products.ROWS))
+        return blocks, bands, self._workspace("steps", (parts, images)).view(np.int32)
 
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
         """db = E4(dz)."""

@@ -33,6 +33,7 @@ from .cpu_tiles import (
     add_tile,
     bend_back_tile,
     bend_tile,
+    copy_row,
     fetch,
     lit_lanes,
     load_tile,
@@ -61,9 +62,6 @@ DENSE_WIDTH = DENSE_VECTORS * LANES
 AHEAD = 12
 """So many rows of a weight are on their way to the core at a time. A list of steps for them ends
 with as many numbers more."""
-
-BANDS = 16
-"""So many bands of ROWS columns are packed at a time, in the order of the rows."""
 
 MOST_LIT = 3 / 4
 """Lists of more than so much of all steps are not worth making."""
@@ -320,7 +318,7 @@ def _list_columns(x, row, steps):
         rows[r] = min(row + r, n - 1) * columns
     for first in range(0, columns, LANES):
         width = min(LANES, columns - first)
-        lit = lit_lanes(load_tile(x_flat, rows, first, width, ROWS, 1))
+        lit = lit_lanes(x_flat, rows, first, width, ROWS)
         for lane in range(width):
             steps[count] = first + lane
             count += lit >> lane & 1
@@ -686,25 +684,16 @@ def _pack_blocks(dz, packed, part, parts):
             store_tile(numbers, packed, origin, to, LANES)
 
 
-@kernel
-def _pack_bands(x, first, last, packed, steps, counts):
-    """Copies each band of ROWS columns of x from `first` to `last` to `packed` (bands, n + 2,
-    ROWS). The rows that are not all zero in a band are listed in `steps` (bands, n + 2), how many
-    they are in `counts`.
-
-    In the order of x, which a processor foresees. Two rows more: bands a power of two apart would
-    crowd into a few sets of the cache.
-    """
-    (n, channels), x_flat, origin = x.shape, x.reshape(-1), np.zeros(1, np.intp)
-    counts[:] = 0
+@inlined
+def _pack_rows(x, at, step, width, n, packed, steps):
+    """Copies `width` columns of a matrix, from `at` on, to `packed` (n, ROWS), and lists the rows
+    that are not all zero there. Returns how many they are."""
+    count = 0
     for row in range(n):
-        for band in range((last - first + ROWS - 1) // ROWS):
-            column, place = first + band * ROWS, band * (n + 2)
-            width = min(ROWS, last - column)
-            numbers = load_tile(x_flat, origin, row * channels + column, width, 1, 1)
-            store_tile(numbers, packed, origin, (place + row) * ROWS, ROWS)
-            steps[place + counts[band]] = row
-            counts[band] += lit_lanes(numbers) != 0
+        lit = copy_row(x, at + row * step, width, packed, row * ROWS)
+        steps[count] = row
+        count += lit
+    return count
 
 
 @inlined
@@ -712,46 +701,44 @@ def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
     """The columns from `first` to `last` of ROWS rows of x^T dz into g."""
     x, steps, count = left
     dz, n, columns, packs = right
-    x_rows = np.arange(ROWS)
     for block in range(first, last, vectors * LANES):
         whole = vectors * LANES
         width = min(whole, last - block)
         # Two ways and two names, each step a constant: else the tile does not fit into registers.
         if packs:
             at, tile = block * n, zero_tile(ROWS, vectors)
-            tile = _accumulate_listed(tile, steps, count, x, x_rows, ROWS, dz, at, whole, whole)
+            tile = _accumulate_listed(tile, steps, count, x, None, ROWS, dz, at, whole, whole)
             store_tile(tile, g, g_rows, block, width)
         else:
             seen, direct = width if vectors == 1 else whole, zero_tile(ROWS, vectors)
             direct = _accumulate_listed(
-                direct, steps, count, x, x_rows, ROWS, dz, block, columns, seen
+                direct, steps, count, x, None, ROWS, dz, block, columns, seen
             )
             store_tile(direct, g, g_rows, block, width)
 
 
 @kernel
 def _some_dense_update(
-    x, dz, blocks, bands, steps, sums, weight, bias, row, adam_numbers, stage, part, parts
+    x, dz, blocks, band, steps, sums, weight, bias, row, adam_numbers, stage, part, parts
 ):
     """`dense_weight_update` of some images, on a share of the weight, ROWS rows at a time, and of
     the bias. `stage` says whether these are not the first images, and whether they are the last."""
     (n, channels), columns, packs = x.shape, dz.shape[1], _packs(x, dz)
-    (grows, ends), counts = stage, np.empty(BANDS, np.intp)
+    x_flat, (grows, ends) = x.reshape(-1), stage
     right = (blocks if packs else dz.reshape(-1)), n, columns, packs
     g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
     wide = _wide(columns, DENSE_VECTORS) if packs else columns - columns % DENSE_WIDTH
     (dw, db), (p, m, v) = sums, weight
-    all_bands = (channels + ROWS - 1) // ROWS
+    bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
-    first_band, last_band = all_bands * part // parts, all_bands * (part + 1) // parts
-    for band in range(first_band, last_band):
-        number, first = (band - first_band) % BANDS, band * ROWS
-        if number == 0:
-            last = min(first + BANDS * ROWS, last_band * ROWS, channels)
-            _pack_bands(x, first, last, bands, steps, counts)
-        height, place = min(ROWS, channels - first), number * (n + 2)
-        left = bands[place * ROWS :], steps[place:], counts[number]
+    for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
+        height = min(ROWS, channels - first)
+        if height == ROWS:
+            count = _pack_rows(x_flat, first, channels, ROWS, n, band, steps)
+        else:
+            count = _pack_rows(x_flat, first, channels, height, n, band, steps)
+        left = band, steps, count
         some = slice(first * columns, (first + height) * columns)
         rows = g[: height * columns]
         _dense_gradient_tiles(left, right, g, g_rows, 0, wide, DENSE_VECTORS)
@@ -785,13 +772,12 @@ def dense_weight_update(
 
     Shapes: x (n, i), dz (n, o); sums: dw (i o,) and db (o,); weight and bias each values, first and
     second moments, (i o,) and (o,). Scratch for so many `images` at a time: blocks (images (o +
-    DENSE_WIDTH),) for dz, unless it is small; for each part, bands (parts, BANDS (images + 2) ROWS)
-    for x and steps (parts, BANDS (images + 2)) of int32.
+    DENSE_WIDTH),) for dz, unless it is small; for each part, bands (parts, (images + 1) ROWS) for x
+    and steps (parts, images) of int32.
     """
     if state[FAILED]:
         return
-    row, n, parts = schedule[state[INDEX]], x.shape[0], steps.shape[0]
-    images = steps.shape[1] // BANDS - 2
+    row, n, (parts, images) = schedule[state[INDEX]], x.shape[0], steps.shape
     for first in range(0, n, images):
         some_x, some_dz = x[first : first + images], dz[first : first + images]
         if _packs(some_x, some_dz):

@@ -36,6 +36,8 @@ INDEX, SHORT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 SHORTS = ir.VectorType(SHORT, LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
+BAND = ir.VectorType(FLOAT, 8)
+"""A row of ROWS columns, and perhaps idle lanes."""
 
 
 emitted: Any = intrinsic(prefer_literal=True)
@@ -70,6 +72,8 @@ class Emitter:
 
     def offsets(self, rows_type: Any, rows: Any, count: int) -> list[Any]:
         """The first `count` numbers in `rows`."""
+        if isinstance(rows_type, types.NoneType):
+            return [INDEX(r) for r in range(count)]
         first = self.data(rows_type, rows)
         return [self.builder.load(self.builder.gep(first, [INDEX(r)])) for r in range(count)]
 
@@ -77,7 +81,8 @@ class Emitter:
         """`value` in every lane."""
         undefined = ir.Constant(vector, ir.Undefined)
         first = self.builder.insert_element(undefined, value, SHORT(0))
-        return self.builder.shuffle_vector(first, undefined, SHORTS([0] * LANES))
+        zeros = ir.VectorType(SHORT, vector.count)([0] * vector.count)
+        return self.builder.shuffle_vector(first, undefined, zeros)
 
     def masks(self, width: Any, vectors: int) -> list[Any]:
         """For each vector, which of its columns are below `width`."""
@@ -266,18 +271,44 @@ def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
 
 
 @emitted
-def lit_lanes(typing_context: Any, tile: Any) -> Any:
-    """A number whose bit number `lane` says whether a tile of one vector a row has other than zero
-    there in some row."""
+def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any, rows: Any) -> Any:
+    """A number whose bit number `lane` says whether a[places[r] + at + lane] is other than zero for
+    some r below the constant `rows`; lanes at or beyond `width` are zero."""
 
     def generate(context, builder, signature, arguments):
+        a, places, at, width, _ = arguments
+        emit = Emitter(context, builder)
+        first, masks = emit.data(signature.args[0], a), emit.masks(width, 1)
         lit = MASK([0] * LANES)
-        for r in range(tile.rows):
-            numbers = builder.extract_value(arguments[0], r)
+        for offset in emit.offsets(signature.args[1], places, rows.literal_value):
+            (numbers,) = emit.load(first, builder.add(offset, at), masks)
             lit = builder.or_(lit, builder.fcmp_unordered("!=", numbers, VECTOR([0.0] * LANES)))
         return builder.zext(builder.bitcast(lit, ir.IntType(LANES)), INDEX)
 
-    return types.intp(tile), generate
+    return types.intp(a, places, types.intp, types.intp, rows), generate
+
+
+@emitted
+def copy_row(typing_context: Any, source: Any, at: Any, width: Any, target: Any, to: Any) -> Any:
+    """target[to + column] = source[at + column] for the columns below `width`, at most ROWS, and
+    zero for those from there up to BAND's. Returns whether any is other than zero."""
+
+    def generate(context, builder, signature, arguments):
+        source, at, width, target, to = arguments
+        emit, lanes = Emitter(context, builder), ir.VectorType(SHORT, BAND.count)
+        limit, zeros = emit.splat(builder.trunc(width, SHORT), lanes), BAND([0.0] * BAND.count)
+        mask = builder.icmp_signed("<", lanes(list(range(BAND.count))), limit)
+        first = builder.gep(emit.data(signature.args[0], source), [at])
+        place = builder.gep(emit.data(signature.args[3], target), [to])
+        first, place = (builder.bitcast(pointer, BAND.as_pointer()) for pointer in (first, place))
+        name = f"llvm.masked.load.v{BAND.count}f32.p0"
+        numbers = emit._call(name, BAND, [first, SHORT(4), mask, zeros])
+        builder.store(numbers, place, align=4)
+        lit = builder.fcmp_unordered("!=", numbers, zeros)
+        bits = ir.IntType(BAND.count)
+        return builder.icmp_unsigned("!=", builder.bitcast(lit, bits), bits(0))
+
+    return types.boolean(source, types.intp, types.intp, target, types.intp), generate
 
 
 @emitted
