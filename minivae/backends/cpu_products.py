@@ -327,15 +327,13 @@ def _list_columns(x, row, steps):
 
 
 @inlined
-def _pack(source, step, rows, at, width, target, to, to_step, vectors, places):
-    """Copies `width` columns of a matrix, from `at` on, to rows of `to_step` columns, one behind
-    the other: they stay in the cache, in an order that a processor foresees."""
-    for row in range(0, rows, ROWS):
-        for r in range(ROWS):
-            place = min(row + r, rows - 1)
-            places[0, r], places[1, r] = place * step, place * to_step
-        tile = load_tile(source, places[0], at, width, ROWS, vectors)
-        store_tile(tile, target, places[1], to, to_step)
+def _pack(source, step, first, last, at, width, target, to, vectors):
+    """Copies `width` columns of a matrix, from `at` on, of the rows from `first` to `last`, one
+    behind the other: they stay in the cache, in an order that a processor foresees."""
+    whole = vectors * LANES
+    for row in range(first, last):
+        numbers = load_tile(source, None, at + row * step, width, 1, vectors)
+        store_tile(numbers, target, None, to + row * whole, whole)
 
 
 @inlined
@@ -380,7 +378,7 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
     b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * DENSE_WIDTH), np.float32)
     bent, below = _negative_slope(kind, slope)
     begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
-    packs, packed, places = n > FEW_ROWS and listed == 1, -1, np.empty((2, ROWS), np.intp)
+    packs, packed = n > FEW_ROWS and listed == 1, -1
     for number in range(begin, end):
         block, row = first + number // tiles * step, number % tiles * ROWS
         width = min(step, last - block)
@@ -389,7 +387,7 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
         # A tile's size is its type, so that another way to make it needs a name of its own.
         if packs:
             if block != packed:
-                _pack(w_flat, columns, inputs, block, width, panel_flat, 0, step, vectors, places)
+                _pack(w_flat, columns, 0, inputs, block, width, panel_flat, 0, vectors)
                 packed = block
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
             tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, panel_flat, 0, step, step)
@@ -670,18 +668,13 @@ def _packs(x, dz):
 @kernel
 def _pack_blocks(dz, packed, part, parts):
     """`dense_weight_update`'s blocks of columns of dz, one behind the other, in a share of rows."""
-    (n, columns), dz_flat, origin = dz.shape, dz.reshape(-1), np.zeros(1, np.intp)
-    wide = _wide(columns, DENSE_VECTORS)
-    for row in range(n * part // parts, n * (part + 1) // parts):
-        for block in range(0, wide, DENSE_WIDTH):
-            at, to = row * columns + block, block * n + row * DENSE_WIDTH
-            width = min(DENSE_WIDTH, wide - block)
-            numbers = load_tile(dz_flat, origin, at, width, 1, DENSE_VECTORS)
-            store_tile(numbers, packed, origin, to, DENSE_WIDTH)
-        if wide < columns:
-            at, to = row * columns + wide, wide * n + row * LANES
-            numbers = load_tile(dz_flat, origin, at, columns - wide, 1, 1)
-            store_tile(numbers, packed, origin, to, LANES)
+    (n, columns), dz_flat, wide = dz.shape, dz.reshape(-1), _wide(dz.shape[1], DENSE_VECTORS)
+    first, last = n * part // parts, n * (part + 1) // parts
+    for block in range(0, wide, DENSE_WIDTH):
+        width = min(DENSE_WIDTH, wide - block)
+        _pack(dz_flat, columns, first, last, block, width, packed, block * n, DENSE_VECTORS)
+    if wide < columns:
+        _pack(dz_flat, columns, first, last, wide, columns - wide, packed, wide * n, 1)
 
 
 @inlined

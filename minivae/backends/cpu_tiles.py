@@ -4,7 +4,8 @@ A tile is ROWS x (VECTORS LANES) numbers of a product a b, or fewer at its edges
 and lanes would cost as much as busy ones. `multiply_add` adds the outer product of ROWS numbers of
 a and VECTORS vectors of b to it, so that ROWS + VECTORS loads feed ROWS * VECTORS fused
 multiply-adds. The rows of a tile may lie anywhere: `places` (ROWS,) holds where each begins in a
-flat array, which is all that a convolution needs to be a matrix product.
+flat array, which is all that a convolution needs to be a matrix product; None stands for 0, 1, 2
+and so on.
 
 LLVM's vector types carry this to every processor; only the tile's size is chosen for the one at
 hand. All arrays are contiguous, indices are in elements, and columns at or beyond `width` are
@@ -71,7 +72,7 @@ class Emitter:
         return self.context.make_array(array_type)(self.context, self.builder, array).data
 
     def offsets(self, rows_type: Any, rows: Any, count: int) -> list[Any]:
-        """The first `count` numbers in `rows`."""
+        """The first `count` numbers in `rows`, or of all where it is None."""
         if isinstance(rows_type, types.NoneType):
             return [INDEX(r) for r in range(count)]
         first = self.data(rows_type, rows)
