@@ -711,17 +711,29 @@ def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
 
 
 @kernel
+def _add_up_or_update(gradient, sums, some, parameters, row, adam_numbers, stage):
+    """Some numbers' gradient by some images, on top of `sums` unless these are the first: Adam with
+    it if they are the last, else it goes to `sums`."""
+    (grows, ends), (p, m, v) = stage, parameters
+    if grows:
+        gradient += sums[some]
+    if ends:
+        adam(p[some], gradient, m[some], v[some], row, *adam_numbers)
+    else:
+        sums[some] = gradient
+
+
+@kernel
 def _some_dense_update(
     x, dz, blocks, band, steps, sums, weight, bias, row, adam_numbers, stage, part, parts
 ):
     """`dense_weight_update` of some images, on a share of the weight, ROWS rows at a time, and of
     the bias. `stage` says whether these are not the first images, and whether they are the last."""
     (n, channels), columns, packs = x.shape, dz.shape[1], _packs(x, dz)
-    x_flat, (grows, ends) = x.reshape(-1), stage
+    x_flat, (dw, db) = x.reshape(-1), sums
     right = (blocks if packs else dz.reshape(-1)), n, columns, packs
     g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
     wide = _wide(columns, DENSE_VECTORS) if packs else columns - columns % DENSE_WIDTH
-    (dw, db), (p, m, v) = sums, weight
     bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
@@ -733,26 +745,13 @@ def _some_dense_update(
             count = _pack_rows(x_flat, first, channels, height, n, band, steps)
         left = band, steps, count
         some = slice(first * columns, (first + height) * columns)
-        rows = g[: height * columns]
         _dense_gradient_tiles(left, right, g, g_rows, 0, wide, DENSE_VECTORS)
         _dense_gradient_tiles(left, right, g, g_rows, wide, columns, 1)
-        if grows:
-            rows += dw[some]
-        if ends:
-            adam(p[some], rows, m[some], v[some], row, *adam_numbers)
-        else:
-            dw[some] = rows
-    p, m, v = bias
+        _add_up_or_update(g[: height * columns], dw, some, weight, row, adam_numbers, stage)
     first = columns * part // parts
     some = slice(first, columns * (part + 1) // parts)
-    total = g[some]
-    sum_rows(dz, first, total)
-    if grows:
-        total += db[some]
-    if ends:
-        adam(p[some], total, m[some], v[some], row, *adam_numbers)
-    else:
-        db[some] = total
+    sum_rows(dz, first, g[some])
+    _add_up_or_update(g[some], db, some, bias, row, adam_numbers, stage)
 
 
 @shared_kernel
