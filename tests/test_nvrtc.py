@@ -31,14 +31,6 @@ pytestmark = pytest.mark.toolchain
 RECORDED = json.loads((RESULTS / "machine-code.json").read_text())
 
 
-def grouped(specialisation: Specialisation) -> pytest.MarkDecorator:
-    """Has one process compile a specialisation for all of its tests."""
-    return pytest.mark.xdist_group(str(specialisation))
-
-
-EACH = [pytest.param(each, id=str(each), marks=grouped(each)) for each in ALL]
-
-
 @pytest.fixture(autouse=True)
 def nvrtc() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="the extra `cuda13` is not installed")
@@ -71,7 +63,7 @@ BOUNDS = Bounds(3, 36 * 1024)
 BOUNDS_OF = {SMALL: Bounds(4, 36 * 1024), LARGE: Bounds(2, 37 * 1024)}
 
 
-@pytest.mark.parametrize("specialisation", EACH)
+@pytest.mark.parametrize("specialisation", ALL, ids=str)
 def test_kernels_compile_within_their_resources(specialisation: Specialisation) -> None:
     bounds = BOUNDS_OF.get(specialisation.tile, BOUNDS)
     declared = {n for n, kernel in kernels().items() if kernel.stem == specialisation.stem}
@@ -88,7 +80,7 @@ def test_kernels_compile_within_their_resources(specialisation: Specialisation) 
             )
 
 
-@pytest.mark.parametrize("specialisation", EACH)
+@pytest.mark.parametrize("specialisation", ALL, ids=str)
 def test_kernels_take_no_more_than_is_recorded(specialisation: Specialisation) -> None:
     found, recorded = resource_table(specialisation), RECORDED["resources"][str(specialisation)]
     assert found.keys() == recorded.keys()
@@ -131,9 +123,9 @@ def test_the_flags_are_those_that_cupy_gives(monkeypatch: pytest.MonkeyPatch) ->
 
 
 COMPILED = [
-    pytest.param(each, target, id=f"{each}-sm_{target}", marks=grouped(each))
-    for each in ALL
-    for target in each.architectures
+    pytest.param(specialisation, target, id=f"{specialisation}-sm_{target}")
+    for specialisation in ALL
+    for target in specialisation.architectures
 ]
 SUM_OF_A_RUN = r"add\.(rn\.)?f64|cvt\.(ftz\.)?f64\.f32|(ld|st)\.global\.f64|\.reg \.f64"
 
@@ -153,7 +145,7 @@ def test_no_float64_is_in_the_kernels_but_for_the_running_totals(
                 assert re.search(SUM_OF_A_RUN, line), f"{name}: {line}"
 
 
-@pytest.mark.parametrize("specialisation", EACH)
+@pytest.mark.parametrize("specialisation", ALL, ids=str)
 def test_tensor_cores_and_asynchronous_copies_are_where_they_were_asked_for(
     specialisation: Specialisation,
 ) -> None:
