@@ -710,7 +710,7 @@ def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
             store_tile(direct, g, g_rows, block, width)
 
 
-@kernel
+@inlined
 def _add_up_or_update(gradient, sums, some, parameters, row, adam_numbers, stage):
     """Some numbers' gradient by some images, on top of `sums` unless these are the first: Adam with
     it if they are the last, else it goes to `sums`."""
