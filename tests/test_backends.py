@@ -952,6 +952,62 @@ def test_a_dense_layer_updated_tile_by_tile_is_the_references(
         assert relative_error(actual, expected) < TOLERANCE[np.float32]
 
 
+# Parts that are packed and unequal (69 by 35: 35 and 34), a last one too small for it (65 by 33, or
+# 49 by 25 where tiles are smaller), all on a backend whose workspaces are from another batch.
+@pytest.mark.parametrize(("n", "at_a_time"), [(69, 35), (65, 33), (49, 25), (30, 7)])
+def test_a_dense_layer_updated_tile_by_tile_stays_within_its_arrays(
+    n: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    i, o, rng = 53, 101, _rng("guarded")
+    arrays: list[NDArray] = []
+
+    def guarded(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        arrays.append(np.full(math.prod(shape) + 64, np.nan, dtype))
+        return arrays[-1][32:-32].reshape(shape)
+
+    monkeypatch.setattr(cpu, "_aligned_zeros", guarded)
+    x, dz = rng.standard_normal((n, i)), rng.standard_normal((n, o))
+    start, gap = rng.random((4, i * o + o + 96)), np.full(i * o + o + 96, True)
+    gap[32 : 32 + i * o] = gap[64 + i * o : 64 + i * o + o] = False
+    mine, reference = backends.get("cpu"), backends.get("reference")
+
+    def updated(backend: ReferenceBackend, dtype: DTypeLike, images: int = n) -> list[NDArray]:
+        p, g, m, v = start.astype(dtype)
+        dw, db = g[32 : 32 + i * o].reshape(i, o), g[64 + i * o : 64 + i * o + o]
+        batch = (x[:images].astype(dtype), dz[:images].astype(dtype))
+        calls = [Call("dense_weight_gradient", (*batch, dw, db))]
+        schedule, state = np.full((1, SCHEDULE_COLUMNS), 0.5, dtype), new_state()
+        backend.optimizer_step(calls, p, g, m, v, schedule, state, 0.9, 0.999, 1e-8, images)
+        return [p, m, v]
+
+    updated(mine, np.float32, n // 2)
+    monkeypatch.setattr(cpu, "STREAM_BYTES", at_a_time * o * 4)
+    for actual, expected, before in zip(
+        updated(mine, np.float32), updated(reference, np.float64), start[[0, 2, 3]], strict=True
+    ):
+        assert relative_error(actual[~gap], expected[~gap]) < TOLERANCE[np.float32]
+        np.testing.assert_array_equal(actual[gap], before[gap].astype(np.float32))
+    for array in arrays:
+        assert np.isnan(array[:32]).all()
+        assert np.isnan(array[-32:]).all()
+
+
+def test_a_dense_layer_updated_by_many_images_is_as_precise_as_by_few() -> None:
+    n, i, o, rng = 16384, 9, 10, _rng("many")
+    x, dz = rng.standard_normal((n, i)), rng.standard_normal((n, o))
+
+    def momentum(name: str, dtype: DTypeLike) -> NDArray:
+        p, g, m, v = np.zeros((4, i * o + o), dtype)
+        arrays = (x.astype(dtype), dz.astype(dtype), g[: i * o].reshape(i, o), g[i * o :])
+        calls, state = [Call("dense_weight_gradient", arrays)], new_state()
+        schedule = np.full((1, SCHEDULE_COLUMNS), 0.5, dtype)
+        backends.get(name).optimizer_step(calls, p, g, m, v, schedule, state, 0.9, 0.999, 1e-8, n)
+        return m
+
+    actual, expected = momentum("cpu", np.float32), momentum("reference", np.float64)
+    assert relative_error(actual, expected) < TOLERANCE[np.float32]
+
+
 def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> None:
     if not llvmlite.binding.get_host_cpu_features().get("avx2"):
         pytest.skip("the processor has no AVX2, and the tiles in use are those it can have")

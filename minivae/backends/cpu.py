@@ -39,6 +39,9 @@ STREAM_BYTES = 1 << 21
 """How much memory, in the order that a processor foresees, a kernel goes through again and again.
 """
 
+MOST_IMAGES = 1024
+"""A sum in float32 over more images than this is less precise than one of parts."""
+
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
@@ -296,10 +299,11 @@ class CpuBackend(ReferenceBackend):
         """For each core, memory for the columns of a product's right factor that it is at."""
         return self._workspace("panels", (get_num_threads(), depth, products.DENSE_WIDTH))
 
-    def _packed(self, x: NDArray, dz: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    def _packed(self, dz: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Memory for the factors of a dense layer's gradient, in the order in which they are read,
         and for the images that count."""
-        images = _images_at_a_time(len(dz), dz[0].nbytes, STREAM_BYTES)
+        most_bytes = min(STREAM_BYTES, MOST_IMAGES * dz[0].nbytes)
+        images = _images_at_a_time(len(dz), dz[0].nbytes, most_bytes)
         blocks = self._workspace("blocks", (images * (dz.shape[1] + products.DENSE_WIDTH),))
         parts = get_num_threads()
         bands = self._workspace("bands", (parts, (images + 1) * products.ROWS))
@@ -594,7 +598,7 @@ class CpuBackend(ReferenceBackend):
             x, dz, dw, db, *_ = call.arguments
             weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
             if call.primitive == "dense_weight_gradient" and _is_float32(x, dz, dw, p):
-                arguments = (x, dz, *self._packed(x, dz), (_flat(dw), db), weight, bias)
+                arguments = (x, dz, *self._packed(dz), (_flat(dw), db), weight, bias)
                 adam_numbers = (schedule, state, (beta1, beta2, epsilon))
                 self._run(products.dense_weight_update, *arguments, *adam_numbers)
                 continue
