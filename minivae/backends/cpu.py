@@ -28,16 +28,15 @@ from .reference import Call, ReferenceBackend
 CACHE_BYTES = 1 << 19
 """How much memory a kernel goes through again and again: half of a second-level cache."""
 
+STREAM_BYTES = 1 << 21
+"""The same, where the order is one that a processor foresees."""
+
 STILL = ConvGeometry(1, 1, 0, 0)
 POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 """The window of a dense layer."""
 
 CACHE_LINE = 64
 """Bytes."""
-
-STREAM_BYTES = 1 << 21
-"""How much memory, in the order that a processor foresees, a kernel goes through again and again.
-"""
 
 MOST_IMAGES = 1024
 """A sum in float32 over more images than this is less precise than one of parts."""
@@ -139,15 +138,14 @@ def _windows(
     return windows(large.shape[1:3], small.shape[1:3], w.shape[:2], geometry, back)
 
 
-def _images_at_a_time(images: int, bytes_of_one: int, most_bytes: int) -> int:
-    """How many of the `images` together have no more than `most_bytes`, in equal shares."""
-    most = max(1, most_bytes // bytes_of_one)
-    return -(-images // -(-images // most))
+def _images_at_a_time(images: int, most: int) -> int:
+    """How many images to take at a time, `most` or fewer, so that shares are equal."""
+    return -(-images // -(-images // max(1, most)))
 
 
 def _images_in_cache(x: NDArray, y: NDArray) -> int:
-    """How many images to take at a time, so that they stay in the cache and shares are equal."""
-    return _images_at_a_time(len(x), x[0].nbytes + y[0].nbytes, CACHE_BYTES)
+    """How many images to take at a time, so that they stay in the cache."""
+    return _images_at_a_time(len(x), CACHE_BYTES // (x[0].nbytes + y[0].nbytes))
 
 
 def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[NDArray, ...]:
@@ -302,10 +300,10 @@ class CpuBackend(ReferenceBackend):
     def _packed(self, dz: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Memory for the factors of a dense layer's gradient, in the order in which they are read,
         and for the images that count."""
-        most_bytes = min(STREAM_BYTES, MOST_IMAGES * dz[0].nbytes)
-        images = _images_at_a_time(len(dz), dz[0].nbytes, most_bytes)
+        images = _images_at_a_time(len(dz), min(MOST_IMAGES, STREAM_BYTES // dz[0].nbytes))
         blocks = self._workspace("blocks", (images * (dz.shape[1] + products.DENSE_WIDTH),))
         parts = get_num_threads()
+        # One row more: the last is stored with BAND's idle lanes.
         bands = self._workspace("bands", (parts, (images + 1) * products.ROWS))
         return blocks, bands, self._workspace("steps", (parts, images)).view(np.int32)
 
@@ -591,16 +589,16 @@ class CpuBackend(ReferenceBackend):
         epsilon: float,
         batch_size: int,
     ) -> None:
-        """`ReferenceBackend.optimizer_step`, the gradients of dense layers in the cache only, but
-        for batches too large for it."""
+        """`ReferenceBackend.optimizer_step`; gradients of dense layers stay in the cache, unless
+        the batch is too large for it."""
         flat, adam = (p, m, v), (schedule, state, beta1, beta2, epsilon)
         for call in calls:
             x, dz, dw, db, *_ = call.arguments
             weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
             if call.primitive == "dense_weight_gradient" and _is_float32(x, dz, dw, p):
                 arguments = (x, dz, *self._packed(dz), (_flat(dw), db), weight, bias)
-                adam_numbers = (schedule, state, (beta1, beta2, epsilon))
-                self._run(products.dense_weight_update, *arguments, *adam_numbers)
+                numbers = (beta1, beta2, epsilon)
+                self._run(products.dense_weight_update, *arguments, schedule, state, numbers)
                 continue
             call.run(self)
             for (p_part, m_part, v_part), gradient in ((weight, dw), (bias, db)):

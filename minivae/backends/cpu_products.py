@@ -103,8 +103,8 @@ def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
 def _accumulate_listed(tile, steps, count, a, rows, a_step, b, b_at, b_step, width):
     """`_accumulate`, but only the outer products whose numbers are the first `count` of `steps`."""
     for t in range(count):
-        step = np.intp(steps[t])
-        tile = multiply_add(tile, a, rows, step * a_step, b, b_at + step * b_step, width)
+        a_at, at = steps[t] * a_step, b_at + steps[t] * b_step
+        tile = multiply_add(tile, a, rows, a_at, b, at, width)
     return tile
 
 
@@ -318,7 +318,7 @@ def _list_columns(x, row, steps):
         rows[r] = min(row + r, n - 1) * columns
     for first in range(0, columns, LANES):
         width = min(LANES, columns - first)
-        lit = lit_lanes(x_flat, rows, first, width, ROWS)
+        lit = lit_lanes(x_flat, rows, first, width)
         for lane in range(width):
             steps[count] = first + lane
             count += lit >> lane & 1
@@ -328,8 +328,9 @@ def _list_columns(x, row, steps):
 
 @inlined
 def _pack(source, step, first, last, at, width, target, to, vectors):
-    """Copies `width` columns of a matrix, from `at` on, of the rows from `first` to `last`, one
-    behind the other: they stay in the cache, in an order that a processor foresees."""
+    """Copies `width` columns of a matrix, from `at` on, of the rows from `first` to `last`, to rows
+    of `vectors` whole vectors, one behind the other: they stay in the cache, in an order that a
+    processor foresees."""
     whole = vectors * LANES
     for row in range(first, last):
         numbers = load_tile(source, None, at + row * step, width, 1, vectors)
@@ -666,24 +667,24 @@ def _packs(x, dz):
 
 
 @kernel
-def _pack_blocks(dz, packed, part, parts):
+def _pack_blocks(dz, blocks, part, parts):
     """`dense_weight_update`'s blocks of columns of dz, one behind the other, in a share of rows."""
     (n, columns), dz_flat, wide = dz.shape, dz.reshape(-1), _wide(dz.shape[1], DENSE_VECTORS)
     first, last = n * part // parts, n * (part + 1) // parts
     for block in range(0, wide, DENSE_WIDTH):
         width = min(DENSE_WIDTH, wide - block)
-        _pack(dz_flat, columns, first, last, block, width, packed, block * n, DENSE_VECTORS)
+        _pack(dz_flat, columns, first, last, block, width, blocks, block * n, DENSE_VECTORS)
     if wide < columns:
-        _pack(dz_flat, columns, first, last, wide, columns - wide, packed, wide * n, 1)
+        _pack(dz_flat, columns, first, last, wide, columns - wide, blocks, wide * n, 1)
 
 
 @inlined
-def _pack_rows(x, at, step, width, n, packed, steps):
-    """Copies `width` columns of a matrix, from `at` on, to `packed` (n, ROWS), and lists the rows
-    that are not all zero there. Returns how many they are."""
+def _pack_rows(x, at, step, width, n, band, steps):
+    """Copies `width` columns of a matrix, from `at` on, to `band`, ROWS to a row, and lists those
+    rows that are not all zero there. Returns how many they are."""
     count = 0
     for row in range(n):
-        lit = copy_row(x, at + row * step, width, packed, row * ROWS)
+        lit = copy_row(x, at + row * step, width, band, row * ROWS)
         steps[count] = row
         count += lit
     return count
@@ -712,8 +713,8 @@ def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
 
 @inlined
 def _add_up_or_update(gradient, sums, some, parameters, row, adam_numbers, stage):
-    """Some numbers' gradient by some images, on top of `sums` unless these are the first: Adam with
-    it if they are the last, else it goes to `sums`."""
+    """Adds what earlier images left in `sums`, if there were any, to the gradient of `some`
+    parameters; after the last images Adam takes it, else it goes to `sums`."""
     (grows, ends), (p, m, v) = stage, parameters
     if grows:
         gradient += sums[some]
@@ -733,12 +734,14 @@ def _some_dense_update(
     x_flat, (dw, db) = x.reshape(-1), sums
     right = (blocks if packs else dz.reshape(-1)), n, columns, packs
     g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
+    # A packed block may end in idle lanes; one that is not is whole, so that it needs no mask.
     wide = _wide(columns, DENSE_VECTORS) if packs else columns - columns % DENSE_WIDTH
     bands = (channels + ROWS - 1) // ROWS
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
     for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
         height = min(ROWS, channels - first)
+        # Where the height is a constant, rows are copied without a mask.
         if height == ROWS:
             count = _pack_rows(x_flat, first, channels, ROWS, n, band, steps)
         else:
@@ -763,9 +766,9 @@ def dense_weight_update(
     grow in `sums`. Images whose numbers are zero in all of these rows are skipped.
 
     Shapes: x (n, i), dz (n, o); sums: dw (i o,) and db (o,); weight and bias each values, first and
-    second moments, (i o,) and (o,). Scratch for so many `images` at a time: blocks (images (o +
-    DENSE_WIDTH),) for dz, unless it is small; for each part, bands (parts, (images + 1) ROWS) for x
-    and steps (parts, images) of int32.
+    second moments, (i o,) and (o,). Scratch, for as many images as are taken at a time: blocks
+    (images (o + DENSE_WIDTH),) for dz, unless it is small; for each part, a band of x in bands
+    (parts, (images + 1) ROWS) and the images that count in steps (parts, images), int32.
     """
     if state[FAILED]:
         return

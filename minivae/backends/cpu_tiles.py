@@ -37,7 +37,7 @@ INDEX, SHORT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 SHORTS = ir.VectorType(SHORT, LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
-BAND = ir.VectorType(FLOAT, 8)
+BAND = ir.VectorType(FLOAT, 1 << (ROWS - 1).bit_length())
 """A row of ROWS columns, and perhaps idle lanes."""
 
 
@@ -72,7 +72,7 @@ class Emitter:
         return self.context.make_array(array_type)(self.context, self.builder, array).data
 
     def offsets(self, rows_type: Any, rows: Any, count: int) -> list[Any]:
-        """The first `count` numbers in `rows`, or of all where it is None."""
+        """The first `count` numbers in `rows`; None stands for 0, 1, 2 and so on."""
         if isinstance(rows_type, types.NoneType):
             return [INDEX(r) for r in range(count)]
         first = self.data(rows_type, rows)
@@ -272,21 +272,21 @@ def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
 
 
 @emitted
-def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any, rows: Any) -> Any:
+def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any) -> Any:
     """A number whose bit number `lane` says whether a[places[r] + at + lane] is other than zero for
-    some r below the constant `rows`; lanes at or beyond `width` are zero."""
+    some r below ROWS; lanes at or beyond `width` are zero."""
 
     def generate(context, builder, signature, arguments):
-        a, places, at, width, _ = arguments
+        a, places, at, width = arguments
         emit = Emitter(context, builder)
         first, masks = emit.data(signature.args[0], a), emit.masks(width, 1)
         lit = MASK([0] * LANES)
-        for offset in emit.offsets(signature.args[1], places, rows.literal_value):
+        for offset in emit.offsets(signature.args[1], places, ROWS):
             (numbers,) = emit.load(first, builder.add(offset, at), masks)
             lit = builder.or_(lit, builder.fcmp_unordered("!=", numbers, VECTOR([0.0] * LANES)))
         return builder.zext(builder.bitcast(lit, ir.IntType(LANES)), INDEX)
 
-    return types.intp(a, places, types.intp, types.intp, rows), generate
+    return types.intp(a, places, types.intp, types.intp), generate
 
 
 @emitted
