@@ -64,11 +64,68 @@ def run_suite(
         for found in measures[section]():
             result[section] = found
             write_result(output, result)
+            for line in IN_WORDS[section](found):
+                print(f"  {line}", flush=True)
     print(output)
     cases = [case for section in CASE_BY_CASE for case in result.get(section, [])]
     failed = [f"{case['case']}: {case['failure']}" for case in cases if "failure" in case]
     if failed:
         raise RuntimeError("; ".join(failed))
+
+
+def _last_step_in_words(cases: list[dict[str, Any]]) -> Iterator[str]:
+    case = cases[-1]
+    if "failure" in case:
+        yield f"{case['case']:<24} failed: {case['failure']}"
+        return
+    times = [f"{name} {t['median']:.3g}" for name, t in case["milliseconds"].items()]
+    times += [f"{name} {reason}" for name, reason in case["failures"].items()]
+    lead = case["times_as_fast_as_the_fastest_peer"]
+    words = f"; {lead:.2f} times as fast as the fastest peer" if lead else ""
+    yield f"{case['case']:<24} ms a step: {', '.join(times)}{words}"
+
+
+def _primitives_in_words(found: dict[str, Any]) -> Iterator[str]:
+    rates = found["rates"]
+    yield f"copies {rates['copy_gigabytes_per_second']:.3g} GB/s"
+    yield f"matrix product of NumPy {rates['product_gigaflops']:.3g} GFLOP/s"
+    for one in found["primitives"]:
+        floor = f"{one['times_the_floor']:.3g} times the floor"
+        yield f"{one['primitive']:<48} {one['milliseconds']['median']:.3g} ms, {floor}"
+
+
+def _last_size_in_words(cases: list[dict[str, Any]]) -> Iterator[str]:
+    case = cases[-1]
+    if "failure" in case:
+        yield f"{case['case']:<24} failed: {case['failure']}"
+        return
+    sides = [
+        f"{name} {side['milliseconds']['median']:.3g} ms a step"
+        for name, side in case.items()
+        if isinstance(side, dict) and "milliseconds" in side
+    ]
+    yield f"{case['case']:<24} {', '.join(sides)}; {case['times_the_floor']:.3g} times the floor"
+
+
+def _races_in_words(found: dict[str, Any]) -> Iterator[str]:
+    for name, runner in found.items():
+        seconds = [f"{loss} in {time:.3g} s" for loss, time in runner["seconds_to"].items()]
+        yield f"{name:<24} test loss {', '.join(seconds) or 'still above every target'}"
+
+
+def _start_up_in_words(found: dict[str, Any]) -> Iterator[str]:
+    for name, time in found.items():
+        yield f"{name:<40} {time['median']:.2f} s"
+
+
+IN_WORDS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "steps": _last_step_in_words,
+    "primitives": _primitives_in_words,
+    "scaling": _last_size_in_words,
+    "end-to-end": _races_in_words,
+    "start-up": _start_up_in_words,
+}
+"""What is said of a section as soon as it, or another case of it, is measured."""
 
 
 def _unfinished(output: Path, expected: dict[str, Any]) -> dict[str, Any]:

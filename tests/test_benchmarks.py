@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from minivae.benchmarks.cases import Case, preset_case
 from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_counts, step_floor
 from minivae.benchmarks.launches import CYCLES_PER_MICROSECOND, counted_cases, step_launches
 from minivae.benchmarks.primitives import primitive_calls
+from minivae.benchmarks.runs import RESULTS
 from minivae.errors import InputError
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
@@ -228,8 +230,18 @@ def test_an_installed_copy_within_another_repository_has_no_commit(
     assert environment.environment("cpu")["commit"] == "unknown"
 
 
+def timed_case(name: str) -> dict[str, Any]:
+    """What `measure_steps` finds of a case where no peer is installed."""
+    return {
+        "case": name,
+        "milliseconds": {"minivae": {"median": 2.12}},
+        "failures": {"torch": "not installed"},
+        "times_as_fast_as_the_fastest_peer": None,
+    }
+
+
 def interrupted(device: str, quick: bool, measured: list[Any], _: Any) -> Iterator[list[Any]]:
-    yield [*measured, {"case": len(measured)}]
+    yield [*measured, timed_case(("first", "second")[len(measured)])]
     raise KeyboardInterrupt
 
 
@@ -249,7 +261,8 @@ def test_a_suite_that_was_cut_short_goes_on(
     for resume in (False, True):
         with pytest.raises(KeyboardInterrupt):
             run.run_suite("cpu", ["steps"], output, resume=resume)
-    assert json.loads(output.read_text())["steps"] == [{"case": 0}, {"case": 1}]
+    cases = json.loads(output.read_text())["steps"]
+    assert cases == [timed_case("first"), timed_case("second")]
 
 
 def test_a_case_that_fails_is_named_and_measured_again(
@@ -266,7 +279,7 @@ def test_a_case_that_fails_is_named_and_measured_again(
                 raise RuntimeError("out of luck")
 
         def result(self, limit: float) -> dict[str, Any]:
-            return {"case": cases[self.number], "milliseconds": {}}
+            return timed_case(cases[self.number])
 
         def end(self) -> None:
             pass
@@ -282,6 +295,30 @@ def test_a_case_that_fails_is_named_and_measured_again(
     found = json.loads(output.read_text())["steps"]
     assert sorted(case["case"] for case in found) == sorted(cases)
     assert not any("failure" in case for case in found)
+
+
+def test_a_measured_step_is_told_with_the_peers_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "measure_steps", lambda *_: iter([[timed_case("mnist-dense b64")]]))
+    run.run_suite("cpu", ["steps"], tmp_path / "bench.json")
+    told = "mnist-dense b64          ms a step: minivae 2.12, torch not installed"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("steps", r"ms a step: minivae [\d.]+, torch eager [\d.]+; [\d.]+ times as fast as"),
+        ("primitives", r"dense_forward 128x784x400 +[\d.]+ ms, [\d.]+ times the floor"),
+        ("scaling", r"minivae [\d.]+ ms a step, torch eager [\d.]+ ms a step; [\d.]+ times the"),
+        ("end-to-end", r"minivae +test loss 110 in [\d.]+ s, 107 in [\d.]+ s, 105.5 in"),
+        ("start-up", r"import minivae +0\.\d\d s"),
+    ],
+)
+def test_what_is_measured_is_told_in_words(section: str, told: str) -> None:
+    found = json.loads((RESULTS / f"{section}-cpu.json").read_text())[section]
+    assert re.search(told, "\n".join(run.IN_WORDS[section](found)))
 
 
 def test_a_lead_that_is_lost_is_reported_as_one_that_shrank(tmp_path: Path) -> None:
