@@ -13,6 +13,11 @@ from helpers import give_all_products
 
 from minivae.kernels import LARGE, MEDIUM
 
+MINUTES = (
+    "test_in_the_simulator",
+    "test_products_are_right_with_the_tiles_of_a_processor_without_avx512",
+)
+
 
 @pytest.fixture(params=[None, MEDIUM, LARGE], ids=["chosen tiles", "medium tiles", "large tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +33,11 @@ def real_data() -> Path:
     if not (folder / "mnist").is_dir():
         pytest.skip("real MNIST not found: set MINIVAE_DATA to the folder above it")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes first: at the end one process would wait for the other."""
+    items.sort(key=lambda item: item.name not in MINUTES)
 
 
 @pytest.hookimpl(wrapper=True)
