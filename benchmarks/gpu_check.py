@@ -134,6 +134,7 @@ def main() -> None:
     if not (CHECKOUT / "tests").is_dir():
         raise SystemExit(f"{CHECKOUT}: no tests there; run this from a checkout, installed with -e")
     try:
+        backends.get(arguments.device)
         report = {"environment": environment(arguments.device), "parts": {}}
     except InputError as error:
         raise SystemExit(str(error)) from None

@@ -20,6 +20,12 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 """The last checkpoint, and that with the lowest loss on validation images."""
 
+EXPECTED: dict[str, tuple[type, str]] = {
+    "training": (dict, "an object"),
+    **dict.fromkeys(("source", "preset", "precision", "data", "fingerprint"), (str, "a string")),
+}
+"""What a configuration holds beside its model, where it does."""
+
 
 class Progress(NamedTuple):
     """Where a run stands: finished steps, and the running sums of `elbo_totals` since the run
@@ -51,8 +57,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise InputError(f'{path}: expected a JSON object with the key "model"')
-    if not isinstance(config.get("training", {}), dict):
-        raise InputError(f'{path}: expected an object under the key "training"')
+    for key, (kind, expected) in EXPECTED.items():
+        if not isinstance(config.get(key, kind()), kind):
+            raise InputError(f'{path}: expected {expected} under the key "{key}"')
     return config
 
 
@@ -90,8 +97,8 @@ def _describes(text: str, model: Autoencoder) -> bool:
 def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) -> Progress:
     """Puts the checkpoint's tensors into the model and returns where its run stands.
 
-    Raises InputError, and leaves the model as it was, if the file is missing, damaged or of
-    another model.
+    Raises InputError, and leaves the model as it was, if the file is missing, damaged, of another
+    model, or holds a parameter that is not finite.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -116,6 +123,9 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
         )
     except KeyError as error:
         raise InputError(f"{path}: expected the tensor {error}") from None
+    for name in model.parameters.values:
+        if name in tensors and not np.isfinite(tensors[name]).all():
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity")
     try:
         model.set_tensors(tensors)
     except InputError as error:

@@ -1,14 +1,17 @@
 """The command line. Heavy modules load inside the commands, so that help answers at once."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, check_count
 
 if TYPE_CHECKING:
     from .backends.reference import ReferenceBackend
@@ -36,6 +39,12 @@ def _positive_integers(text: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers like 512,256")
     return values
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got an empty name")
+    return Path(text)
 
 
 def _seed(text: str) -> int:
@@ -209,8 +218,11 @@ def _add_train(commands: Any) -> None:
         metavar="NAME",
         help="fp32 or, on a GPU, tf32; default: fp32, or that of the run",
     )
-    option(run, "--out", Path, "FOLDER", "the run folder; default: runs/PRESET, numbered")
-    option(run, "--resume", Path, "RUN", "go on with a run that was stopped")
+    option(
+        *(run, "--out", _folder, "FOLDER"),
+        "the run folder; default: runs/PRESET, or runs/DATA where only that is given, numbered",
+    )
+    option(run, "--resume", _folder, "RUN", "go on with a run that was stopped")
     run.add_argument("--best", action="store_true", help="resume from the best checkpoint")
     option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
     option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
@@ -310,7 +322,11 @@ def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
 
 def _given_training(arguments: argparse.Namespace) -> dict[str, Any]:
     given = _given(arguments, TRAINING_OPTIONS)
-    if "epochs" in given and "steps" not in given:
+    if "steps" in given:
+        check_count("--steps", given["steps"])
+        if "epochs" in given:
+            raise InputError("--epochs and --steps exclude each other: both say when to end")
+    elif "epochs" in given:
         # A preset that counts steps then counts epochs.
         given["steps"] = 0
     return given
@@ -376,16 +392,22 @@ def _load_data(name: str, seed: int) -> "Splits":
     return load(name, seed=seed)
 
 
-def _free_folder(preset: str) -> Path:
+def _new_folder(name: str) -> Path:
+    """A folder that is made here and now, so that no run that starts at the same time has it."""
     number = 1
     while True:
-        folder = Path("runs") / (preset if number == 1 else f"{preset}-{number}")
-        if not folder.exists():
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
             return folder
-        number += 1
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"cannot make {folder}: {error.strerror}") from None
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from .data import lasting_name
     from .presets import preset as find_preset
 
     if arguments.resume is not None:
@@ -396,7 +418,6 @@ def _train(arguments: argparse.Namespace) -> None:
     name = arguments.preset or DEFAULT_PRESET
     preset = find_preset(name)
     training = _training(preset, arguments)
-    folder = arguments.out or _free_folder(name)
     source = arguments.data or preset.data
     splits = _load_data(source, training.seed)
     if arguments.conditional and splits.train.labels is None:
@@ -404,12 +425,24 @@ def _train(arguments: argparse.Namespace) -> None:
     model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
-    extra = {"preset": name, "source": source, "precision": arguments.precision}
-    _run_training(model, splits, training, folder, False, extra, arguments)
+    extra = {
+        "preset": name,
+        "source": lasting_name(source),
+        "precision": arguments.precision,
+    }
+    folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem)
+    try:
+        _run_training(model, splits, training, folder, False, extra, arguments)
+    except BaseException:
+        if arguments.out is None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which takes no folder with anything in it
+        raise
 
 
 def _resume(arguments: argparse.Namespace) -> None:
     from .checkpoint import read_config, read_model
+    from .data import lasting_name
     from .presets import preset as find_preset
     from .presets import training_from_config
 
@@ -443,8 +476,10 @@ def _resume(arguments: argparse.Namespace) -> None:
         if value != had and name not in MAY_CHANGE_ON_RESUME:
             raise InputError(f"--resume {folder}: {_option(name)} is {value}, the run has {had}")
     training = dataclasses.replace(training, **changes)
-    splits = _load_data(_source(arguments, folder, config), training.seed)
-    _run_training(model, splits, training, folder, True, None, arguments)
+    source = _source(arguments, folder, config)
+    splits = _load_data(source, training.seed)
+    extra = {"source": lasting_name(source)}
+    _run_training(model, splits, training, folder, True, extra, arguments)
 
 
 def _run_training(
@@ -453,17 +488,19 @@ def _run_training(
     training: "Training",
     folder: Path,
     resume: bool,
-    extra_config: dict[str, Any] | None,
+    extra_config: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> None:
+    from .checkpoint import METRICS
     from .environment import environment
     from .evaluate import why_no_likelihood
     from .pictures import draw_progress, draw_run
-    from .train import fit
+    from .train import fit, read_metrics
 
     model.to(_device(arguments))
-    if extra_config is not None:
+    if not resume:
         extra_config = {**extra_config, "environment": environment(model.backend.name)}
+    before = read_metrics(folder / METRICS) if resume else []
     print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
@@ -494,6 +531,8 @@ def _run_training(
         on_metrics=None if board is None else board.record,
         extra_config=extra_config,
     )
+    if metrics == before:
+        print("finished   before: more --epochs or --steps go on")
     tested = [record for record in metrics if "test" in record]
     if not tested:
         raise InputError(f"{folder} has not been tested yet: --resume it with more --steps")
@@ -543,15 +582,10 @@ def _source(arguments: argparse.Namespace, folder: Path, config: dict[str, Any])
     return source
 
 
-def _check_positive(option: str, count: int) -> None:
-    if count < 1:
-        raise InputError(f"{option} is {count}, expected 1 or above")
-
-
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from .pictures import draw_reconstructions
 
-    _check_positive("--count", arguments.count)
+    check_count("--count", arguments.count)
     model, splits = _open_run(arguments)
     draw_reconstructions(model, splits.test, arguments.output, arguments.count)
     print(arguments.output)
@@ -562,7 +596,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .checkpoint import load
     from .models import VAE
 
-    _check_positive("--count", arguments.count)
+    check_count("--count", arguments.count)
     model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
@@ -618,7 +652,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     splits = _load_data(source, training.get("seed", 0))
     test = splits.test
     if arguments.images is not None:
-        _check_positive("--images", arguments.images)
+        check_count("--images", arguments.images)
+        if arguments.images > len(test):
+            raise InputError(
+                f"--images is {arguments.images}, expected at most the {len(test)} test images of "
+                f"{splits.name}"
+            )
         test = test.take(slice(0, arguments.images))
     found = evaluate(
         model,
@@ -647,9 +686,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     pictures = arguments.run / "pictures"
     if found.kl_per_dimension:
         plots.kl_per_dimension(pictures / "evaluation_kl.png", np.array(found.kl_per_dimension))
-    if found.bounds:
-        bounds = {k: (bound.mean, bound.error or 0.0) for k, bound in found.bounds.items()}
+    bounds = {k: (bound.mean, bound.error or 0.0) for k, bound in found.bounds.items()}
+    if bounds:
         plots.importance_bounds(pictures / "evaluation_bounds.png", bounds)
+    else:
+        (pictures / "evaluation_bounds.png").unlink(missing_ok=True)
     print(f"written    {path}, pictures in {pictures}")
 
 
@@ -658,6 +699,8 @@ def _print_evaluation(found: "Evaluation") -> None:
     print(f"data       {found.images:,} test images, binarization {found.binarization}")
     if found.why_no_likelihood:
         print(f"{NO_LIKELIHOOD}: {found.why_no_likelihood}")
+    if found.samples:
+        print(f"draws      {found.samples:,} of z for each image")
     terms = [
         ("reconstruction + KL" if found.why_no_likelihood else "-ELBO", found.loss),
         ("reconstruction", found.reconstruction),
@@ -675,7 +718,8 @@ def _print_evaluation(found: "Evaluation") -> None:
         print(f"  {'bits per dimension':<19} {found.bits_per_dimension:.4f}")
     if found.kl_per_dimension:
         mismatch = found.aggregate_posterior["kl_to_prior"]
-        print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
+        if found.active_units is not None:
+            print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
         largest = sorted(found.kl_per_dimension, reverse=True)
         print(f"  {'KL by dimension':<19} {' '.join(f'{nats:.2f}' for nats in largest)}, sorted")
         print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, as one normal")
@@ -802,6 +846,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads what the interpreter would flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except InputError as error:
         print(f"minivae: error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -813,8 +862,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _report(error)
     except KeyboardInterrupt as interrupt:
-        print(f"minivae: {interrupt or 'stopped'}", file=sys.stderr)
-        return 128 + getattr(interrupt, "number", 2)
+        print(f"minivae: {str(interrupt) or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(interrupt, "number", signal.SIGINT)
     return 0
 
 

@@ -43,6 +43,19 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed is {seed!r}, expected an integer of 0 to 2^64 - 1")
 
 
+def check_count(name: str, count: Any) -> None:
+    """Raises InputError unless `count` is an integer of 1 or above."""
+    if not isinstance(count, numbers.Integral) or int(count) < 1:
+        raise InputError(f"{name} is {count!r}, expected an integer of 1 or above")
+
+
+def check_is(name: str, value: Any, *kinds: type) -> None:
+    """Raises InputError unless `value` is of one of the kinds."""
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{name} is of type {type(value).__name__}, expected {expected}")
+
+
 def check_kinds(settings: Any) -> None:
     """Raises InputError for the first field of a dataclass that is declared as one of KINDS and is
     not one."""

@@ -32,7 +32,7 @@ from .ops.importance import log_mean_exp
 from .ops.latent import kl_to_prior
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
 from .ops.state import STEP, new_state
-from .train import ACTIVE
+from .train import active_units
 
 BLOCK = 100
 """Draws that are made at once. Their noise is a function of (seed, image, block, draw): fixed, so
@@ -86,7 +86,7 @@ class Evaluation:
     negative_log_likelihood: Estimate | None = None
     bits_per_dimension: float | None = None
     kl_per_dimension: list[float] = field(default_factory=list)
-    active_units: int = 0
+    active_units: int | None = None
     aggregate_posterior: dict[str, Any] = field(default_factory=dict)
     error_per_class: dict[str, float] = field(default_factory=dict)
 
@@ -305,7 +305,7 @@ def evaluate(
         "kl": Estimate.of(np.sum(kl, axis=1)),
         "bounds": {k: Estimate.of(bounds[:, index]) for index, k in enumerate(ladder)},
         "kl_per_dimension": [float(value) for value in np.mean(kl, axis=0)],
-        "active_units": int(np.sum(np.var(mu, axis=0) > ACTIVE)),
+        "active_units": active_units(mu),
         "aggregate_posterior": aggregate_posterior(mu, logvar),
     }
     if not reason:

@@ -241,7 +241,7 @@ def to_onnx(model: Autoencoder, path: Path) -> list[str]:
     for network, sequence in _networks(model):
         if network is model.decoder and model.objective.likelihood == "bernoulli":
             sequence.append(Module("Sigmoid", {}, {}))
-        target = path.with_suffix(f".{network.name}.onnx")
+        target = path.with_name(f"{path.name.removesuffix('.onnx')}.{network.name}.onnx")
         with replacing(target) as temporary:
             temporary.write_bytes(_onnx_graph(network, sequence).SerializeToString())
         onnx.checker.check_model(str(target))

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .backends.reference import Call
-from .data.dataset import check_unit_range
-from .errors import InputError, check_kinds, check_seed, check_settings
+from .data.dataset import checked_pixels
+from .errors import InputError, check_count, check_is, check_kinds, check_seed, check_settings
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
 from .network import VIEWS, Buffers, Network, Pass
 from .ops.activations import IDENTITY, sigmoid
@@ -195,6 +195,7 @@ class Autoencoder:
     ) -> None:
         check_image_shape(image_shape)
         check_seed(seed)
+        check_is("objective", objective, Objective)
         if objective.estimator != "analytic" and not isinstance(self, VAE):
             raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
@@ -388,7 +389,7 @@ class Autoencoder:
 
     def pixels_of(self, images: ArrayLike) -> NDArray:
         """Images (n, h, w, c) as they are, uint8 or float32, from (n, h, w, c) or, with one
-        channel, (n, h, w), in uint8 or floating point in [0, 1].
+        channel, (n, h, w), in what `checked_pixels` takes.
 
         Raises InputError on any other shape, type or range.
         """
@@ -401,13 +402,7 @@ class Autoencoder:
                 + ", ".join(map(str, self.image_shape))
                 + ")"
             )
-        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-            kind = "uint8 or floating point in [0, 1]"
-            raise InputError(f"images are {array.dtype}, expected {kind}")
-        if array.dtype != np.uint8:
-            array = array.astype(np.float32, copy=False)
-            check_unit_range(array, "data")
-        return array
+        return checked_pixels(array, "data")
 
     def labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
         """The labels (rows,) that a conditional model needs, from as many or from one for all; None
@@ -647,6 +642,7 @@ class VAE(Autoencoder):
         """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
         a conditional model of these labels, or else of each class in turn."""
         check_seed(seed)
+        check_count("count", count)
         rng = np.random.default_rng([seed, SAMPLING_STREAM])
         if self.classes and labels is None:
             labels = np.arange(count) % self.classes

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .backends.reference import Call, ReferenceBackend
+from .errors import check_is
 from .layers import (
     ActivationLayer,
     Flatten,
@@ -37,7 +38,8 @@ class Network:
         self.name = name
         self.layers = layers
         self.shapes = [tuple(input_shape)]
-        for layer in layers:
+        for index, layer in enumerate(layers):
+            check_is(f"layer {index} of {name}", layer, Layer)
             self.shapes.append(layer.output_shape(self.shapes[-1]))
 
     @property

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .errors import InputError
@@ -81,8 +82,9 @@ def loss_curves(
     epochs = [record for record in metrics if "epoch" in record]
     steps = [record for record in metrics if "epoch" not in record]
     unit = "step" if steps else "epoch"
-    last = metrics[-1]["train"]
-    terms = {key: label for key, label in LOSS_TERMS.items() if key == "loss" or last.get(key)}
+    # Without a KL the reconstruction is the loss.
+    shown = LOSS_TERMS if metrics[-1]["train"].get("kl") else ("loss",)
+    terms = {key: LOSS_TERMS[key] for key in shown}
     figure = new_figure(4.2 * len(terms), 3.6, title)
     panels = np.atleast_1d(figure.subplots(1, len(terms)))
     for axes, (key, label) in zip(panels, terms.items(), strict=True):
@@ -99,6 +101,7 @@ def loss_curves(
                 markersize=3,
                 label=split,
             )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(unit)
         axes.set_ylabel(f"{label}, mean per image")
         axes.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError, check_kinds, check_seed, check_settings, unknown
+from .errors import InputError, check_count, check_kinds, check_seed, check_settings, unknown
 from .layers import (
     Conv2d,
     ConvTranspose2d,
@@ -129,8 +129,8 @@ class Preset:
         latent dimensions, hidden units, KL weight, draws of z for each image and seed; conditional
         on a label if there are `classes`."""
         check_image_shape(image_shape)
-        if latent is not None and latent < 1:
-            raise InputError(f"latent is {latent}, expected 1 or above")
+        if latent is not None:
+            check_count("latent", latent)
         if latent is not None and not self.latent:
             raise InputError("latent: this preset's code is fixed by its convolutions")
         if hidden and not self.hidden:

@@ -7,6 +7,7 @@ step), so a checkpoint needs no generator's state, and a resumed run is the unin
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -34,9 +35,9 @@ from .checkpoint import (
     write_checkpoint,
     write_config,
 )
-from .data import Dataset, Splits, load
+from .data import Dataset, Splits, lasting_name, load
 from .data.batching import epoch_permutation
-from .errors import InputError
+from .errors import InputError, check_is
 from .files import replacing
 from .models import VAE, Autoencoder, ModelPass
 from .ops.latent import kl_to_prior
@@ -58,9 +59,10 @@ class NotFiniteError(Exception):
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal, after a checkpoint was written."""
 
-    def __init__(self, number: int, step: int) -> None:
+    def __init__(self, number: int, step: int, folder: Path | None) -> None:
         self.number, self.step = number, step
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}")
+        hint = "" if folder is None else f"; go on with --resume {folder}"
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}{hint}")
 
 
 class Trainer:
@@ -79,6 +81,7 @@ class Trainer:
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
         for split in (splits.train, splits.test):
+            check_is(f"a split of {splits.name}", split, Dataset)
             if split.image_shape != model.image_shape:
                 raise InputError(
                     f"{splits.name}: images are {split.image_shape}, the model takes "
@@ -283,7 +286,7 @@ class Trainer:
         if isinstance(model, VAE):
             some = (self.validation or self.splits.test).take(slice(DESCRIBED))
             mu, logvar = model.encode(some.images, some.labels)
-            found["active_units"] = int(np.sum(np.var(mu, axis=0) > ACTIVE))
+            found["active_units"] = active_units(mu)
             found["posterior_kl"] = float(np.mean(np.sum(kl_to_prior(mu, logvar), axis=1)))
         return found
 
@@ -366,6 +369,12 @@ ACTIVE, DESCRIBED = 0.01, 1000
 """Variance of the posterior mean over images above which a latent dimension is active (Burda et al.
 2016, section 5.2), and of how many images."""
 
+
+def active_units(mu: NDArray) -> int | None:
+    """How many dimensions of the posterior means (n, d) are active; None of a single image."""
+    return int(np.sum(np.var(mu, axis=0) > ACTIVE)) if len(mu) > 1 else None
+
+
 FEWEST_ACTIVE = 0.05
 MOST_NATS = 10.0
 """Share of active dimensions below which the posterior has collapsed; mean KL of a dimension
@@ -388,7 +397,8 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
             f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; try a smaller "
             "learning rate, or --clip-norm"
         )
-    if line["epoch"] >= 2 and line["active_units"] < FEWEST_ACTIVE * model.latent:
+    active = line["active_units"]
+    if line["epoch"] >= 2 and active is not None and active < FEWEST_ACTIVE * model.latent:
         return (
             "the posterior collapses: fewer than 5% of the latent dimensions are active; try "
             "--beta-warmup, --free-bits or a smaller --beta"
@@ -424,10 +434,13 @@ def fit(
         on_metrics: called with each metrics record.
         extra_config: what else to keep in the run's configuration.
 
-    Raises InputError on data or options that do not fit, or where `out` has a run that is not to be
-    resumed; NotFiniteError when the loss, a parameter or sigma is no longer finite; Interrupted on
-    SIGINT or SIGTERM, after saving.
+    Raises InputError on data or options that do not fit, where `out` has a run that is not to be
+    resumed, or one of other data that is; NotFiniteError when the loss, a parameter or sigma is no
+    longer finite; Interrupted on SIGINT or SIGTERM, after saving.
     """
+    check_is("model", model, Autoencoder)
+    check_is("data", data, Splits, str, Path)
+    check_is("training", training, Training)
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")
     folder = None if out is None else Path(out)
@@ -436,14 +449,15 @@ def fit(
             f"{folder} already holds a run: resume it (resume=True, --resume), or "
             "name another folder"
         )
-    source = {"source": str(data)} if isinstance(data, str | Path) else {}
+    source = {} if isinstance(data, Splits) else {"source": lasting_name(data)}
     splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
+    extra = source | (extra_config or {})
     if device is not None:
         model.to(device, model.dtype)
     if folder is not None and resume:
-        run = _resumed_run(model, splits, training, folder, best)
+        run = _resumed_run(model, splits, training, folder, best, extra)
     else:
-        run = _new_run(model, splits, training, folder, source | (extra_config or {}))
+        run = _new_run(model, splits, training, folder, extra)
     # A loss that is no longer finite is reported once, by the latch, and not at each operation.
     with _pending_signal() as pending, np.errstate(all="ignore"):
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
@@ -465,6 +479,7 @@ def _new_run(
             **extra_config,
             "version": __version__,
             "data": splits.name,
+            "fingerprint": splits.fingerprint(),
             "model": model.config(),
             "training": dataclasses.asdict(training),
         }
@@ -477,8 +492,20 @@ def _new_run(
 
 
 def _resumed_run(
-    model: Autoencoder, splits: Splits, training: Training, folder: Path, best: bool
+    model: Autoencoder,
+    splits: Splits,
+    training: Training,
+    folder: Path,
+    best: bool,
+    extra_config: dict[str, Any],
 ) -> _Run:
+    config = read_config(folder)
+    # Earlier versions kept no fingerprint.
+    if config.get("fingerprint", "") not in ("", splits.fingerprint()):
+        raise InputError(
+            f"{folder}: the images or labels of {splits.name} are others than those that the run "
+            f"began with ({config.get('source', 'given as arrays')}), expected the same"
+        )
     done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
     trainer = Trainer(model, splits, training, done)
     if trainer.total_steps < done.step:
@@ -489,7 +516,7 @@ def _resumed_run(
     if best:
         write_checkpoint(folder, model, done)
     run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
-    write_config(folder, read_config(folder) | {"training": dataclasses.asdict(training)})
+    write_config(folder, config | extra_config | {"training": dataclasses.asdict(training)})
     return run
 
 
@@ -505,6 +532,8 @@ def _loop(
     trainer, training = run.trainer, run.trainer.training
     total, per_epoch = trainer.total_steps, trainer.steps_per_epoch
     started = trainer.finished_steps
+    if started == total or run.out_of_patience():
+        return
     bar = tqdm(total=total, initial=started, unit="step", disable=not show_progress)
     with bar:
         bar.set_postfix_str("preparing kernels, compiled at the first use")
@@ -541,7 +570,7 @@ def _loop(
             if pending:
                 trainer.check()
                 run.checkpoint()
-                raise Interrupted(pending[0], step)
+                raise Interrupted(pending[0], step, run.folder)
             if step % LOOK_EVERY == 0:
                 trainer.check()
 
@@ -557,6 +586,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as text: {error}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -596,15 +627,26 @@ def _cut_metrics(path: Path, trainer: Trainer) -> list[dict[str, Any]]:
 
 @contextmanager
 def _pending_signal() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step in flight is finished before the run stops."""
+    """Collects SIGINT and SIGTERM, so that a step in flight is finished before the run stops; the
+    second one has its usual effect."""
     pending: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, frame: pending.append(number)) for n in numbers}
+
+    def collect(number: int, frame: Any) -> None:
+        pending.append(number)
+        restore()
+        # Not print, which may not interrupt itself.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, collect) for number in numbers}
     try:
         yield pending
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

@@ -317,7 +317,49 @@ def test_resume_with_the_same_command_is_accepted(run: Path) -> None:
 def test_a_number_below_one_is_refused_by_its_options_name(
     run: Path, capsys: pytest.CaptureFixture[str], command: str, option: str
 ) -> None:
-    complains(capsys, [command, str(run), option, "0"], f"{option} is 0, expected 1 or above")
+    complains(
+        capsys,
+        [command, str(run), option, "0"],
+        f"{option} is 0, expected an integer of 1 or above",
+    )
+
+
+def test_a_finished_run_says_so_when_it_is_resumed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    assert "finished   before: more --epochs or --steps go on" in capsys.readouterr().out
+
+
+def test_a_run_is_found_its_data_from_another_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    options = ["--data", data.name, "--steps", "1", "--batch-size", "10", "--hidden", "8"]
+    assert train(tmp_path / "run", *options) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "run", "--steps", "2", "--quiet"]) == 0
+
+
+def test_runs_are_named_after_what_was_asked_for_and_never_share_a_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["train", "--steps", "1", "--batch-size", "10", "--hidden", "8", "--quiet"]
+    (tmp_path / "runs" / "shapes").mkdir(parents=True)  # of a run that has only begun
+    assert main([*options, "--data", str(data)]) == 0
+    assert main([*options, "--data", str(data), "--preset", "mnist-dense"]) == 0
+    complains(capsys, [*options, "--data", str(data), "--validation", "54"], "validation is 54")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        *("shapes", "shapes-2", "mnist-dense")
+    }
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m minivae info | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # whoever was faster
 
 
 def test_resume_with_another_model_is_refused(
@@ -398,6 +440,9 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["--epochs", "0"], ["epochs is 0"]),
         (["--epochs", "two"], ["--epochs", "'two'"]),
+        (["--epochs", "2", "--steps", "5"], ["--epochs and --steps exclude each other"]),
+        (["--steps", "0"], ["--steps is 0"]),
+        (["--out", ""], ["--out", "expected a folder"]),
         (["--batch-size", "-1"], ["batch_size is -1"]),
         (["--batch-size", "99"], ["batch_size is 99", "54"]),
         (["--lr", "nan"], ["lr is nan"]),

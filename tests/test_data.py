@@ -162,7 +162,7 @@ def with_value(value: float) -> np.ndarray:
         ({"images": with_value(-0.1)}, ["-0.1", "[0, 1]"]),
         ({"images": IMAGES.astype(np.int32)}, ["int32", "uint8"]),
         ({"images": IMAGES[0]}, ["(5, 4)", "n x h x w"]),
-        ({"images": IMAGES[:0]}, ["(0, 5, 4, 1)"]),
+        ({"images": IMAGES[:0]}, ["(0, 5, 4)"]),
         ({"images": IMAGES[:1]}, ["1 image", "at least 2"]),
         ({"images": IMAGES, "labels": LABELS[:4]}, ["labels", "30 images"]),
         ({"images": IMAGES, "labels": LABELS / 2}, ["labels", "integer"]),
@@ -273,6 +273,28 @@ def test_images_of_8_and_of_16_bits_are_not_mixed(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     refused(tmp_path, "found none")
+
+
+def test_images_beside_subfolders_of_images_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, {"": 3, "cats": 3})
+    refused(tmp_path, "such as 0.png, and subfolders of images, such as cats")
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 32, 32), (20, 8, 8, 5)])
+def test_channels_that_are_not_last_or_too_many_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="with the channels last, at most 4"):
+        Dataset.of(np.zeros(shape, np.uint8))
+
+
+def test_lists_are_taken_like_arrays() -> None:
+    data = Dataset.of([[[0.0, 1.0]]] * 3, [0, 1, 1])
+    assert data.images.shape == (3, 1, 2, 1)
+    assert data.classes == 2
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="seed is -1"):
+        load("glyphs", seed=-1)
 
 
 @pytest.mark.parametrize(

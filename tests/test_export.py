@@ -270,6 +270,15 @@ def test_a_lopsided_same_padding_is_a_zero_pad_of_its_own(tmp_path: Path) -> Non
 # What has no counterpart with channels first
 
 
+def test_a_version_in_the_name_of_an_onnx_file_stays(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    model = PRESETS["glyphs"].model(latent=2, hidden=(8,))
+    for name in ("vae-0.1", "vae-0.2.onnx"):
+        to_onnx(model, tmp_path / name)
+    parts = {path.name for path in tmp_path.iterdir()}
+    assert parts == {f"vae-0.{i}.{part}.onnx" for i in (1, 2) for part in ("encoder", "decoder")}
+
+
 @pytest.mark.parametrize("export", [to_torch, to_onnx])
 @pytest.mark.parametrize(
     ("encoder", "decoder"),

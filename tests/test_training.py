@@ -27,6 +27,7 @@ from minivae import (
     Training,
     fit,
     load,
+    save,
 )
 from minivae.backends.reference import ReferenceBackend
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
@@ -366,6 +367,79 @@ def test_a_run_names_the_data_that_it_was_given_by_path(tmp_path: Path) -> None:
     options: dict[str, Any] = {"device": "cpu", "progress": False}
     fit(small_vae(), tmp_path / "images.npy", BUSY, out=run, **options)
     assert json.loads((run / CONFIG).read_text())["source"] == str(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("other", ["images", "labels"])
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, other: str) -> None:
+    train(small_vae(), BUSY, out=tmp_path / "run")
+    before = (tmp_path / "run" / METRICS).read_bytes()
+    _, first, test = splits()
+    images = first.images.copy()
+    images[-1, 0, 0, 0] ^= other == "images"
+    labels = np.zeros(IMAGES, np.int64) if other == "labels" else None
+    changed = Splits("changed", Dataset(images, labels), test)
+    with pytest.raises(InputError, match="labels of changed are others than those"):
+        fit(small_vae(), changed, BUSY, out=tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / METRICS).read_bytes() == before
+
+
+def test_a_single_test_image_tells_nothing_of_active_units() -> None:
+    _, first, test = splits()
+    one = Splits("one", first, test.take(slice(1)))
+    metrics = fit(small_vae(), one, Training(epochs=3, batch_size=10), progress=False)
+    assert [record["active_units"] for record in metrics] == [None] * 3
+    assert not any("warning" in record for record in metrics)
+
+
+SECOND_INTERRUPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_training import BUSY, small_vae, train
+from minivae import Training
+def twice(step, model):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+train(small_vae(), Training(**{**vars(BUSY), "picture_every": 1}), on_step=twice)
+"""
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    command = [sys.executable, "-c", SECOND_INTERRUPT, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "stopping after this step; once more to stop at once" in done.stderr
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((splits(), small_vae()), "model is of type Splits, expected Autoencoder"),
+        ((small_vae(), splits().train), "data is of type Dataset, expected Splits or str or Path"),
+        ((small_vae(), splits(), Adam()), "training is of type Adam, expected Training"),
+        (
+            (small_vae(), splits()._replace(train=splits().train.images)),
+            "a split of noise is of type ndarray, expected Dataset",
+        ),
+    ],
+    ids=["model", "data", "training", "splits"],
+)
+def test_fit_names_an_argument_of_the_wrong_kind(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fit(*arguments, progress=False)
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    model = small_vae()
+    model.parameters.values["encoder.1.bias"][0] = np.nan
+    save(model, tmp_path)
+    with pytest.raises(InputError, match=r"tensor encoder\.1\.bias holds NaN or infinity"):
+        load(tmp_path)
+
+
+def test_metrics_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match=f"{METRICS}: not readable as text"):
+        read_metrics(tmp_path / METRICS)
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"best": True}])

@@ -3,10 +3,10 @@
 import difflib
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, check_seed
 from .dataset import Dataset, Splits
 
-__all__ = ["BUILTIN", "Dataset", "Splits", "load"]
+__all__ = ["BUILTIN", "Dataset", "Splits", "lasting_name", "load"]
 
 BUILTIN = ("glyphs", "mnist", "fashion-mnist")
 """Data sets by name: the embedded digits, and two that are downloaded once."""
@@ -21,6 +21,7 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
 
     Raises InputError, naming the file and what was expected.
     """
+    check_seed(seed)
     if source == "glyphs":
         from .glyphs import glyphs
 
@@ -31,6 +32,11 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
 
         return load_idx_folder(find_or_download(source), source)
     return _load_path(Path(source), seed)
+
+
+def lasting_name(source: str | Path) -> str:
+    """What `load` finds the same data by from any working directory."""
+    return str(source) if source in BUILTIN else str(Path(source).absolute())
 
 
 def _load_path(path: Path, seed: int) -> Splits:

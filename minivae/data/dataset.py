@@ -1,16 +1,19 @@
 """Images with their labels, checked once where they enter."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 
 HELD_OUT = 10
 """One image of so many is held out where a source has no test split."""
+
+MOST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -36,31 +39,24 @@ class Dataset:
 
     @staticmethod
     def of(
-        images: NDArray, labels: NDArray | None = None, source: Path | str = "data"
+        images: ArrayLike, labels: ArrayLike | None = None, source: Path | str = "data"
     ) -> "Dataset":
-        """A checked data set of images n x h x w or n x h x w x c, uint8, bool (True is white) or
-        floating point in [0, 1], and integer labels (n,).
+        """A checked data set of images n x h x w or n x h x w x c with 1 to MOST_CHANNELS channels,
+        in what `checked_pixels` takes, and integer labels (n,).
 
         Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
         finite, or labels that do not fit.
         """
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or 0 in images.shape:
+        array = np.asarray(images)
+        if array.ndim == 3:
+            array = array[..., None]
+        if array.ndim != 4 or 0 in array.shape or array.shape[3] > MOST_CHANNELS:
             raise InputError(
-                f"{source}: images have shape {images.shape}, expected n x h x w or n x h x w x c"
+                f"{source}: images have shape {np.shape(images)}, expected n x h x w, or "
+                f"n x h x w x c with the channels last, at most {MOST_CHANNELS}"
             )
-        if images.dtype == np.bool_:
-            images = 255 * images.astype(np.uint8)
-        if np.issubdtype(images.dtype, np.floating):
-            images = images.astype(np.float32, copy=False)
-            check_unit_range(images, source)
-        elif images.dtype != np.uint8:
-            raise InputError(
-                f"{source}: images are {images.dtype}, expected uint8, bool or floating point in "
-                "[0, 1]"
-            )
-        return Dataset(np.ascontiguousarray(images), _checked_labels(labels, len(images), source))
+        pixels = np.ascontiguousarray(checked_pixels(array, source))
+        return Dataset(pixels, _checked_labels(labels, len(pixels), source))
 
     def take(self, index: slice | NDArray) -> "Dataset":
         """The images and labels of an index."""
@@ -75,9 +71,32 @@ class Splits(NamedTuple):
     train: Dataset
     test: Dataset
 
+    def fingerprint(self) -> str:
+        """A hash of all images and labels: two splits with the same one train the same model."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for array in (split.images, split.labels):
+                if array is not None:
+                    digest.update(f"{array.dtype} {array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
-def check_unit_range(images: NDArray, source: Path | str) -> None:
-    """Raises InputError, naming `source`, if a value is not finite or outside [0, 1]."""
+
+def checked_pixels(images: NDArray, source: Path | str) -> NDArray:
+    """Images of any shape as uint8 or float32, from uint8, bool (True is white) or floating point.
+
+    Raises InputError, naming `source`, on another type or a value that is not finite or outside
+    [0, 1].
+    """
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype == np.bool_:
+        return 255 * images.astype(np.uint8)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(
+            f"{source}: images are {images.dtype}, expected uint8, bool or floating point in [0, 1]"
+        )
+    images = images.astype(np.float32, copy=False)
     low, high = (float(f(images, initial=0.0)) for f in (np.min, np.max))  # NaN if one is
     if not np.isfinite([low, high]).all():
         raise InputError(f"{source}: images hold NaN or infinity, expected values in [0, 1]")
@@ -85,13 +104,15 @@ def check_unit_range(images: NDArray, source: Path | str) -> None:
         raise InputError(
             f"{source}: images range from {low:g} to {high:g}, expected values in [0, 1]"
         )
+    return images
 
 
 def _checked_labels(
-    labels: NDArray | None, images: int, source: Path | str
+    given: ArrayLike | None, images: int, source: Path | str
 ) -> NDArray[np.int64] | None:
-    if labels is None:
+    if given is None:
         return None
+    labels = np.asarray(given)
     if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"{source}: labels are {labels.dtype} of shape {labels.shape}, "

@@ -22,8 +22,8 @@ def load_image_folder(folder: Path, seed: int) -> Splits:
     """The images below a folder. With subfolders `train` and `test` these are the splits, else a
     tenth, drawn by `seed`, is the test split.
 
-    Raises InputError on a folder without images, images of mixed sizes, an unreadable file, or
-    splits of different classes.
+    Raises InputError on a folder without images, images beside subfolders of images, images of
+    mixed sizes, an unreadable file, or splits of different classes.
     """
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         classes = [[part.name for part in _classes(folder / split)] for split in ("train", "test")]
@@ -49,14 +49,19 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Dataset:
-    classes = _classes(folder)
+    classes, loose = _classes(folder), _image_files(folder)
+    if classes and loose:
+        raise InputError(
+            f"{folder}: holds images, such as {loose[0].name}, and subfolders of images, such as "
+            f"{classes[0].name}: expected one or the other"
+        )
     files = [(path, label) for label, part in enumerate(classes) for path in _image_files(part)]
     labels = np.array([label for _, label in files], np.int64) if classes else None
-    if not classes:
-        files = [(path, 0) for path in _image_files(folder)]
+    files = files or [(path, 0) for path in loose]
     if not files:
         raise InputError(
-            f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}) or IDX files, found none"
+            f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), in it or in its "
+            "subfolders, or IDX files, found none"
         )
     images = [_read_image(path) for path, _ in files]
     for (path, _), image in zip(files, images, strict=True):
