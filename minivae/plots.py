@@ -40,6 +40,14 @@ def save_figure(path: Path, figure: Figure) -> None:
         figure.savefig(temporary, format=kind)
 
 
+def _tile(images: NDArray, side: float = 0.8) -> tuple[float, float]:
+    """Width and height in inches of images (..., h, w, c) in a mosaic: the area of a square of
+    `side`, but room for a tick's label at least."""
+    height, width = images.shape[-3:-1]
+    stretch = float(np.sqrt(width / height))
+    return max(side * stretch, 0.3), max(side / stretch, 0.2)
+
+
 def _mosaic(images: NDArray, gap: int = 2) -> NDArray:
     """Rows of images (rows, columns, h, w, c) as one picture, with white gaps between them."""
     images = np.clip(images, 0, 1)
@@ -122,11 +130,12 @@ def reconstructions(
     parts = [_rows(images, columns) for images in (originals, decoded)]
     pairs = len(parts[0])
     stacked = np.stack(parts, axis=1).reshape(2 * pairs, columns, *originals.shape[1:])
-    figure = new_figure(0.8 * columns + 1.4, 1.65 * pairs + 1.1, title)
+    width, height = _tile(originals)
+    figure = new_figure(width * columns + 1.4, 2.05 * height * pairs + 1.1, title)
     axes = figure.subplots()
     _show(axes, stacked)
     names = ["original", "decoded"] * pairs
-    _label(axes, "test image", "image above reconstruction", range(1, columns + 1), names)
+    _label(axes, "test image", "row", range(1, columns + 1), names)
     save_figure(path, figure)
 
 
@@ -146,7 +155,8 @@ def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
     """Images (n, h, w, c) in a grid as square as can be; the last row may be short."""
     columns = int(np.ceil(np.sqrt(len(images))))
     grid = _rows(images, columns)
-    figure = new_figure(0.8 * columns + 0.8, 0.8 * len(grid) + 1.1, title)
+    width, height = _tile(images)
+    figure = new_figure(width * columns + 0.8, height * len(grid) + 1.1, title)
     axes = figure.subplots()
     _show(axes, grid)
     first = [row * columns + 1 for row in range(len(grid))]
@@ -169,7 +179,8 @@ def class_reconstructions(
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
         pairs = (_mosaic_floats(images[index]) for images in (originals, decoded))
         rows.append(np.stack(list(pairs), axis=1).reshape(4, *originals.shape[1:]))
-    figure = new_figure(5.0, 0.8 * len(classes) + 1.2, title)
+    width, height = _tile(originals)
+    figure = new_figure(4 * width + 1.8, height * len(classes) + 1.2, title)
     axes = figure.subplots()
     _show(axes, np.stack(rows))
     _label(axes, "two images", "class", ["original", "decoded"] * 2, classes)
@@ -256,7 +267,8 @@ def manifold(
     path: Path, images: NDArray, size: int, *, title: str = "Decoded two-dimensional latent"
 ) -> None:
     """The images (size * size, h, w, c) decoded from `manifold_grid(size)`."""
-    figure = new_figure(0.38 * size + 1.4, 0.38 * size + 1.4, title)
+    width, height = _tile(images, 0.38)
+    figure = new_figure(width * size + 1.4, height * size + 1.4, title)
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images).reshape(size, size, *images.shape[1:]), gap=0)
     values = _quantiles(size)
@@ -277,7 +289,8 @@ def traversals(
     """Images (rows, steps, h, w, c): row i decoded with `dimensions[i]` set to each of `values`."""
     rows, columns = images.shape[:2]
     dimensions = range(rows) if dimensions is None else dimensions
-    figure = new_figure(0.8 * columns + 1.3, 0.8 * rows + 1.2, title)
+    width, height = _tile(images)
+    figure = new_figure(width * columns + 1.3, height * rows + 1.2, title)
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images))
     ticks = [f"{value:.3g}" for value in values]
@@ -340,9 +353,10 @@ def importance_bounds(
 def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> None:
     """Grids of images (rows, columns, h, w, c) side by side, each under its name."""
     grids = list(columns.values())
-    width = sum(0.7 * grid.shape[1] + 0.7 for grid in grids)
-    height = max(0.7 * grid.shape[0] for grid in grids) + 1.4
-    figure = new_figure(max(width, 5), height, title)
+    width, height = _tile(grids[0], 0.7)
+    columns_and_gaps = sum(width * grid.shape[1] + 0.7 for grid in grids)
+    most_rows = max(grid.shape[0] for grid in grids)
+    figure = new_figure(max(columns_and_gaps, 5), height * most_rows + 1.4, title)
     ratios = [grid.shape[1] for grid in grids]
     panels = np.atleast_1d(figure.subplots(1, len(grids), width_ratios=ratios))
     for axes, (name, images) in zip(panels, columns.items(), strict=True):

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning
 TWINS = {
     name for name in PRIMITIVES if getattr(_Twins, name) is not getattr(ReferenceBackend, name)
 }
-SLOW = ("31x784", "10007", "clip_gradient-31", "clip_gradient-32")
+SLOW = ("31x784", "10007", "clip_gradient-31", "clip_gradient-32", "clip_gradient-33")
 """Seconds of simulation each, for tails that other sizes have too."""
 
 TWIN_CASES = [

@@ -80,6 +80,25 @@ def test_the_picture_has_a_title_and_labelled_axes(
         assert axes.get_ylabel()
 
 
+@pytest.mark.parametrize("shape", [(10, 16, 160, 1), (10, 28, 28, 1), (10, 64, 16, 1)])
+def test_images_of_any_proportions_fill_their_picture(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    black = np.zeros(shape)
+    plots.reconstructions(tmp_path / "p.png", black, black)
+    with Image.open(tmp_path / "p.png") as image:
+        assert np.mean(np.asarray(image.convert("L")) < 10) > 0.3  # the rest is for labels
+
+
+def test_a_loss_without_kl_has_a_single_panel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: saved.append(figure))
+    plots.loss_curves(tmp_path, [{"epoch": 1, "train": PLAIN}])
+    assert len(saved[0].axes) == 1
+
+
 def test_a_picture_that_fails_leaves_the_old_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
