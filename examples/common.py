@@ -45,12 +45,15 @@ def unit_images(images: NDArray) -> NDArray[np.float32]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an example; bad input is one line and exit code 2."""
+    """Runs an example; bad input is one line and exit code 2, Ctrl-C one line and 130."""
     try:
         main()
     except minivae.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def train_and_draw(

@@ -6,6 +6,8 @@ never read into another. Nothing is ever unpickled.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .files import replacing
 from .models import Autoencoder, model_from_config
+from .presets import Training, training_from_config
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -65,8 +68,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_model(folder: Path) -> Autoencoder:
     """The model that the run's description has, with initial weights."""
-    try:
+    with _of_config(folder):
         return model_from_config(read_config(folder)["model"])
+
+
+def read_training(folder: Path) -> Training:
+    """The training that the run's description has; InputError if it is a saved model's, which has
+    none."""
+    config = read_config(folder)
+    if "training" not in config:
+        raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
+    with _of_config(folder):
+        return training_from_config(config["training"])
+
+
+@contextmanager
+def _of_config(folder: Path) -> Iterator[None]:
+    """Errors that name the configuration."""
+    try:
+        yield
     except InputError as error:
         where = "" if CONFIG in str(error) else f"{folder / CONFIG}: "
         raise InputError(f"{where}{error}") from None

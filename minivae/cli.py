@@ -382,6 +382,7 @@ def _model(
     if arguments.conditional:
         given["classes"] = classes
     if arguments.k is not None:
+        check_count("--k", arguments.k)
         given["samples"] = arguments.k
     return preset.model(image_shape, **given)
 
@@ -441,18 +442,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> None:
-    from .checkpoint import read_config, read_model
+    from .checkpoint import read_config, read_model, read_training
     from .data import lasting_name
     from .presets import preset as find_preset
-    from .presets import training_from_config
 
     folder = arguments.resume
     if arguments.out is not None:
         raise InputError("--out and --resume exclude each other: a resumed run stays in its folder")
     config = read_config(folder)
-    if "training" not in config:
-        raise InputError(f"{folder} holds a saved model, not a run that could be resumed")
-    model, training = read_model(folder), training_from_config(config["training"])
+    model, training = read_model(folder), read_training(folder)
     arguments.precision = arguments.precision or config.get("precision", "fp32")
     names = ("preset", "k", "conditional", *MODEL_OPTIONS, *OBJECTIVE_OPTIONS)
     given = _given(arguments, names)

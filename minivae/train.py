@@ -50,10 +50,15 @@ CALIBRATION_IMAGES = 10_000
 """The first so many training images calibrate a Gaussian's sigma, at each test."""
 LOOK_EVERY = 50
 """Steps between the host's looks at the failure latch."""
+REMEDY = "try a smaller learning rate, or --clip-norm"
 
 
 class NotFiniteError(Exception):
-    """The loss became NaN or infinite. The message says at which step and in which tensor."""
+    """The loss became NaN or infinite. The message says at which step and in which tensor, and what
+    may help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; {REMEDY}")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -388,15 +393,10 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
     if not model.latent:
         return ""
     if not math.isfinite(line["test"]["loss"]):
-        return (
-            "the loss of the test images is not finite; try a smaller learning rate, or --clip-norm"
-        )
+        return f"the loss of the test images is not finite; {REMEDY}"
     nats = line["posterior_kl"] / model.latent
     if nats > MOST_NATS:
-        return (
-            f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; try a smaller "
-            "learning rate, or --clip-norm"
-        )
+        return f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; {REMEDY}"
     active = line["active_units"]
     if line["epoch"] >= 2 and active is not None and active < FEWEST_ACTIVE * model.latent:
         return (

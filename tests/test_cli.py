@@ -64,6 +64,17 @@ def test_a_configuration_whose_training_is_none_is_bad_input(
     complains(capsys, ["evaluate", str(tmp_path)], 'expected an object under the key "training"')
 
 
+def test_a_training_that_is_none_names_its_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run / CONFIG).read_text())
+    config["training"]["epochs"] = "many"
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    complains(
+        capsys, ["train", "--resume", str(tmp_path)], str(tmp_path / CONFIG), "epochs is 'many'"
+    )
+
+
 def test_train_leaves_a_run_folder(run: Path) -> None:
     assert {CONFIG, CHECKPOINT, METRICS, "pictures"} == {path.name for path in run.iterdir()}
     assert [record["epoch"] for record in read_metrics(run / METRICS)] == [1, 2, 3]
@@ -463,6 +474,7 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--preset", "mnist-conv-ae", "--latent", "4"], ["latent"]),
         (["--preset", "mnist-conv-ae", "--beta", "3"], ["--beta", "has no KL"]),
         (["--k", "5"], ["5", "iwae-paper"]),
+        (["--preset", "iwae-paper-iwae", "--k", "0"], ["--k is 0"]),
         (["--sigma", "2"], ["--sigma", "--likelihood gaussian"]),
         (["--gamma", "2"], ["--gamma", "--schedule step"]),
         (["--step-every", "5"], ["--step-every", "--schedule step"]),

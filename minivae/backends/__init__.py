@@ -52,7 +52,10 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
         module = importlib.import_module(f".{module_name}", __name__)
     except ImportError as error:
         cause = _cause(error)
-        raise InputError(f"device {name!r} needs a package that is missing: {cause}") from None
+        extra = "; install minivae[cuda13] or minivae[cuda12]" if "cuda" in name else ""
+        raise InputError(
+            f"device {name!r} needs a package that is missing: {cause}{extra}"
+        ) from None
     make = getattr(module, maker)
     made: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
     return made
