@@ -16,6 +16,7 @@ from minivae.kernels import LARGE, MEDIUM
 MINUTES = (
     "test_in_the_simulator",
     "test_products_are_right_with_the_tiles_of_a_processor_without_avx512",
+    "test_no_kernel_touches_memory_that_is_not_its_own",
 )
 
 
@@ -36,8 +37,14 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes first: at the end one process would wait for the other."""
-    items.sort(key=lambda item: item.name not in MINUTES)
+    """What takes minutes first: at the end one process would wait for the other. And what needs the
+    same kernels compiled side by side, so that mostly one process compiles them."""
+    items.sort(key=lambda item: (item.name not in MINUTES, _specialisation(item)))
+
+
+def _specialisation(item: pytest.Item) -> str:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return str(parameters.get("specialisation", ""))
 
 
 @pytest.hookimpl(wrapper=True)
