@@ -1156,4 +1156,7 @@ def test_an_import_that_fails_is_one_line_with_its_cause(
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(InputError) as raised:
         backends.get("cuda")
-    assert str(raised.value) == f"device 'cuda' needs a package that is missing: {cause}"
+    assert str(raised.value) == (
+        f"device 'cuda' needs a package that is missing: {cause}; install minivae[cuda13] or "
+        "minivae[cuda12]"
+    )
