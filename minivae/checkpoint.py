@@ -143,9 +143,9 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
         )
     except KeyError as error:
         raise InputError(f"{path}: expected the tensor {error}") from None
-    for name in model.parameters.values:
-        if name in tensors and not np.isfinite(tensors[name]).all():
-            raise InputError(f"{path}: tensor {name} holds NaN or infinity")
+    for parameter in model.parameters.values:
+        if parameter in tensors and not np.isfinite(tensors[parameter]).all():
+            raise InputError(f"{path}: tensor {parameter} holds NaN or infinity")
     try:
         model.set_tensors(tensors)
     except InputError as error:

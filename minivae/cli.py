@@ -426,12 +426,8 @@ def _train(arguments: argparse.Namespace) -> None:
     model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
-    extra = {
-        "preset": name,
-        "source": lasting_name(source),
-        "precision": arguments.precision,
-    }
-    folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem)
+    extra = {"preset": name, "source": lasting_name(source), "precision": arguments.precision}
+    folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem or "data")
     try:
         _run_training(model, splits, training, folder, False, extra, arguments)
     except BaseException:

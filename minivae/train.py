@@ -87,6 +87,7 @@ class Trainer:
         self.model, self.training, self.splits = model, training, splits
         for split in (splits.train, splits.test):
             check_is(f"a split of {splits.name}", split, Dataset)
+            Dataset.of(split.images, split.labels, splits.name)  # raises what is wrong with it
             if split.image_shape != model.image_shape:
                 raise InputError(
                     f"{splits.name}: images are {split.image_shape}, the model takes "

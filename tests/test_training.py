@@ -428,6 +428,12 @@ def test_fit_names_an_argument_of_the_wrong_kind(arguments: tuple[Any, ...], wor
         fit(*arguments, progress=False)
 
 
+def test_a_data_set_that_was_never_checked_is_checked_before_training() -> None:
+    grey = Dataset(np.full((40, SIZE, SIZE, 1), 200, np.float32), None)
+    with pytest.raises(InputError, match="noise: images range from 0 to 200"):
+        fit(small_vae(), splits()._replace(train=grey), progress=False)
+
+
 def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = small_vae()
     model.parameters.values["encoder.1.bias"][0] = np.nan
@@ -585,13 +591,13 @@ def test_a_run_in_parts_resumes_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_found_in_whichever_part_it_is() -> None:
-    model, data = small_vae(), splits()
-    images = data.train.images.astype(np.float32) / 255
-    images[6] = np.nan  # in the second part, neither the first nor the last to be looked at
-    poisoned = Splits("noise", Dataset(images, None), data.test)
+    grey = Dataset(np.full((IMAGES, SIZE, SIZE, 1), 0.5, np.float32), None)
     training = Training(batch_size=16, accumulate=4, shuffle=False)
+    trainer = Trainer(small_vae().to("cpu"), splits()._replace(train=grey), training)
+    trainer.data[6] = np.nan  # in the second part, neither the first nor the last to be looked at
+    trainer.step()
     with pytest.raises(NotFiniteError, match="at step 1: see batch"):
-        fit(model, poisoned, training, device="cpu", progress=False)
+        trainer.check()
 
 
 @pytest.mark.parametrize("options", [{"accumulate": 0}, {"accumulate": 3}, {"keep_last": True}])
