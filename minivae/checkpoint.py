@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, check_is
 from .files import replacing
 from .models import Autoencoder, model_from_config
 from .presets import Training, training_from_config
@@ -54,7 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
@@ -155,6 +155,8 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
 
 def save(model: Autoencoder, folder: str | Path) -> None:
     """Writes the model into a folder that `load` reads."""
+    check_is("model", model, Autoencoder)
+    check_is("folder", folder, str, Path)
     write_config(Path(folder), {"model": model.config()})
     write_checkpoint(Path(folder), model, NOT_STARTED)
 
@@ -165,6 +167,7 @@ def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Aut
 
     Raises InputError if the folder, its configuration or its checkpoint is missing or damaged.
     """
+    check_is("folder", folder, str, Path)
     return load_at_step(Path(folder), device, best=best)[0]
 
 

@@ -41,10 +41,14 @@ def _positive_integers(text: str) -> tuple[int, ...]:
     return values
 
 
-def _folder(text: str) -> Path:
+def _name(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("expected a folder, got an empty name")
-    return Path(text)
+        raise argparse.ArgumentTypeError("expected a name or a path, got nothing")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_name(text))
 
 
 def _seed(text: str) -> int:
@@ -70,7 +74,8 @@ def _parser() -> _Parser:
             "--best", action="store_true", help="the best checkpoint by validation, not the last"
         )
         if data:
-            command.add_argument("--data", metavar="NAME|PATH", help="default: the data of the run")
+            text = "default: the data of the run"
+            command.add_argument("--data", type=_name, metavar="NAME|PATH", help=text)
         return command
 
     def output(command: argparse.ArgumentParser, default: str | None, text: str) -> None:
@@ -100,7 +105,8 @@ def _parser() -> _Parser:
     )
     output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
     evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
-    evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help="default: 5000")
+    text = "draws for each image; default: 5000; of a loss that is no likelihood at most 100"
+    evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help=text)
     evaluate.add_argument("--images", type=int, metavar="N", help="default: the whole test split")
     evaluate.add_argument(
         "--binarization",
@@ -152,7 +158,7 @@ def _add_train(commands: Any) -> None:
     option(
         source,
         "--data",
-        str,
+        _name,
         "NAME|PATH",
         "glyphs, mnist, fashion-mnist, or a path: IDX files, .npy, .npz, a folder of images",
     )
@@ -421,12 +427,14 @@ def _train(arguments: argparse.Namespace) -> None:
     training = _training(preset, arguments)
     source = arguments.data or preset.data
     splits = _load_data(source, training.seed)
-    if arguments.conditional and splits.train.labels is None:
-        raise InputError(f"--conditional: {splits.name} has no labels")
+    if arguments.conditional:
+        _check_classes(splits)
     model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
     extra = {"preset": name, "source": lasting_name(source), "precision": arguments.precision}
+    if arguments.out is not None and arguments.out.absolute() == Path(extra["source"]):
+        raise InputError(f"--out {arguments.out}: expected another folder than that of the data")
     folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem or "data")
     try:
         _run_training(model, splits, training, folder, False, extra, arguments)
@@ -435,6 +443,16 @@ def _train(arguments: argparse.Namespace) -> None:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # which takes no folder with anything in it
         raise
+
+
+def _check_classes(splits: "Splits") -> None:
+    if splits.train.labels is None:
+        raise InputError(f"--conditional: {splits.name} has no labels")
+    if splits.train.classes > len(splits.train):
+        raise InputError(
+            f"--conditional: the labels of {splits.name} reach {splits.train.classes - 1}, "
+            f"expected numbers below that of the {len(splits.train)} training images, from 0 on"
+        )
 
 
 def _resume(arguments: argparse.Namespace) -> None:

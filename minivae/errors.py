@@ -45,7 +45,7 @@ def check_seed(seed: Any) -> None:
 
 def check_count(name: str, count: Any) -> None:
     """Raises InputError unless `count` is an integer of 1 or above."""
-    if not isinstance(count, numbers.Integral) or int(count) < 1:
+    if not isinstance(count, numbers.Integral) or isinstance(count, bool) or int(count) < 1:
         raise InputError(f"{name} is {count!r}, expected an integer of 1 or above")
 
 
@@ -62,5 +62,5 @@ def check_kinds(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         kind, expected = KINDS.get(field.type, (object, ""))
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (field.type is not bool and isinstance(value, bool)):
             raise InputError(f"{field.name} is {value!r}, expected {expected}")

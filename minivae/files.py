@@ -1,9 +1,10 @@
 """Files that are never half written."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -14,8 +15,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to: synced to disk and renamed to `path` if the
     block succeeds, removed if it does not, so that `path` is always the old file or the new one.
 
-    Raises InputError, in one line, if the file cannot be written (no space, no permission).
+    Raises InputError, in one line, if the file cannot be written (no space, no permission), or if
+    there is something else at `path`, such as a folder or a device.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: expected a file's name, found something else there")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +36,26 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process, which the operating system releases if it is killed.
+    InputError if another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process is training this run") from None
 
 
 def _umask() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .backends.reference import Call
+from .backends.reference import Call, ReferenceBackend
 from .data.dataset import checked_pixels
 from .errors import InputError, check_count, check_is, check_kinds, check_seed, check_settings
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
@@ -290,6 +290,7 @@ class Autoencoder:
     def to(self, device: str | Any, dtype: DTypeLike = np.float32) -> "Autoencoder":
         """Puts the model on a device by name ("auto", "cpu", ...) or on a backend object, with its
         present parameters and moments, or else with initial ones. Returns the model."""
+        check_is("device", device, str, ReferenceBackend)
         backend = backends.get(device) if isinstance(device, str) else device
         before = self._parameters
         tensors = self.tensors() if before is not None else None

@@ -5,8 +5,10 @@ a checkpoint or a gradient check still speaks of `encoder.0.weight`.
 """
 
 import math
+import sys
 from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from .backends.reference import ReferenceBackend
@@ -29,6 +31,8 @@ class Parameters:
         for name, shape in shapes.items():
             offsets[name] = size
             size += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+        if size > sys.maxsize // np.dtype(dtype).itemsize:
+            raise MemoryError  # for which NumPy has other words
         kinds = ("values", "gradients", "first_moments", "second_moments")
         self.flat: dict[str, Any] = {kind: backend.zeros((size,), dtype) for kind in kinds}
         self.values, self.gradients, self.first_moments, self.second_moments = (

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError, check_count, check_kinds, check_seed, check_settings, unknown
+from .errors import (
+    InputError,
+    check_count,
+    check_is,
+    check_kinds,
+    check_seed,
+    check_settings,
+    unknown,
+)
 from .layers import (
     Conv2d,
     ConvTranspose2d,
@@ -66,6 +74,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        check_is("optimizer", self.optimizer, Adam)
         checks = {
             name: (getattr(self, name) >= 1, "1 or above")
             for name in ("epochs", "batch_size", "accumulate")
@@ -133,6 +142,7 @@ class Preset:
             check_count("latent", latent)
         if latent is not None and not self.latent:
             raise InputError("latent: this preset's code is fixed by its convolutions")
+        check_is("hidden", hidden, list, tuple)
         if hidden and not self.hidden:
             raise InputError("hidden: this preset has convolutions, not hidden dense layers")
         objective = self.objective
@@ -365,6 +375,7 @@ PRESETS: dict[str, Preset] = {
 
 def preset(name: str) -> Preset:
     """The preset called `name`; InputError if there is none."""
+    check_is("preset", name, str)
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return PRESETS[name]

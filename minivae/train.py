@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from .checkpoint import (
 from .data import Dataset, Splits, lasting_name, load
 from .data.batching import epoch_permutation
 from .errors import InputError, check_is
-from .files import replacing
+from .files import held, replacing
 from .models import VAE, Autoencoder, ModelPass
 from .ops.latent import kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
@@ -85,6 +86,7 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training, self.splits = model, training, splits
+        check_is("the name of the splits", splits.name, str)
         for split in (splits.train, splits.test):
             check_is(f"a split of {splits.name}", split, Dataset)
             Dataset.of(split.images, split.labels, splits.name)  # raises what is wrong with it
@@ -98,7 +100,7 @@ class Trainer:
         if training.batch_size > len(images):
             raise InputError(
                 f"batch_size is {training.batch_size}, expected at most the {len(images)} training "
-                f"images of {splits.name}"
+                f"images of {splits.name} (--batch-size)"
             )
         self.images = len(images)
         labels = self._checked_labels("training", train)
@@ -442,25 +444,32 @@ def fit(
     check_is("model", model, Autoencoder)
     check_is("data", data, Splits, str, Path)
     check_is("training", training, Training)
+    check_is("out", out, str, Path, NoneType)
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")
     folder = None if out is None else Path(out)
     if folder is not None and not resume and (folder / CONFIG).exists():
         raise InputError(
-            f"{folder} already holds a run: resume it (resume=True, --resume), or "
-            "name another folder"
+            f"{folder} already holds a run: go on with it (minivae train --resume {folder}, or "
+            "resume=True), or name another folder"
         )
     source = {} if isinstance(data, Splits) else {"source": lasting_name(data)}
     splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
     extra = source | (extra_config or {})
     if device is not None:
         model.to(device, model.dtype)
-    if folder is not None and resume:
-        run = _resumed_run(model, splits, training, folder, best, extra)
-    else:
-        run = _new_run(model, splits, training, folder, extra)
-    # A loss that is no longer finite is reported once, by the latch, and not at each operation.
-    with _pending_signal() as pending, np.errstate(all="ignore"):
+    with ExitStack() as stack:
+        if folder is not None and resume:
+            read_config(folder)
+            stack.enter_context(held(folder))
+            run = _resumed_run(model, splits, training, folder, best, extra)
+        else:
+            run = _new_run(model, splits, training, folder, extra)
+            if folder is not None:
+                stack.enter_context(held(folder))
+        # A loss that is no longer finite is reported once, by the latch, not at each operation.
+        pending = stack.enter_context(_pending_signal())
+        stack.enter_context(np.errstate(all="ignore"))
         _loop(run, pending, progress, on_step, on_metrics or (lambda line: None))
     return run.metrics
 

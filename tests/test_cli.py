@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minivae import ConvTranspose2d, Objective, Training, backends, cli, fit, preset
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
@@ -335,6 +337,41 @@ def test_a_number_below_one_is_refused_by_its_options_name(
     )
 
 
+def test_what_is_no_file_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    arguments = ["encode", str(run), "-o", str(tmp_path / "pipe.npz")]
+    complains(capsys, arguments, "pipe.npz: expected a file's name")
+    assert (tmp_path / "pipe.npz").is_fifo()
+
+
+def test_a_run_does_not_go_where_its_data_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+    options = ["--data", str(tmp_path), "--out", str(tmp_path), "--batch-size", "2"]
+    complains(capsys, ["train", *options], "expected another folder than that of the data")
+
+
+def test_labels_that_number_no_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(40) * 10**6
+    np.savez(tmp_path / "sparse.npz", images=np.zeros((40, 8, 8), np.uint8), labels=labels)
+    options = ["--data", str(tmp_path / "sparse.npz"), "--conditional"]
+    complains(capsys, ["train", *options], "sparse.npz reach 35000000", "36 training images")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_data_without_a_name_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    arguments = [] if command == "train" else [str(run)]
+    complains(capsys, [command, *arguments, "--data", ""], "--data: expected a name or a path")
+
+
 def test_a_finished_run_says_so_when_it_is_resumed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,7 +490,8 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--epochs", "two"], ["--epochs", "'two'"]),
         (["--epochs", "2", "--steps", "5"], ["--epochs and --steps exclude each other"]),
         (["--steps", "0"], ["--steps is 0"]),
-        (["--out", ""], ["--out", "expected a folder"]),
+        (["--out", ""], ["--out", "expected a name or a path"]),
+        (["--latent", "9" * 20], ["out of memory"]),
         (["--batch-size", "-1"], ["batch_size is -1"]),
         (["--batch-size", "99"], ["batch_size is 99", "54"]),
         (["--lr", "nan"], ["lr is nan"]),

@@ -286,6 +286,27 @@ def test_channels_that_are_not_last_or_too_many_are_refused(shape: tuple[int, ..
         Dataset.of(np.zeros(shape, np.uint8))
 
 
+def test_images_that_lie_too_deep_are_named(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train/cats": 3})
+    refused(tmp_path, "found only deeper ones, such as", "cats", "both train and test")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"label": LABELS}, "unknown array 'label'; did you mean 'labels'?"),
+        ({"test_labels": LABELS}, "labels of test images, expected the images as well"),
+        ({"test_images": IMAGES[:0]}, "npz, test images: images have shape"),
+    ],
+    ids=["a near miss", "labels alone", "no test images"],
+)
+def test_an_array_that_would_be_left_out_is_named(
+    tmp_path: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(tmp_path / "data.npz", images=IMAGES, **arrays)
+    refused(tmp_path / "data.npz", words)
+
+
 def test_lists_are_taken_like_arrays() -> None:
     data = Dataset.of([[[0.0, 1.0]]] * 3, [0, 1, 1])
     assert data.images.shape == (3, 1, 2, 1)

@@ -391,6 +391,16 @@ def test_a_single_test_image_tells_nothing_of_active_units() -> None:
     assert not any("warning" in record for record in metrics)
 
 
+def test_a_run_that_another_process_trains_is_not_resumed(tmp_path: Path) -> None:
+    def resume(step: int, model: Any) -> None:
+        with pytest.raises(InputError, match="another process is training this run"):
+            train(small_vae(), training, out=tmp_path, resume=True)
+
+    training = Training(epochs=1, batch_size=16, picture_every=2)
+    assert train(small_vae(), training, out=tmp_path, on_step=resume)
+    train(small_vae(), training, out=tmp_path, resume=True)
+
+
 SECOND_INTERRUPT = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -415,13 +425,17 @@ def test_a_second_interrupt_stops_at_once() -> None:
     [
         ((splits(), small_vae()), "model is of type Splits, expected Autoencoder"),
         ((small_vae(), splits().train), "data is of type Dataset, expected Splits or str or Path"),
+        (
+            (small_vae(), Splits(splits().train, splits().test, "noise")),
+            "the name of the splits is of type Dataset, expected str",
+        ),
         ((small_vae(), splits(), Adam()), "training is of type Adam, expected Training"),
         (
             (small_vae(), splits()._replace(train=splits().train.images)),
             "a split of noise is of type ndarray, expected Dataset",
         ),
     ],
-    ids=["model", "data", "training", "splits"],
+    ids=["model", "data", "order", "training", "splits"],
 )
 def test_fit_names_an_argument_of_the_wrong_kind(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -3,13 +3,15 @@
 import difflib
 from pathlib import Path
 
-from ..errors import InputError, check_seed
+from ..errors import InputError, check_is, check_seed
 from .dataset import Dataset, Splits
 
 __all__ = ["BUILTIN", "Dataset", "Splits", "lasting_name", "load"]
 
 BUILTIN = ("glyphs", "mnist", "fashion-mnist")
 """Data sets by name: the embedded digits, and two that are downloaded once."""
+
+HERE = Path()
 
 
 def load(source: str | Path, *, seed: int = 0) -> Splits:
@@ -22,6 +24,7 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
     Raises InputError, naming the file and what was expected.
     """
     check_seed(seed)
+    check_is("data", source, str, Path)
     if source == "glyphs":
         from .glyphs import glyphs
 
@@ -45,7 +48,7 @@ def _load_path(path: Path, seed: int) -> Splits:
     from .idx import has_idx_files, load_idx_file, load_idx_folder
 
     if not path.exists():
-        near = difflib.get_close_matches(str(path), BUILTIN, 1, 0.4)
+        near = difflib.get_close_matches(str(path), BUILTIN, 1, 0.4) if path.parent == HERE else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
             f"data {str(path)!r} is neither a path nor one of {', '.join(BUILTIN)}{hint}"

@@ -1,5 +1,6 @@
 """Images in NumPy's own files. Arrays of objects, which would have to be unpickled, are refused."""
 
+import difflib
 import zipfile
 import zlib
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from .dataset import Dataset, Splits, hold_out, same_image_shape
 
 KEYS = {
@@ -57,14 +58,20 @@ def load_npz(path: Path) -> Splits:
         part: next((arrays[key] for key in keys if key in arrays), None)
         for part, keys in KEYS.items()
     }
+    known = [key for keys in KEYS.values() for key in keys]
+    for key in arrays.keys() - {*known}:
+        if difflib.get_close_matches(key, known, 1, 0.8):
+            raise InputError(f"{path}: {unknown('array', key, known)}")
     images, test_images = parts["images"], parts["test_images"]
     if images is None:
         found = ", ".join(arrays)
         raise InputError(f'{path}: expected an array "images" or "x_train", found {found}')
     train = Dataset.of(images, _flat(parts["labels"]), path)
     if test_images is None:
+        if parts["test_labels"] is not None:
+            raise InputError(f"{path}: has labels of test images, expected the images as well")
         return hold_out(train, path.name, path)
-    test = Dataset.of(test_images, _flat(parts["test_labels"]), path)
+    test = Dataset.of(test_images, _flat(parts["test_labels"]), f"{path}, test images")
     same_image_shape(train, test, path)
     return Splits(path.name, train, test)
 

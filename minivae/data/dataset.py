@@ -102,7 +102,7 @@ def checked_pixels(images: NDArray, source: Path | str) -> NDArray:
         raise InputError(f"{source}: images hold NaN or infinity, expected values in [0, 1]")
     if low < 0 or high > 1:
         raise InputError(
-            f"{source}: images range from {low:g} to {high:g}, expected values in [0, 1]"
+            f"{source}: images range from {low:g} to {high:g}, expected values in [0, 1], or uint8"
         )
     return images
 

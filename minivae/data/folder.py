@@ -59,9 +59,11 @@ def _read(folder: Path) -> Dataset:
     labels = np.array([label for _, label in files], np.int64) if classes else None
     files = files or [(path, 0) for path in loose]
     if not files:
+        deeper = next((path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES), None)
         raise InputError(
-            f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), in it or in its "
-            "subfolders, or IDX files, found none"
+            f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), in it, in its subfolders "
+            "or in those of both train and test, or IDX files, found "
+            + ("none" if deeper is None else f"only deeper ones, such as {deeper}")
         )
     images = [_read_image(path) for path, _ in files]
     for (path, _), image in zip(files, images, strict=True):

@@ -53,8 +53,8 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
             magic, *shape = struct.unpack(f">{1 + axes}I", header)
             if magic != UINT8 << 8 | axes:
                 raise InputError(
-                    f"{path}: magic number {magic:#010x}, expected {UINT8 << 8 | axes:#010x} "
-                    f"(unsigned bytes, {axes} axes)"
+                    f"{path}: magic number {magic:#010x}, expected {UINT8 << 8 | axes:#010x} of an "
+                    f"IDX file (unsigned bytes, {axes} axes), or .npy, .npz or a folder"
                 )
             content = _read_at_most(file, math.prod(shape) + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
