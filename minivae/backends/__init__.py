@@ -16,7 +16,8 @@ BACKENDS = {
     "emulated": "emulated:EmulatedBackend",
 }
 """What makes the backend of each name, as "module:callable" in this package. A module is imported
-when its name is asked for, and the callable raises InputError where a requirement is missing."""
+when its name is asked for; it or the callable raise ImportError where a package is missing, the
+callable InputError where another requirement is."""
 
 AUTOMATIC = ("cuda", "cpu")
 """What "auto" tries, in order of preference."""
@@ -49,16 +50,15 @@ def get(name: str, precision: str = "fp32") -> ReferenceBackend:
         raise InputError(f"device {name!r} computes in fp32: tf32 needs a GPU's tensor cores")
     module_name, maker = BACKENDS[name].split(":")
     try:
-        module = importlib.import_module(f".{module_name}", __name__)
+        make = getattr(importlib.import_module(f".{module_name}", __name__), maker)
+        made: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
+        return made
     except ImportError as error:
         cause = _cause(error)
         extra = "; install minivae[cuda13] or minivae[cuda12]" if "cuda" in name else ""
         raise InputError(
             f"device {name!r} needs a package that is missing: {cause}{extra}"
         ) from None
-    make = getattr(module, maker)
-    made: ReferenceBackend = make() if name in WITHOUT_TF32 else make(precision)
-    return made
 
 
 @cache

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from ..errors import InputError
 from ..kernels import adam_numba, elbo_numba, latent_numba
 from ..kernels.block_numba import THREADS
 from ..ops.activations import KINDS, Activation
@@ -47,16 +46,13 @@ def _noise(noise: Noise) -> tuple[np.uint64, np.uint64]:
 
 
 def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
-    """The twins over `cuda`, or in the simulator over the reference. Raises InputError if neither
-    can run."""
+    """The twins over `cuda`, or in the simulator over the reference. Raises InputError where there
+    is no GPU, ImportError without CuPy."""
     if settings.ENABLE_CUDASIM:
         return _SimulatedTwins()
-    try:
-        import cupy
+    import cupy
 
-        from .cuda import CudaBackend
-    except ImportError as error:
-        raise InputError(f"device 'numba_cuda' needs a package that is missing: {error}") from None
+    from .cuda import CudaBackend
 
     class NumbaCudaBackend(_Twins, CudaBackend):
         """The twins on CuPy's arrays and stream."""
