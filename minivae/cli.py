@@ -506,7 +506,6 @@ def _run_training(
     from .checkpoint import METRICS
     from .environment import environment
     from .evaluate import why_no_likelihood
-    from .pictures import draw_progress, draw_run
     from .train import fit, read_metrics
 
     model.to(_device(arguments))
@@ -526,6 +525,8 @@ def _run_training(
     board = _tensorboard(folder) if arguments.tensorboard else None
 
     def on_step(step: int, model: "Autoencoder") -> None:
+        from .pictures import draw_progress
+
         path = folder / "pictures" / f"step_{step:06d}.png"
         draw_progress(model, splits, path, step)
         if board is not None:
@@ -552,6 +553,8 @@ def _run_training(
     for split in (name for name in ("train", "validation", "test") if name in last):
         values = "  ".join(f"{name} {value:.2f}" for name, value in last[split].items())
         print(f"{split:<10} {values}")
+    from .pictures import draw_run  # only now: matplotlib takes as long to load as many steps
+
     paths = draw_run(model, splits, metrics, folder / "pictures")
     print(f"pictures   {len(paths)} in {folder / 'pictures'}")
     if board is not None:
@@ -833,10 +836,11 @@ def _bench(arguments: argparse.Namespace) -> None:
             raise SystemExit("\n".join(slower))
         return
     sections = arguments.sections or ["steps", "primitives"]
-    run_suite(
-        *(arguments.device, sections, arguments.output),
-        **{name: getattr(arguments, name) for name in ("quick", "data", "resume", "without")},
-    )
+    options = {name: getattr(arguments, name) for name in ("quick", "data", "resume", "without")}
+    try:
+        run_suite(arguments.device, sections, arguments.output, **options)
+    except RuntimeError as error:  # of a case that failed, when all others are measured
+        raise SystemExit(f"minivae: error: {error}") from None
 
 
 COMMANDS = {

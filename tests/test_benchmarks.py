@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from minivae import environment
+from minivae import cli, environment
 from minivae.backends.reference import PRIMITIVES, Call
 from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
@@ -319,6 +319,14 @@ def test_a_measured_step_is_told_with_the_peers_that_are_missing(
 def test_what_is_measured_is_told_in_words(section: str, told: str) -> None:
     found = json.loads((RESULTS / f"{section}-cpu.json").read_text())[section]
     assert re.search(told, "\n".join(run.IN_WORDS[section](found)))
+
+
+def test_a_program_that_fails_is_one_line_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(tmp_path / "nothing.npz"), "-o", str(tmp_path / "bench.json")]
+    with pytest.raises(SystemExit, match="minivae: error: minivae train ended with status 2"):
+        cli.main(["bench", "start-up", "--quick", *options])
 
 
 def test_a_lead_that_is_lost_is_reported_as_one_that_shrank(tmp_path: Path) -> None:
