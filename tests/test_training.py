@@ -406,6 +406,7 @@ import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from test_training import BUSY, small_vae, train
 from minivae import Training
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs beside it
 def twice(step, model):
     os.kill(os.getpid(), signal.SIGINT)
     while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
