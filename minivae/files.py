@@ -18,10 +18,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises InputError, in one line, if the file cannot be written (no space, no permission), or if
     there is something else at `path`, such as a folder or a device.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: expected a file's name, found something else there")
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            found = "found something else there"
+            raise InputError(f"cannot write {path}: expected a file's name, {found}")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)

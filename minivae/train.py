@@ -85,11 +85,9 @@ class Trainer:
         training: Training,
         progress: Progress = NOT_STARTED,
     ) -> None:
-        self.model, self.training, self.splits = model, training, splits
-        check_is("the name of the splits", splits.name, str)
+        self.model, self.training = model, training
+        self.splits = splits = splits.checked()
         for split in (splits.train, splits.test):
-            check_is(f"a split of {splits.name}", split, Dataset)
-            Dataset.of(split.images, split.labels, splits.name)  # raises what is wrong with it
             if split.image_shape != model.image_shape:
                 raise InputError(
                     f"{splits.name}: images are {split.image_shape}, the model takes "

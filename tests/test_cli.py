@@ -346,6 +346,13 @@ def test_what_is_no_file_is_not_replaced(
     assert (tmp_path / "pipe.npz").is_fifo()
 
 
+def test_a_name_that_no_file_can_have_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / f"{'long' * 100}.npz"
+    complains(capsys, ["encode", str(run), "-o", str(output)], "cannot write", "too long")
+
+
 def test_a_run_does_not_go_where_its_data_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -452,6 +452,14 @@ def test_a_data_set_that_was_never_checked_is_checked_before_training() -> None:
         fit(small_vae(), splits()._replace(train=grey), progress=False)
 
 
+def test_images_without_an_axis_of_channels_train_like_those_with_one() -> None:
+    _, first, test = splits()
+    bare = Splits("noise", *(Dataset(split.images[..., 0], None) for split in (first, test)))
+    training = Training(epochs=1, batch_size=10)
+    found = [fit(small_vae(), data, training, progress=False) for data in (splits(), bare)]
+    assert without_seconds(found[0]) == without_seconds(found[1])
+
+
 def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = small_vae()
     model.parameters.values["encoder.1.bias"][0] = np.nan

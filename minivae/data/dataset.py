@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError
+from ..errors import InputError, check_is
 
 HELD_OUT = 10
 """One image of so many is held out where a source has no test split."""
@@ -70,6 +70,14 @@ class Splits(NamedTuple):
     name: str
     train: Dataset
     test: Dataset
+
+    def checked(self) -> "Splits":
+        """The same by `Dataset.of`, which a data set need not have come from."""
+        check_is("the name of the splits", self.name, str)
+        for split in (self.train, self.test):
+            check_is(f"a split of {self.name}", split, Dataset)
+        made = (Dataset.of(split.images, split.labels, self.name) for split in self[1:])
+        return Splits(self.name, *made)
 
     def fingerprint(self) -> str:
         """A hash of all images and labels: two splits with the same one train the same model."""
