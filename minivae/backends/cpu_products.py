@@ -429,9 +429,10 @@ def _dense_product(x, w, b, y, lists, listed, panel, kind, slope, part, parts):
 
 
 @inlined
-def _derive_tile(x, dz_below, rows, block, width, height, vectors, squares, kind, slope):
+def _derive_tile(x, dz_below, where, height, vectors, squares, kind, slope):
     """dz_below times f'(x) in a tile of `height` rows, by way of three `squares` in the nearest
     cache."""
+    rows, block, width = where
     size, square_rows = height * vectors * LANES, _square_rows(vectors)
     outputs, gradients, derived = squares[0, :size], squares[1, :size], squares[2, :size]
     store_tile(load_tile(x, rows, block, width, height, vectors), outputs, square_rows, 0, width)
@@ -471,37 +472,18 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
             tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
             tile = bend_back_tile(tile, x_flat, below_rows, block, width, below)
             store_tile(tile, below_flat, below_rows, block, width)
-            if not bent:
-                _derive_tile(
-                    x_flat,
-                    below_flat,
-                    below_rows,
-                    block,
-                    width,
-                    ROWS,
-                    vectors,
-                    squares,
-                    kind,
-                    slope,
-                )
         else:
             low = zero_tile(HALF_ROWS, vectors)
             low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
             low = bend_back_tile(low, x_flat, below_rows, block, width, below)
             store_tile(low, below_flat, below_rows, block, width)
-            if not bent:
-                _derive_tile(
-                    x_flat,
-                    below_flat,
-                    below_rows,
-                    block,
-                    width,
-                    HALF_ROWS,
-                    vectors,
-                    squares,
-                    kind,
-                    slope,
-                )
+        if bent:
+            continue
+        where = below_rows, block, width
+        if n - row > HALF_ROWS:
+            _derive_tile(x_flat, below_flat, where, ROWS, vectors, squares, kind, slope)
+        else:
+            _derive_tile(x_flat, below_flat, where, HALF_ROWS, vectors, squares, kind, slope)
 
 
 @kernel
@@ -536,8 +518,7 @@ def dense_forward(x, w, b, y, lists, panels, kind, slope):
         for tile in prange(1, listed):
             _list_columns(x, tile * ROWS, lists[tile])
     for part in prange(parts):
-        share = np.int64(part), parts
-        _dense_product(x, w, b, y, lists, listed, panels[part], kind, slope, *share)
+        _dense_product(x, w, b, y, lists, listed, panels[part], kind, slope, np.int64(part), parts)
 
 
 @shared_kernel
@@ -715,13 +696,16 @@ def _dense_gradient_tiles(left, right, g, g_rows, first, last, vectors):
 def _add_up_or_update(gradient, sums, some, parameters, row, adam_numbers, stage):
     """Adds what earlier images left in `sums`, if there were any, to the gradient of `some`
     parameters; after the last images Adam takes it, else it goes to `sums`."""
-    (grows, ends), (p, m, v) = stage, parameters
+    (grows, ends), (p, m, v), sums = stage, parameters, sums[some]
+    # Loops, since Numba compiles an assignment of arrays for seconds.
     if grows:
-        gradient += sums[some]
+        for i in range(gradient.size):
+            gradient[i] += sums[i]
     if ends:
         adam(p[some], gradient, m[some], v[some], row, *adam_numbers)
     else:
-        sums[some] = gradient
+        for i in range(gradient.size):
+            sums[i] = gradient[i]
 
 
 @kernel
