@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import minivae
-from minivae.data import load
+from minivae.data import lasting_name, load
 from minivae.models import Autoencoder
 from minivae.pictures import draw_progress, draw_run
 
@@ -77,7 +77,7 @@ def train_and_draw(
         *(model, splits, training),
         out=arguments.out,
         on_step=on_step,
-        extra_config={"source": arguments.data},
+        extra_config={"source": lasting_name(arguments.data)},
     )
     for path in draw_run(model, splits, metrics, pictures):
         print(path)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import InputError, check_is
 from .files import replacing
 from .models import Autoencoder, model_from_config
+from .ops.elbo import TOTALS_SIZE
 from .presets import Training, training_from_config
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -40,7 +41,7 @@ class Progress(NamedTuple):
     logged_totals: NDArray[np.float64]
 
 
-NOT_STARTED = Progress(0, np.zeros(3), np.zeros(3), np.zeros(3))
+NOT_STARTED = Progress(0, *(np.zeros(TOTALS_SIZE) for _ in range(3)))
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -154,11 +155,17 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
 
 
 def save(model: Autoencoder, folder: str | Path) -> None:
-    """Writes the model into a folder that `load` reads."""
+    """Writes the model into a folder that `load` reads.
+
+    Raises InputError if the folder holds a run, which would lose its training.
+    """
     check_is("model", model, Autoencoder)
     check_is("folder", folder, str, Path)
-    write_config(Path(folder), {"model": model.config()})
-    write_checkpoint(Path(folder), model, NOT_STARTED)
+    folder = Path(folder)
+    if (folder / CONFIG).exists() and "training" in read_config(folder):
+        raise InputError(f"{folder} holds a run, expected another folder for the model alone")
+    write_config(folder, {"model": model.config()})
+    write_checkpoint(folder, model, NOT_STARTED)
 
 
 def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Autoencoder:

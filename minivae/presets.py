@@ -151,7 +151,7 @@ class Preset:
         if samples is not None:
             objective = dataclasses.replace(objective, samples=samples)
         model = self.build(
-            image_shape,
+            tuple(image_shape),
             latent or self.latent,
             tuple(hidden) or self.hidden,
             objective,
@@ -192,7 +192,7 @@ def dense_vae(
     decoder.append(Dense(pixels))
     if objective.likelihood != "bernoulli":
         decoder.append(Sigmoid())
-    decoder.append(Reshape(tuple(image_shape)))
+    decoder.append(Reshape(image_shape))
     return VAE([*encoder, Dense(2 * latent)], decoder, objective, image_shape, seed=seed)
 
 
@@ -267,6 +267,8 @@ def iwae_paper_model(
 
 
 IWAE_PAPER_BATCH, IWAE_PAPER_IMAGES = 20, 59_600
+"""MNIST's training images but the last 400, which the authors' code holds out."""
+
 IWAE_PAPER_PASSES = tuple(3**i for i in range(8))
 IWAE_PAPER_RATES = (10, 7.2, 5.2, 3.7, 2.7, 1.9, 1.4, 1)
 """Learning rates in 1e-4, each for as many passes: 10^(1 - i/7), rounded."""
@@ -280,7 +282,7 @@ IWAE_PAPER_TRAINING = Training(
     output_bias=True,
     optimizer=Adam(
         lr=1e-4,
-        beta1=0.99,
+        beta1=0.99,  # the authors' code; the paper says 0.9
         # The authors sum gradients over the batch where we average them: epsilon and the second
         # moment's start, 1e-4 and 1 there, go down with the gradient and with its square.
         epsilon=1e-4 / IWAE_PAPER_BATCH,

@@ -1,6 +1,7 @@
 """Every example runs as its docstring says, and builds the model of the preset of its name."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import minivae
 from minivae import preset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -45,9 +47,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(
+    name: str, *arguments: object, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -55,6 +59,12 @@ def test_the_example_is_the_preset_of_its_name(example: Any, name: str) -> None:
     module, chosen = example(name), preset(name.replace("_", "-"))
     assert module.build().config() == chosen.model().config()
     assert chosen.training == module.TRAINING
+
+
+@pytest.mark.parametrize("name", sorted(minivae.PRESETS))
+def test_a_preset_takes_an_image_shape_as_a_list_too(name: str) -> None:
+    chosen = preset(name)
+    assert chosen.model([28, 28, 1]).config() == chosen.model((28, 28, 1)).config()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,6 +84,13 @@ def test_the_study_leaves_its_picture(name: str, data: Path, tmp_path: Path) -> 
     done = run(name, "--data", data, "--out", tmp_path, "--epochs", 1, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"{name}.png").exists()
+
+
+def test_the_run_of_an_example_names_its_data_from_anywhere(data: Path, tmp_path: Path) -> None:
+    options = ("--data", data.name, "--out", tmp_path, "--steps", 1)
+    done = run("mnist_dense", *options, folder=data.parent)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["source"] == str(data)
 
 
 def test_images_of_either_type_come_to_the_same_numbers(example: Any) -> None:

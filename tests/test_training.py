@@ -659,6 +659,26 @@ def test_a_saved_model_is_loaded_with_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(model.tensors(), tensors_of(tmp_path / "saved"))
 
 
+def test_saving_a_model_over_a_run_is_refused(tmp_path: Path) -> None:
+    from minivae import save
+
+    model = small_vae()
+    train(model, BUSY, out=tmp_path)
+    before = tensors_of(tmp_path)
+    with pytest.raises(InputError, match="holds a run, expected another folder"):
+        save(small_vae(seed=1), tmp_path)
+    assert_same_bits(before, tensors_of(tmp_path))
+    assert "training" in json.loads((tmp_path / CONFIG).read_text())
+
+
+def test_saving_a_model_over_a_saved_one_replaces_it(tmp_path: Path) -> None:
+    from minivae import save
+
+    save(small_vae(), tmp_path)
+    save(small_vae(seed=1), tmp_path)
+    assert load(tmp_path).seed == 1
+
+
 def test_beta_warm_up_weighs_the_kl_step_by_step() -> None:
     objective = Objective(beta=4.0, beta_warmup_steps=4)
     assert [objective.beta_at(step) for step in range(6)] == [1, 2, 3, 4, 4, 4]
