@@ -1,5 +1,6 @@
 """JAX as a peer: the same step under jit, alone or as a lax.scan over many steps."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ ACTIVATIONS = {
     "softplus": jax.nn.softplus,
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
 }
 
 UNROLLED = 8
@@ -35,9 +37,10 @@ def _apply(network: Network, values: dict[str, Any], x: Any) -> Any:
             x = _convolution(layer, x, shape, values[f"{prefix}.weight"])
             x += values[f"{prefix}.bias"]
         elif isinstance(layer, ActivationLayer):
-            slope = layer.activation.slope
-            f = ACTIVATIONS.get(layer.kind, lambda a, s=slope: jax.nn.leaky_relu(a, s))
-            x = f(x)
+            if layer.kind == "leaky_relu":
+                x = jax.nn.leaky_relu(x, layer.activation.slope)
+            else:
+                x = ACTIVATIONS[layer.kind](x)
         else:
             x = x.reshape(shape)
     return x

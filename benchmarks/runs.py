@@ -26,8 +26,8 @@ EVALUATED = (
 PEER = "peer.json"
 """The record of a run in PyTorch (torch_run.py), whose weights lie beside it."""
 
-OWN_WEIGHTS = "PyTorch, its own weights"
-"""The framework of a run that began at PyTorch's initial weights, not at minivae's."""
+SAME_WEIGHTS, OWN_WEIGHTS = "PyTorch", "PyTorch, its own weights"
+"""The framework of a run in PyTorch that began at minivae's initial weights, or at its own."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

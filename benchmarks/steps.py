@@ -18,7 +18,6 @@ import numpy as np
 from minivae import backends
 from minivae.environment import cores
 from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
-from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.train import Trainer
 
 from .cases import Case, step_cases
@@ -127,14 +126,9 @@ def set_peers_precision(precision: str) -> None:
 def _own_loss(case: Case, images: np.ndarray) -> float:
     """The loss of some images, with the noise of the first step."""
     model = case.model
-    backend = model.backend
     bound = model.bind(len(images))
-    bound.x[...] = backend.asarray(images.reshape(bound.x.shape))
-    schedule = np.zeros((1, SCHEDULE_COLUMNS), np.float32)
-    schedule[0, BETA] = model.objective.beta
-    totals, state = backend.zeros((3,), np.float64), backend.asarray(new_state())
-    bound.forward(Noise(0, LATENT_STREAM), backend.asarray(schedule), state, totals)
-    return float(backend.to_numpy(totals)[0]) / len(images)
+    bound.x[...] = model.backend.asarray(images.reshape(bound.x.shape))
+    return bound.mean_loss(Noise(0, LATENT_STREAM))
 
 
 def _peer_loss(name: str, peer: Any, images: np.ndarray, eps: np.ndarray) -> float:
@@ -194,7 +188,7 @@ def prepare_case(
     if device != "cpu":
         name = f"{OWN}, {SEVERAL} steps a launch"
         candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
-    by_draws = case.model.objective.estimator != "analytic"
+    by_draws = case.model.objective.by_draws
     builders, missing = (peers_by_draws if by_draws else peers)(case, device)
     failures = dict.fromkeys(missing, "not installed")
     losses: dict[str, Callable[[], float]] = {OWN: lambda: _own_loss(case, images)}

@@ -24,7 +24,7 @@ from minivae.train import Trainer
 from .cases import Case
 from .measure import write_result
 from .paper_peer import PaperPeer
-from .runs import OWN_WEIGHTS, PEER
+from .runs import OWN_WEIGHTS, PEER, SAME_WEIGHTS
 from .torch_peer import TorchPeer
 
 CHUNK = 500
@@ -55,7 +55,7 @@ def main() -> None:
     splits = load(arguments.data)
     Trainer(own.to("reference"), splits, training).begin()
     case = Case(arguments.preset, own, training, splits)
-    by_draws = own.objective.estimator != "analytic"
+    by_draws = own.objective.by_draws
     torch.manual_seed(arguments.seed)
     peer = PaperPeer(case) if by_draws else TorchPeer(case, "cpu", "eager")
     if arguments.own_weights:
@@ -82,7 +82,7 @@ def main() -> None:
         save(own, arguments.out)
     result = {
         "environment": environment("cpu"),
-        "framework": OWN_WEIGHTS if arguments.own_weights else "PyTorch",
+        "framework": OWN_WEIGHTS if arguments.own_weights else SAME_WEIGHTS,
         "preset": arguments.preset,
         "training": dataclasses.asdict(training),
         "objective": dataclasses.asdict(own.objective),

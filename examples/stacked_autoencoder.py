@@ -32,7 +32,6 @@ from minivae.ops.activations import Activation
 from minivae.ops.state import INDEX, new_state
 from minivae.params import Parameters
 
-SIZES = (784, 512, 256, 64)
 BATCH = 128
 SIGMOID = Activation("sigmoid")
 OPTIMIZER = Adam(lr=1e-3)
@@ -65,7 +64,8 @@ class TiedStack:
         self.parameters = Parameters(shapes, self.backend, dtype)
         rng = np.random.default_rng(seed)
         for index, (inputs, units) in enumerate(pairwise(sizes)):
-            bound = 4 * np.sqrt(6 / (inputs + units))  # Glorot & Bengio 2010, for the sigmoid
+            # Glorot & Bengio 2010, for a slope of 1 at 0; a sigmoid's is 1/4.
+            bound = 4 * np.sqrt(6 / (inputs + units))
             self.parameters.values[f"{index}.w"][...] = rng.uniform(-bound, bound, (inputs, units))
 
     def layers(self, kind: str = "values") -> list[Layer]:

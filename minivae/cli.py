@@ -362,7 +362,7 @@ def _refuse_idle(arguments: argparse.Namespace, model: "Autoencoder", training: 
         (("sigma",), objective.likelihood == "gaussian", "--likelihood gaussian"),
         (("capacity_steps",), objective.capacity > 0, "--capacity"),
         (of_steps, optimizer.schedule == "step", "--schedule step"),
-        (("k",), objective.estimator != "analytic", "one of the presets iwae-paper-*"),
+        (("k",), objective.by_draws, "one of the presets iwae-paper-*"),
     ):
         for name in _given(arguments, names):
             if not effective:
@@ -505,23 +505,13 @@ def _run_training(
 ) -> None:
     from .checkpoint import METRICS
     from .environment import environment
-    from .evaluate import why_no_likelihood
     from .train import fit, read_metrics
 
     model.to(_device(arguments))
     if not resume:
         extra_config = {**extra_config, "environment": environment(model.backend.name)}
     before = read_metrics(folder / METRICS) if resume else []
-    print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
-    print(
-        f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
-    )
-    binarization = training.binarization
-    print(f"objective  {model.describe(model.objective)}; binarization {binarization}")
-    reason = why_no_likelihood(model, splits.test.images, binarization)
-    if reason:
-        print(f"           {NO_LIKELIHOOD}: {reason}")
-    print(f"run        {folder}", flush=True)
+    _print_run(model, splits, training, folder)
     board = _tensorboard(folder) if arguments.tensorboard else None
 
     def on_step(step: int, model: "Autoencoder") -> None:
@@ -546,6 +536,29 @@ def _run_training(
     )
     if metrics == before:
         print("finished   before: more --epochs or --steps go on")
+    _report_run(model, splits, metrics, folder)
+    if board is not None:
+        board.close()
+
+
+def _print_run(model: "Autoencoder", splits: "Splits", training: "Training", folder: Path) -> None:
+    from .evaluate import why_no_likelihood
+
+    print(f"model      {model.parameters.count:,} parameters on {model.backend.name}")
+    print(
+        f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
+    )
+    print(f"objective  {model.describe(model.objective)}; binarization {training.binarization}")
+    reason = why_no_likelihood(model, splits.test.images, training.binarization)
+    if reason:
+        print(f"           {NO_LIKELIHOOD}: {reason}")
+    print(f"run        {folder}", flush=True)
+
+
+def _report_run(
+    model: "Autoencoder", splits: "Splits", metrics: list[dict[str, Any]], folder: Path
+) -> None:
+    """The last test's figures, and the pictures."""
     tested = [record for record in metrics if "test" in record]
     if not tested:
         raise InputError(f"{folder} has not been tested yet: --resume it with more --steps")
@@ -557,8 +570,6 @@ def _run_training(
 
     paths = draw_run(model, splits, metrics, folder / "pictures")
     print(f"pictures   {len(paths)} in {folder / 'pictures'}")
-    if board is not None:
-        board.close()
 
 
 def _device(arguments: argparse.Namespace) -> "ReferenceBackend":

@@ -29,10 +29,9 @@ from .models import VAE, Autoencoder, check_binarization
 from .network import Buffers, Pass
 from .ops.batch import gather_batch
 from .ops.importance import log_mean_exp
-from .ops.latent import kl_to_prior
+from .ops.latent import active_units, kl_to_prior
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
 from .ops.state import STEP, new_state
-from .train import active_units
 
 BLOCK = 100
 """Draws that are made at once. Their noise is a function of (seed, image, block, draw): fixed, so
@@ -279,18 +278,35 @@ def evaluate(
         "why_no_likelihood": reason,
         "error_per_class": _error_per_class(model, x, data.labels),
     }
-    if not isinstance(model, VAE):
-        terms = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)
-        loss = Estimate(terms["loss"])
-        return Evaluation(samples=0, loss=loss, reconstruction=loss, kl=Estimate(0.0), **common)
-    samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
-    chunk = min(chunk, len(x) * samples)
-    _check_memory(model, chunk)
-    mu, logvar = model.encode(x.reshape(-1, *model.image_shape), data.labels)
+    if isinstance(model, VAE):
+        samples = min(samples, DRAWS_OF_A_LOSS) if reason else samples
+        chunk = min(chunk, len(x) * samples)
+        _check_memory(model, chunk)
+        ladder = [] if reason else _ladder(samples)
+        return Evaluation(
+            **common, **_by_draws(model, x, data.labels, samples, ladder, seed, chunk, progress)
+        )
+    terms = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)
+    loss = Estimate(terms["loss"])
+    return Evaluation(samples=0, loss=loss, reconstruction=loss, kl=Estimate(0.0), **common)
+
+
+def _by_draws(
+    model: VAE,
+    x: NDArray,
+    labels: NDArray | None,
+    samples: int,
+    ladder: list[int],
+    seed: int,
+    chunk: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """What `samples` draws of each image x (n, pixels) and its posterior say; with a ladder of
+    bounds, whose last is at `samples`, also the likelihood."""
+    mu, logvar = model.encode(x.reshape(-1, *model.image_shape), labels)
     kl = kl_to_prior(mu, logvar)
     head = np.concatenate([mu, logvar / model.logvar_factor], axis=1)
-    ladder = [] if reason else _ladder(samples)
-    checked = model.labels(data.labels, len(x))
+    checked = model.labels(labels, len(x))
     onehot = np.zeros((len(x), 0)) if checked is None else np.eye(model.classes)[checked]
     pixels, labelled, heads = (
         model.backend.asarray(array.astype(model.dtype)) for array in (x, onehot, head)
@@ -298,7 +314,7 @@ def evaluate(
     draws = _Draws(model, pixels, labelled, heads, chunk, seed)
     chunks = _chunks(len(x), samples, chunk)
     reconstruction, bounds = _by_image(draws, chunks, len(x), samples, ladder, progress)
-    common |= {
+    found: dict[str, Any] = {
         "samples": samples,
         "loss": Estimate.of(reconstruction + np.sum(kl, axis=1)),
         "reconstruction": Estimate.of(reconstruction),
@@ -308,14 +324,14 @@ def evaluate(
         "active_units": active_units(mu),
         "aggregate_posterior": aggregate_posterior(mu, logvar),
     }
-    if not reason:
+    if ladder:
         likelihood = Estimate.of(-bounds[:, -1])
-        common["negative_log_likelihood"] = likelihood
+        found["negative_log_likelihood"] = likelihood
         # A Gaussian's density of brightness in [0, 1], over the width of one of 256 levels.
         levels = 0 if model.objective.likelihood == "bernoulli" else math.log2(255)
         bits = likelihood.mean / (model.pixels * math.log(2)) + levels
-        common["bits_per_dimension"] = bits
-    return Evaluation(**common)
+        found["bits_per_dimension"] = bits
+    return found
 
 
 def _by_image(
@@ -350,9 +366,9 @@ def _by_image(
 def aggregate_posterior(mu: NDArray, logvar: NDArray) -> dict[str, Any]:
     """Mean and variance of each dimension of the mixture of all q(z|x), from mu and logvar (n, d),
     and the KL in nats of the normal distribution with these to the prior: 0 for a match."""
-    mean = np.mean(mu, axis=0, dtype=np.float64)
-    variance = np.var(mu, axis=0, dtype=np.float64) + np.mean(np.exp(logvar), axis=0)
-    mismatch = 0.5 * np.sum(variance + mean**2 - 1 - np.log(variance))
+    mean = mu.mean(axis=0, dtype=np.float64)
+    variance = mu.var(axis=0, dtype=np.float64) + np.exp(logvar).mean(axis=0)
+    mismatch = np.sum(kl_to_prior(mean, np.log(variance)))
     return {"mean": mean.tolist(), "variance": variance.tolist(), "kl_to_prior": float(mismatch)}
 
 

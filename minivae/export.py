@@ -212,7 +212,8 @@ def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
 def to_torch(model: Autoencoder, path: Path) -> list[str]:
     """Writes safetensors that `load_state_dict` takes into a module with the torch.nn.Sequential
     members `encoder` and `decoder`. Returns the file's name and the two definitions, which the
-    file's metadata hold as well. A decoder for the Bernoulli likelihood ends in logits."""
+    file's metadata hold as well. A decoder for the Bernoulli likelihood ends in logits. Raises
+    InputError for a layer that torch.nn.Sequential has no like of."""
     from safetensors.numpy import save
 
     tensors, definitions = {}, {}

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .models import Autoencoder, ModelPass, model_from_config
-from .ops.elbo import LOSS, TOTALS_SIZE
+from .models import Autoencoder, model_from_config
 from .ops.philox import LATENT_STREAM, Noise
-from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
+from .ops.state import new_state
 
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
 ENTRIES = 12
@@ -31,14 +30,6 @@ class GradientError(NamedTuple):
     name: str
     layer: str
     error: float
-
-
-def _loss(bound: ModelPass, beta: float, noise: Noise) -> float:
-    schedule = np.zeros((1, SCHEDULE_COLUMNS))
-    schedule[0, BETA] = beta
-    totals = np.zeros(TOTALS_SIZE)
-    bound.forward(noise, schedule, new_state(), totals)
-    return float(totals[LOSS]) / bound.rows
 
 
 def _entry_error(
@@ -73,17 +64,15 @@ def check_gradients(model: Autoencoder, seed: int = 0) -> Iterator[GradientError
     bound.x[...] = rng.random(bound.x.shape)
     if model.classes:
         bound.onehot[...] = np.eye(model.classes)[rng.integers(model.classes, size=ROWS)]
-    noise, beta = Noise(seed, LATENT_STREAM), model.objective.beta
-    _loss(bound, beta, noise)
+    noise = Noise(seed, LATENT_STREAM)
+    bound.mean_loss(noise)
     bound.backward(noise, new_state())
     for name, value in model.parameters.values.items():
         derived = model.parameters.gradients[name].reshape(-1)
         entries = rng.choice(value.size, min(ENTRIES, value.size), replace=False)
         floor = max(1e-1 * float(np.abs(derived).max()), np.finfo(np.float64).tiny)
         errors = [
-            _entry_error(
-                lambda: _loss(bound, beta, noise), value.reshape(-1), entry, derived, floor
-            )
+            _entry_error(lambda: bound.mean_loss(noise), value.reshape(-1), entry, derived, floor)
             for entry in entries
         ]
         part, index = name.split(".")[:2]

@@ -198,13 +198,10 @@ class WeightedLayer(Layer):
         elif scheme == "glorot":
             bound = math.sqrt(6 / (fan_in + fan_out))
             weight = rng.uniform(-bound, bound, shapes["weight"])
-        elif scheme == "truncated-normal":
+        else:  # "truncated-normal"
             weight = rng.normal(0, 0.02, shapes["weight"])
             while (outside := np.abs(weight) > 0.04).any():
                 weight[outside] = rng.normal(0, 0.02, outside.sum())
-        else:
-            known = ", ".join(INITIALIZATIONS)
-            raise InputError(f"initialization is {scheme!r}, expected one of {known}")
         return {"weight": weight, "bias": bias}
 
     def geometry_of(self, x: Any, y: Any) -> tuple[ConvGeometry, ...]:

@@ -1,8 +1,8 @@
 """Autoencoder and VAE: an encoder, a latent, a decoder and an objective, trained by hand-derived
 gradients on any backend.
 
-A model is built in two steps: `to` picks the backend and gives it parameters, `allocate` takes all
-the memory that a batch needs. Both happen by themselves at the first use that needs them.
+A model is built in two steps: `to` picks the backend and gives it parameters, `bind` takes all the
+memory that a batch needs. Both happen by themselves at the first use that needs them.
 """
 
 import dataclasses
@@ -103,12 +103,12 @@ class Objective:
         check_settings(self, checks)
         if self.free_bits and self.capacity:
             raise InputError("free_bits and capacity exclude each other: both set the KL's level")
-        if self.estimator == "analytic" and self.samples != 1:
+        if not self.by_draws and self.samples != 1:
             raise InputError(
                 f"samples is {self.samples}, expected 1 unless the bound is by draws (iwae-paper-*)"
             )
         plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
-        if self.estimator != "analytic" and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
+        if self.by_draws and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
             raise InputError(
                 f"a bound by draws (estimator {self.estimator!r}) is for the Bernoulli likelihood "
                 "with beta 1, no free bits and no capacity"
@@ -125,6 +125,11 @@ class Objective:
     def calibrated(self) -> bool:
         """Whether the likelihood's variance is calibrated."""
         return self.likelihood == "calibrated-gaussian"
+
+    @property
+    def by_draws(self) -> bool:
+        """Whether the bound comes from draws alone (importance.py), without an analytic KL."""
+        return self.estimator != "analytic"
 
     def constant(self, pixels: int) -> float:
         """The part of a fixed Gaussian's -log p(x|z) that the loss on the device leaves out
@@ -151,7 +156,7 @@ class Objective:
         }[self.likelihood]
 
     def __str__(self) -> str:
-        if self.estimator != "analytic":
+        if self.by_draws:
             bound = "log mean w" if self.estimator == "importance" else "mean log w"
             return (
                 f"-({bound}), log w = log p(x|z) + log p(z) - log q(z|x), of {self.samples} draws; "
@@ -196,7 +201,7 @@ class Autoencoder:
         check_image_shape(image_shape)
         check_seed(seed)
         check_is("objective", objective, Objective)
-        if objective.estimator != "analytic" and not isinstance(self, VAE):
+        if objective.by_draws and not isinstance(self, VAE):
             raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
@@ -226,6 +231,11 @@ class Autoencoder:
     def latent(self) -> int:
         """Dimensions of the latent distribution; 0 for a plain autoencoder."""
         return 0
+
+    @property
+    def logvar_factor(self) -> float:
+        """The factor from the head's second half to the log-variance."""
+        return HEADS[self.head]
 
     @property
     def code_shape(self) -> Shape:
@@ -568,7 +578,7 @@ class Autoencoder:
         objective = objective or self.objective
         constant = objective.constant(self.pixels)
         loss = float(totals[LOSS] / images + constant)
-        if objective.estimator != "analytic":
+        if objective.by_draws:
             return {"loss": loss}
         terms = {
             "loss": loss,
@@ -600,7 +610,7 @@ class VAE(Autoencoder):
     ) -> None:
         if head not in HEADS:
             raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
-        if head != "logvar" and objective.estimator == "analytic":
+        if head != "logvar" and not objective.by_draws:
             raise InputError(f"head is {head!r}, expected 'logvar' with an analytic KL")
         self.head = head
         super().__init__(
@@ -626,22 +636,20 @@ class VAE(Autoencoder):
         return (head[0] // 2,)
 
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
-        """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c)."""
+        """The posterior's (mu, logvar), each (n, d), of images (n, h, w, c). Raises InputError on
+        images or labels that do not fit."""
         head = self._encoded(images, labels)
         return head[:, : self.latent], self.logvar_factor * head[:, self.latent :]
 
-    @property
-    def logvar_factor(self) -> float:
-        """The factor from the head's second half to the log-variance."""
-        return HEADS[self.head]
-
     def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
-        """The images (n, h, w, c) decoded from the mean of their posterior."""
+        """The images (n, h, w, c) decoded from the mean of their posterior. Raises InputError on
+        images or labels that do not fit."""
         return self.decode(self.encode(images, labels)[0], labels)
 
     def sample(self, count: int, *, seed: int = 0, labels: ArrayLike | None = None) -> NDArray:
         """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
-        a conditional model of these labels, or else of each class in turn."""
+        a conditional model of these labels, or else of each class in turn. Raises InputError on a
+        count below 1 and on labels that do not fit."""
         check_seed(seed)
         check_count("count", count)
         rng = np.random.default_rng([seed, SAMPLING_STREAM])
@@ -676,7 +684,7 @@ class _Memory:
     def __init__(self, model: Autoencoder, batch: int) -> None:
         backend, dtype, d = model.backend, model.dtype, model.latent
         draws = batch * model.objective.samples
-        by_draws = model.objective.estimator != "analytic"
+        by_draws = model.objective.by_draws
         self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
         self.onehot = backend.zeros((batch, model.classes), dtype)
@@ -703,7 +711,7 @@ class ModelPass:
         parameters: Parameters,
         memory: _Memory,
         rows: int,
-        draws: int = 1,
+        draws: int,
     ) -> None:
         self.model, self.backend, self.rows = model, model.backend, rows
         self.x, self.onehot = memory.x[:rows], memory.onehot[:rows]
@@ -720,8 +728,8 @@ class ModelPass:
         else:
             self.code, dcode = self.encoder.output, self.encoder.output_gradient
             below = self.encoder.output_activation
-        self.by_draws = model.objective.estimator != "analytic"
-        self.logvar_factor = HEADS[model.head]
+        self.by_draws = model.objective.by_draws
+        self.logvar_factor = model.logvar_factor
         self.log_ratio = memory.log_ratio[: rows * draws]
         self.weights = memory.weights[: rows * draws]
         self.dcode = dcode
@@ -757,6 +765,15 @@ class ModelPass:
         calls += self.decoder.forward_calls
         calls += self._bound() if self.by_draws else self._reconstruction_loss(objective)
         self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
+
+    def mean_loss(self, noise: Noise) -> float:
+        """The mean loss of the rows in `x`, at the objective's final beta."""
+        schedule = np.zeros((1, SCHEDULE_COLUMNS), self.model.dtype)
+        schedule[0, BETA] = self.model.objective.beta
+        totals = self.backend.zeros((TOTALS_SIZE,), np.float64)
+        state = self.backend.asarray(new_state())
+        self.forward(noise, self.backend.asarray(schedule), state, totals)
+        return float(self.backend.to_numpy(totals)[LOSS]) / self.rows
 
     def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
         """The loss from its terms, added to `totals`, and the weight of each KL."""

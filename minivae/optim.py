@@ -77,7 +77,8 @@ class Adam:
         object.__setattr__(self, "pieces", pieces)
 
     def learning_rate(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
-        """The learning rate of `step` (counted from 0) of a run of `total_steps`."""
+        """The learning rate of `step` (counted from 0) of a run of `total_steps`; pieces last for
+        epochs, of `steps_per_epoch` each."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         t = step - self.warmup_steps

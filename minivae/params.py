@@ -26,7 +26,6 @@ class Parameters:
         self, shapes: dict[str, tuple[int, ...]], backend: ReferenceBackend, dtype: DTypeLike
     ) -> None:
         self.shapes = shapes
-        self._backend = backend
         offsets, size = {}, 0
         for name, shape in shapes.items():
             offsets[name] = size

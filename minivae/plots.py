@@ -48,7 +48,7 @@ def _tile(images: NDArray, side: float = 0.8) -> tuple[float, float]:
     return max(side * stretch, 0.3), max(side / stretch, 0.2)
 
 
-def _mosaic(images: NDArray, gap: int = 2) -> NDArray:
+def _mosaic(images: NDArray, gap: int) -> NDArray:
     """Rows of images (rows, columns, h, w, c) as one picture, with white gaps between them."""
     images = np.clip(images, 0, 1)
     rows, columns, height, width, channels = images.shape
@@ -80,9 +80,7 @@ def _label(
     axes.set_yticklabels([str(row) for row in rows])
 
 
-def loss_curves(
-    path: Path, metrics: list[dict[str, Any]], *, title: str = "Training and test loss"
-) -> None:
+def loss_curves(path: Path, metrics: list[dict[str, Any]]) -> None:
     """Loss, reconstruction and KL by epoch; by step where records were written every few steps.
 
     `metrics` are the records of metrics.jsonl.
@@ -93,7 +91,7 @@ def loss_curves(
     # Without a KL the reconstruction is the loss.
     shown = LOSS_TERMS if metrics[-1]["train"].get("kl") else ("loss",)
     terms = {key: LOSS_TERMS[key] for key in shown}
-    figure = new_figure(4.2 * len(terms), 3.6, title)
+    figure = new_figure(4.2 * len(terms), 3.6, "Training and test loss")
     panels = np.atleast_1d(figure.subplots(1, len(terms)))
     for axes, (key, label) in zip(panels, terms.items(), strict=True):
         for split, colour in SPLIT_COLOURS.items():
@@ -165,12 +163,7 @@ def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
 
 
 def class_reconstructions(
-    path: Path,
-    originals: NDArray,
-    decoded: NDArray,
-    labels: NDArray,
-    *,
-    title: str = "Two images of each class and their reconstructions",
+    path: Path, originals: NDArray, decoded: NDArray, labels: NDArray
 ) -> None:
     """For each class its first two originals, each beside its reconstruction."""
     classes = np.unique(labels)
@@ -180,7 +173,11 @@ def class_reconstructions(
         pairs = (_mosaic_floats(images[index]) for images in (originals, decoded))
         rows.append(np.stack(list(pairs), axis=1).reshape(4, *originals.shape[1:]))
     width, height = _tile(originals)
-    figure = new_figure(4 * width + 1.8, height * len(classes) + 1.2, title)
+    figure = new_figure(
+        4 * width + 1.8,
+        height * len(classes) + 1.2,
+        "Two images of each class and their reconstructions",
+    )
     axes = figure.subplots()
     _show(axes, np.stack(rows))
     _label(axes, "two images", "class", ["original", "decoded"] * 2, classes)
@@ -207,12 +204,11 @@ def latent_scatter(
     labels: NDArray | None,
     *,
     quantity: str = "posterior mean",
-    title: str | None = None,
 ) -> None:
     """Codes (n, d) in the plane, coloured by class: both dimensions if d = 2, the first two
     principal components if there are more, a histogram if d = 1."""
     dimensions = codes.shape[1]
-    figure = new_figure(6.6, 5.4, title or f"Test images in the latent space: {quantity}")
+    figure = new_figure(6.6, 5.4, f"Test images in the latent space: {quantity}")
     axes = figure.subplots()
     classes = [None] if labels is None else list(np.unique(labels))
     groups = [slice(None) if c is None else labels == c for c in classes]
@@ -263,12 +259,10 @@ def manifold_grid(size: int) -> NDArray[np.float64]:
     return np.stack([z1, z2], axis=-1).reshape(-1, 2)
 
 
-def manifold(
-    path: Path, images: NDArray, size: int, *, title: str = "Decoded two-dimensional latent"
-) -> None:
+def manifold(path: Path, images: NDArray, size: int) -> None:
     """The images (size * size, h, w, c) decoded from `manifold_grid(size)`."""
     width, height = _tile(images, 0.38)
-    figure = new_figure(width * size + 1.4, height * size + 1.4, title)
+    figure = new_figure(width * size + 1.4, height * size + 1.4, "Decoded two-dimensional latent")
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images).reshape(size, size, *images.shape[1:]), gap=0)
     values = _quantiles(size)
@@ -283,14 +277,16 @@ def traversals(
     images: NDArray,
     values: Sequence[float] | NDArray,
     dimensions: Sequence[int] | NDArray | None = None,
-    *,
-    title: str = "Latent traversals from one image, most informative dimension first",
 ) -> None:
     """Images (rows, steps, h, w, c): row i decoded with `dimensions[i]` set to each of `values`."""
     rows, columns = images.shape[:2]
     dimensions = range(rows) if dimensions is None else dimensions
     width, height = _tile(images)
-    figure = new_figure(width * columns + 1.3, height * rows + 1.2, title)
+    figure = new_figure(
+        width * columns + 1.3,
+        height * rows + 1.2,
+        "Latent traversals from one image, most informative dimension first",
+    )
     axes = figure.subplots()
     _show(axes, _mosaic_floats(images))
     ticks = [f"{value:.3g}" for value in values]
@@ -301,12 +297,9 @@ def traversals(
 def error_histogram(
     path: Path,
     errors: NDArray,
-    *,
-    quantity: str = "squared error per image",
-    title: str = "Reconstruction errors of the test images",
 ) -> None:
     """A histogram of errors (n,), with the median and the 95th percentile."""
-    figure = new_figure(6, 3.8, title)
+    figure = new_figure(6, 3.8, "Reconstruction errors of the test images")
     axes = figure.subplots()
     axes.hist(errors, bins=min(60, max(5, len(errors) // 10)), color="tab:blue", alpha=0.8)
     for share, style in ((50, "-"), (95, "--")):
@@ -314,18 +307,18 @@ def error_histogram(
         axes.axvline(
             value, color="black", linestyle=style, label=f"{share}th percentile: {value:.3g}"
         )
-    axes.set_xlabel(quantity)
+    axes.set_xlabel("squared error per image")
     axes.set_ylabel("test images")
     axes.legend()
     save_figure(path, figure)
 
 
-def kl_per_dimension(
-    path: Path, kl: NDArray, *, title: str = "Information in each latent dimension"
-) -> None:
+def kl_per_dimension(path: Path, kl: NDArray) -> None:
     """The mean KL (d,) of each dimension, largest first."""
     order = np.argsort(-kl)
-    figure = new_figure(min(14, max(4.5, 0.28 * len(kl) + 1.5)), 3.6, title)
+    figure = new_figure(
+        min(14, max(4.5, 0.28 * len(kl) + 1.5)), 3.6, "Information in each latent dimension"
+    )
     axes = figure.subplots()
     axes.bar(range(len(kl)), kl[order], color="tab:blue")
     every = max(1, len(kl) // 25)
@@ -335,12 +328,10 @@ def kl_per_dimension(
     save_figure(path, figure)
 
 
-def importance_bounds(
-    path: Path, bounds: Mapping[int, tuple[float, float]], *, title: str = "Bound against draws"
-) -> None:
+def importance_bounds(path: Path, bounds: Mapping[int, tuple[float, float]]) -> None:
     """The bound L_k by k, each a mean and its standard error."""
     ks = sorted(bounds)
-    figure = new_figure(4.8, 3.6, title)
+    figure = new_figure(4.8, 3.6, "Bound against draws")
     axes = figure.subplots()
     means, errors = zip(*(bounds[k] for k in ks), strict=True)
     axes.errorbar(ks, means, errors, marker="o", capsize=3, color="tab:blue")

@@ -41,7 +41,7 @@ from .data.batching import epoch_permutation
 from .errors import InputError, check_is
 from .files import held, replacing
 from .models import VAE, Autoencoder, ModelPass
-from .ops.latent import kl_to_prior
+from .ops.latent import active_units, kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
@@ -151,7 +151,8 @@ class Trainer:
             raise InputError(f"{self.splits.name}, {split} labels: {error}") from None
 
     def begin(self) -> None:
-        """What a run sets before its first step, and a resumed one finds set."""
+        """What a run sets before its first step, and a resumed one finds set. Raises InputError
+        where an output bias is asked for that the decoder does not have."""
         model, training = self.model, self.training
         flat = model.parameters.flat
         flat["first_moments"][...] = 0
@@ -188,7 +189,8 @@ class Trainer:
         self.permutation[...] = backend.asarray(order)
 
     def step(self) -> None:
-        """One optimizer step; at the end of an epoch, on to the next."""
+        """One optimizer step; at the end of an epoch, on to the next. Raises NotFiniteError there
+        if the loss of a step was not finite."""
         rows = self._rows(self.finished_steps)
         if rows not in self._captured:
             self._captured[rows] = self.model.backend.capture(partial(self._step, rows))
@@ -371,15 +373,8 @@ class _Run:
         return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
 
-ACTIVE, DESCRIBED = 0.01, 1000
-"""Variance of the posterior mean over images above which a latent dimension is active (Burda et al.
-2016, section 5.2), and of how many images."""
-
-
-def active_units(mu: NDArray) -> int | None:
-    """How many dimensions of the posterior means (n, d) are active; None of a single image."""
-    return int(np.sum(np.var(mu, axis=0) > ACTIVE)) if len(mu) > 1 else None
-
+DESCRIBED = 1000
+"""Images whose posteriors an epoch's metrics describe."""
 
 FEWEST_ACTIVE = 0.05
 MOST_NATS = 10.0

@@ -17,7 +17,7 @@ from numba import get_num_threads
 from numba.core.registry import CPUDispatcher
 from numpy.typing import DTypeLike, NDArray
 
-from ..ops.activations import KINDS, Activation
+from ..ops.activations import Activation
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
@@ -108,7 +108,7 @@ def float32_only(primitive: Primitive) -> Primitive:
 
 def _code(activation: Activation) -> tuple[int, np.float32]:
     """An activation as the kernels take it."""
-    return KINDS.index(activation.kind), np.float32(activation.slope)
+    return activation.code, np.float32(activation.slope)
 
 
 def _flat(array: NDArray) -> NDArray:
@@ -156,7 +156,7 @@ def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[N
 
 def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     """(stream, low word, high word) of a noise's key, as the kernels take them."""
-    low, high = noise.seed & 0xFFFFFFFF, (noise.seed >> 32) & 0xFFFFFFFF
+    low, high = noise.key
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
@@ -283,7 +283,7 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         *added: np.float32 | bool,
     ) -> None:
-        """dw = E3(large, small)."""
+        """dw by conv.E3."""
         sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
         seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
         images = _images_in_cache(large, small)
@@ -308,7 +308,7 @@ class CpuBackend(ReferenceBackend):
         return blocks, bands, self._workspace("steps", (parts, images)).view(np.int32)
 
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
-        """db = E4(dz)."""
+        """db by conv.E4."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
         self._run(products.bias_gradient, rows, sums, db, *added)

@@ -94,7 +94,8 @@ def float_of_bits(typing_context: Any, bits: Any = None) -> Any:
     return types.float32(types.int32), generate
 
 
-# Elementary functions
+# Elementary functions: polynomials, and splits of ln 2 and pi / 2 into parts, of Cephes' single
+# precision expf, logf, sinf and cosf (Moshier 1992)
 
 LOG2_E = np.float32(1.4426950408889634)
 ROUNDER = np.float32(1.5 * 2.0**23)

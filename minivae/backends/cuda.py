@@ -5,8 +5,8 @@ runs everything on the stream that was made current last. A step is recorded as 
 second time it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -110,12 +110,12 @@ class CudaBackend(KernelBackend):
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
         self._use_stream()
-        with _OneLineOutOfMemory():
+        with _one_line_out_of_memory():
             return cupy.zeros(shape, dtype)
 
     def asarray(self, array: NDArray) -> Any:
         self._use_stream()
-        with _OneLineOutOfMemory():
+        with _one_line_out_of_memory():
             return cupy.array(array, order="C")
 
     def to_numpy(self, array: Any) -> NDArray:
@@ -161,16 +161,14 @@ class _GraphedStep:
         return self._stream.end_capture()
 
 
-class _OneLineOutOfMemory:
-    """Turns CuPy's error about memory into an InputError."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
-            free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
-            raise InputError(
-                f"device 'cuda': out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
-                "use a smaller batch, or --accumulate to train on it in parts"
-            ) from None
+@contextmanager
+def _one_line_out_of_memory() -> Iterator[None]:
+    """CuPy's error about memory as an InputError."""
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
+        raise InputError(
+            f"device 'cuda': out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
+            "use a smaller batch, or --accumulate to train on it in parts"
+        ) from None

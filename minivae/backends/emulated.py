@@ -40,6 +40,13 @@ def host_program(text: str) -> str:
     return "\n".join((header, "namespace {", text, "}", *wrappers, ""))
 
 
+def _compiler() -> str:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise InputError("device 'emulated' needs the compiler g++, which was not found")
+    return compiler
+
+
 def build(text: str, *flags: str) -> ctypes.CDLL:
     """Compiles a kernel source for the CPU, or takes it from the cache, and loads it.
 
@@ -51,9 +58,7 @@ def build(text: str, *flags: str) -> ctypes.CDLL:
     key = hashlib.sha256("\0".join((program, *FLAGS, *flags)).encode()).hexdigest()[:32]
     path = user_cache_path("minivae") / "emulated" / f"{key}.so"
     if not path.exists():
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        if compiler is None:
-            raise InputError("device 'emulated' needs the compiler g++, which was not found")
+        compiler = _compiler()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             command = [compiler, *FLAGS, *flags, "-x", "c++", "-", "-o", str(temporary)]
@@ -98,8 +103,7 @@ class EmulatedBackend(KernelBackend):
 
     def __init__(self, precision: str = "fp32") -> None:
         super().__init__(precision)
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise InputError("device 'emulated' needs the compiler g++, which was not found")
+        _compiler()
 
     def run(
         self,

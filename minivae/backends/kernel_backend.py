@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..kernels import LARGE, MEDIUM, STEMS, TILES, Tile, source
-from ..ops.activations import IDENTITY, KINDS, Activation
+from ..ops.activations import IDENTITY, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
@@ -109,7 +109,7 @@ def _blocks(threads: int) -> int:
 
 
 def _code(activation: Activation) -> tuple[int, float]:
-    return KINDS.index(activation.kind), activation.slope
+    return activation.code, activation.slope
 
 
 def _noise(noise: Noise) -> tuple[int, int]:
@@ -179,7 +179,7 @@ class KernelBackend(ReferenceBackend):
         if min(x, y, z) < 1:
             return
         passed = [
-            _checked_array(kernel, name, argument, POINTERS[kind])
+            checked_array(kernel, name, argument, POINTERS[kind])
             if is_pointer
             else SCALARS[kind](argument)
             for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
@@ -348,7 +348,7 @@ class KernelBackend(ReferenceBackend):
         table: list[int] = []
         for index, (x, dz, dw, db) in enumerate(dense):
             for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
-                _checked_array(kernel, name, array, np.float32)
+                checked_array(kernel, name, array, np.float32)
             table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
             first_tile = sum(tile_count(tile, *shape) for shape in shapes[:index])
             table += [_offset(self, db, flat), x.shape[1], dz.shape[1], first_tile]
@@ -717,7 +717,7 @@ class _ConvGradients(NamedTuple):
 def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
     x, dz, dw, db, geometry = call.arguments
     for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
-        _checked_array(kernel, name, array, np.float32)
+        checked_array(kernel, name, array, np.float32)
     if call.primitive == "conv2d_weight_gradient":
         return _ConvGradients(x, dz, dw, db, geometry, True)
     return _ConvGradients(dz, x, dw, db, geometry, False)
@@ -757,7 +757,9 @@ def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
     return (backend.address(tensor) - backend.address(flat)) // 4
 
 
-def _checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:
+def checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:
+    """The array, for a kernel that would read any other type or layout as numbers of `dtype` in a
+    row; TypeError if it is of another."""
     if array is None:
         return None
     if array.dtype != dtype or not array.flags.c_contiguous:

@@ -13,10 +13,10 @@ from numba import cuda
 
 from ..kernels import adam_numba, elbo_numba, latent_numba
 from ..kernels.block_numba import THREADS
-from ..ops.activations import KINDS, Activation
+from ..ops.activations import Activation
 from ..ops.elbo import TOTALS_SIZE
 from ..ops.philox import Noise
-from .kernel_backend import LARGEST_GRID
+from .kernel_backend import LARGEST_GRID, checked_array
 from .reference import ReferenceBackend
 
 # A dense step's kernels are a few blocks each: that is their size, not an oversight, so Numba's
@@ -32,12 +32,7 @@ def _blocks(threads: int, largest: int = 2**31 - 1) -> int:
 def _check(*arrays: Any, dtype: Any = np.float32) -> None:
     """Numba would compile a kernel anew, and silently, for any other type or layout."""
     for array in arrays:
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            layout = "C-contiguous" if array.flags.c_contiguous else "strided"
-            raise TypeError(
-                f"expected a C-contiguous array of {np.dtype(dtype)}, found a {layout} one of "
-                f"{array.dtype}, shape {array.shape}"
-            )
+        checked_array("numba_cuda", "an argument", array, dtype)
 
 
 def _noise(noise: Noise) -> tuple[np.uint64, np.uint64]:
@@ -127,7 +122,7 @@ class _Twins(ReferenceBackend):
     ) -> None:
         _check(y, x, loss, dz)
         n, m = y.shape
-        kind, slope = KINDS.index(activation.kind), float(activation.slope)
+        kind, slope = activation.code, float(activation.slope)
         self._launch(
             *(elbo_numba.squared_error_loss, n),
             *(y, x, loss, dz, float(scale), float(weight), kind, slope, n, m),

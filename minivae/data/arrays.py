@@ -46,13 +46,15 @@ def _load(path: Path) -> dict[str, NDArray]:
 
 
 def load_npy(path: Path) -> Splits:
-    """Images n x h x w or n x h x w x c of an .npy file, without labels."""
+    """Images n x h x w or n x h x w x c of an .npy file, without labels. Raises InputError on
+    any other file or array."""
     return hold_out(Dataset.of(_load(path)["images"], None, path), path.name, path)
 
 
 def load_npz(path: Path) -> Splits:
     """The arrays `images`, and if they are there `labels`, `test_images` and `test_labels`, or
-    `x_train`, `y_train`, `x_test` and `y_test`, of an .npz file."""
+    `x_train`, `y_train`, `x_test` and `y_test`, of an .npz file. Raises InputError on any other
+    file or arrays."""
     arrays = _load(path)
     parts = {
         part: next((arrays[key] for key in keys if key in arrays), None)

@@ -132,7 +132,8 @@ def _checked_labels(
 
 
 def hold_out(data: Dataset, name: str, source: Path | str) -> Splits:
-    """The last tenth of the data, and at least one image, as the test split."""
+    """The last tenth of the data, and at least one image, as the test split. Raises InputError of
+    fewer than two images."""
     images = len(data)
     if images < 2:
         raise InputError(f"{source}: holds {images} image, expected at least 2")

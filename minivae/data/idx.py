@@ -86,7 +86,7 @@ def _read_split(folder: Path, split: str) -> Dataset | None:
 
 def load_idx_folder(folder: Path, name: str) -> Splits:
     """The splits of a folder with `train-images-idx3-ubyte`, and its labels and test files if they
-    are there."""
+    are there. Raises InputError on damaged files and on those that do not fit each other."""
     train, test = _read_split(folder, TRAIN), _read_split(folder, TEST)
     if train is None:
         raise InputError(f"{folder}: expected a file {file_name(TRAIN, 3)}[.gz]")

@@ -41,6 +41,11 @@ class Activation(NamedTuple):
     kind: str = "identity"
     slope: float = 0.0
 
+    @property
+    def code(self) -> int:
+        """The number by which compiled kernels know the kind."""
+        return KINDS.index(self.kind)
+
 
 IDENTITY = Activation()
 
@@ -91,7 +96,8 @@ def activation_backward(
 ) -> None:
     """dz = dy * f'(z) (E1). Shapes: any, equal. `dz` may be `dy` itself.
 
-    `z` is read only by the kinds in DERIVATIVE_FROM_INPUT, and may be None for the others.
+    `z` is read only by the kinds in DERIVATIVE_FROM_INPUT, and may be None for the others. Raises
+    ValueError on an unknown kind.
     """
     kind, slope = activation
     if kind == "identity":

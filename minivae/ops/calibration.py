@@ -4,7 +4,7 @@
 One variance v = sigma^2 is shared by all m pixels of all n images of a batch. With S_i the sum of
 squared errors (y - x)^2 of image i and S = sum_i S_i, the mean of elbo.E4 over the batch is
 
-    E1    R(y, v) = S / (2 n v) + m / 2 log(2 pi v)                          nats per image
+    E1    R(y, v) = S / (2 n v) + (m / 2) log(2 pi v)                        nats per image
 
 It grows without bound as v goes to 0 or to infinity, so it is least where its derivative is 0:
 
@@ -12,7 +12,7 @@ It grows without bound as v goes to 0 or to infinity, so it is least where its d
 
 Each image's negative log-density, and their mean:
 
-    E3    l_i = S_i / (2 v*) + m / 2 log(2 pi v*),      R = m / 2 (1 + log(2 pi v*))
+    E3    l_i = S_i / (2 v*) + (m / 2) log(2 pi v*),    R = (m / 2) (1 + log(2 pi v*))
 
 The gradient sees v* move with y, but at v* that has no effect:
 

@@ -16,7 +16,7 @@ and beta (the paper's gamma) weighs K's distance from it, on either side:
 The absolute value is of the batch's mean, not of each image's KL: an image may take more nats than
 C where another takes less. Every KL_j of every image enters K by 1 / n, so that
 
-    E4    c_j = ∂L/∂KL_j of one image = beta / n sign(K - C(t)),     0 at K = C(t)
+    E4    c_j = ∂L/∂KL_j of one image = (beta / n) sign(K - C(t)),   0 at K = C(t)
 
 Below the capacity, gradient descent raises the KL; above it, it lowers it. C(t) is computed from
 the state's step, on the device. C = 0 is elbo.E5 without free bits, since K is never negative.

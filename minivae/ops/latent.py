@@ -38,6 +38,16 @@ def kl_to_prior(mu: NDArray, logvar: NDArray) -> NDArray:
     return 0.5 * (mu * mu + np.expm1(logvar) - logvar)
 
 
+ACTIVE = 0.01
+"""Variance of the posterior mean over images above which a latent dimension is active (Burda,
+Grosse & Salakhutdinov 2016, section 5.2)."""
+
+
+def active_units(mu: NDArray) -> int | None:
+    """How many dimensions of the posterior means (n, d) are active; None of a single image."""
+    return int(np.sum(np.var(mu, axis=0) > ACTIVE)) if len(mu) > 1 else None
+
+
 def latent_forward(head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray) -> None:
     """z by E1 and kl by E2, per image and dimension. Shapes: head (n, 2 d), z and kl (n, d)."""
     mu, logvar = split_head(head)

@@ -40,6 +40,11 @@ class Noise(NamedTuple):
     seed: int
     stream: int
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The seed's low and high word."""
+        return self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF
+
 
 def philox4x32(counter: NDArray, key: tuple[int, int]) -> NDArray:
     """Four random words for each counter (E1). Shapes: counter and result (..., 4), uint32."""
@@ -65,7 +70,7 @@ def random_words(rows: NDArray, columns: int, noise: Noise, step: int) -> NDArra
     counter[..., 1] = rows[:, None]
     counter[..., 2] = step & 0xFFFFFFFF
     counter[..., 3] = noise.stream
-    words = philox4x32(counter, (noise.seed & 0xFFFFFFFF, (noise.seed >> 32) & 0xFFFFFFFF))
+    words = philox4x32(counter, noise.key)
     return words.reshape(len(rows), 4 * blocks)[:, :columns]
 
 
