@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import get_num_threads
-from numba.core.registry import CPUDispatcher
 from numpy.typing import DTypeLike, NDArray
 
 from ..ops.activations import Activation
@@ -22,6 +21,7 @@ from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
 from . import cpu_products as products
+from .cpu_compile import Launch, compiled
 from .cpu_windows import Windows, weight_tiles, windows
 from .reference import Call, ReferenceBackend
 
@@ -46,9 +46,6 @@ PARTIAL_SUMS = 16
 
 SPINS = "GOMP_SPINCOUNT"
 """The variable that the OpenMP library reads once, when it is loaded."""
-
-Launch = tuple[Callable[..., None], tuple[Any, ...]]
-"""A kernel and its arguments."""
 
 _ONE_CALLER = threading.Lock()
 """Numba's simplest pool of threads, its last resort, must not be called from two at once."""
@@ -160,15 +157,6 @@ def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
-def _compiled(kernel: Callable[..., None], arguments: tuple[Any, ...]) -> Callable[..., None]:
-    """What Numba would find and call for these arguments, once it has been called with them."""
-    if not isinstance(kernel, CPUDispatcher):
-        return kernel
-    types = tuple(kernel.typeof_pyval(argument) for argument in arguments)
-    found: Any = kernel.overloads[types]
-    return found.entry_point
-
-
 class CpuBackend(ReferenceBackend):
     """Numba's kernels on every core."""
 
@@ -177,38 +165,43 @@ class CpuBackend(ReferenceBackend):
     def __init__(self) -> None:
         _launch_threads()
         self._workspaces: dict[str, NDArray[np.float32]] = {}
-        self._recorded: list[Launch] | None = None
+        self._plans = threading.local()
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
         """A new array, filled with zeros, that begins where a cache line does."""
         return _aligned_zeros(shape, dtype)
 
     def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        planned = getattr(self._plans, "launches", None)
+        if planned is not None:
+            planned.append((kernel, arguments))
+            return
         with _ONE_CALLER:
             kernel(*arguments)
-        if self._recorded is not None:
-            self._recorded.append((_compiled(kernel, arguments), arguments))
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A replay of the kernels that the first call of `step` ran, with the arrays that they
-        were given: what Python does between them costs as much as a small kernel."""
+        """The kernels that `step` would run, with the arrays that it would give them: what Python
+        does between them costs as much as a small kernel."""
         launches: list[Launch] = []
 
         def run() -> None:
-            if launches:
-                with _ONE_CALLER:
-                    for function, arguments in launches:
-                        function(*arguments)
-                return
-            recorded: list[Launch] = []
-            self._recorded = recorded
-            try:
-                step()
-            finally:
-                self._recorded = None
-            launches.extend(recorded)
+            if not launches:
+                launches.extend(compiled(self._planned(step)))
+            with _ONE_CALLER:
+                for function, arguments in launches:
+                    function(*arguments)
 
         return run
+
+    def _planned(self, step: Callable[[], None]) -> list[Launch]:
+        """What `step` would launch."""
+        launches: list[Launch] = []
+        self._plans.launches = launches
+        try:
+            step()
+        finally:
+            self._plans.launches = None
+        return launches
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Scratch memory of a shape, which grows on first use and is then kept."""
