@@ -145,7 +145,9 @@ __device__ __forceinline__ AdamStep adam_step(
     const float* __restrict__ schedule, const long long* __restrict__ state, float new1,
     float new2, float epsilon) {
   const float* row = schedule + SCHEDULE_COLUMNS * state[INDEX];
-  return {row[STEP_SIZE] * row[ROOT], epsilon * row[ROOT], row[DECAY], new1, new2};
+  // Rounded: else a compiler may fuse it with adam.E3's sum, in one kernel and not in another.
+  float floor = __fmul_rn(epsilon, row[ROOT]);
+  return {row[STEP_SIZE] * row[ROOT], floor, row[DECAY], new1, new2};
 }
 
 // One element of adam.E1 to E4. The contractions are written out, so that every kernel that updates

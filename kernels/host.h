@@ -283,6 +283,7 @@ inline T __ldcg(const T* address) {
 inline unsigned int __umulhi(unsigned int a, unsigned int b) {
   return (unsigned int)((unsigned long long)a * b >> 32);
 }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float approximate_sqrt(float a) { return std::sqrt(a); }
 inline float approximate_quotient(float a, float b) { return a / b; }
