@@ -91,6 +91,16 @@ def test_what_is_in_the_cache_needs_no_second_process(
     assert all(kernel.stats.cache_hits.total() == 1 for kernel in again)
 
 
+def test_a_system_without_room_for_a_second_process_compiles_alone(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> int:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(os, "fork", full)
+    assert len(compiled(launches)) == len(launches)
+
+
 def test_a_single_core_compiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_compile, "get_num_threads", lambda: 1)
     monkeypatch.setattr(os, "fork", forbidden)

@@ -66,13 +66,17 @@ def _compile(signatures: Sequence[Signature]) -> None:
 
 def _helper(signatures: Sequence[Signature]) -> int:
     """The number of a process that compiles the kernels from the last on; 0 where there is none:
-    elsewhere than on Linux it isn't safe to fork, and a single core has no time for it."""
+    elsewhere than on Linux it isn't safe to fork, a single core has no time for it, and a system
+    may have no room."""
     if sys.platform != "linux" or get_num_threads() == 1:
         return 0
     with warnings.catch_warnings():
         # Of locks that other threads may hold: a helper that waits for one is killed in the end.
         warnings.simplefilter("ignore")
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError:
+            return 0
     if process:
         return process
     try:
