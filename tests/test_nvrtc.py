@@ -159,7 +159,7 @@ def test_the_planted_spill_is_seen() -> None:
         "ptxas info    : Compiling entry function 'f' for 'sm_90'\n    16 bytes stack frame, 12 "
         "bytes spill stores, 8 bytes spill loads\nptxas: Used 96 registers, 27649 bytes smem\n"
     )
-    assert reported(log) == {"f": Resources(96, 27649, 16, 20)}
+    assert reported(log) == {"f": Resources(96, 27649, 20)}
 
 
 def test_a_stage_takes_no_more_instructions_than_are_recorded() -> None:
