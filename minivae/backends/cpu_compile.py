@@ -1,8 +1,10 @@
 """From the kernels of a step to their machine code.
 
-Numba compiles on one core, for seconds a kernel. Where it must, a second process does so too, but
-from the last kernel on: it leaves them in Numba's cache, where the first finds them when it comes
-to them, so that they meet half-way.
+Numba compiles on one core, for seconds a kernel. Where it must, two other processes do so, one from
+the first kernel on and one from the last, until they meet. They leave the kernels in Numba's cache,
+from which this process then takes all of them: a kernel has copies of the functions that it calls,
+optimized once more than the functions themselves, and a process that had compiled both would run
+the others, with other roundings than every later run.
 """
 
 import ctypes
@@ -10,11 +12,13 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from numba import get_num_threads
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.event import Event, Listener, install_listener
 from numba.core.registry import CPUDispatcher
 
 Launch = tuple[Callable[..., None], tuple[Any, ...]]
@@ -30,7 +34,7 @@ PR_SET_PDEATHSIG = 1
 def compiled(launches: Sequence[Launch]) -> list[Launch]:
     """The launches, with the functions that Numba would find and call for their arguments."""
     signatures = [_signature(*launch) for launch in launches]
-    _compile([each for each in signatures if each and each[1] not in each[0].overloads])
+    _load([*dict.fromkeys(each for each in signatures if each)])
     return [
         (_entry_point(*signature) if signature else function, arguments)
         for (function, arguments), signature in zip(launches, signatures, strict=True)
@@ -48,30 +52,62 @@ def _entry_point(kernel: CPUDispatcher, types: tuple[Any, ...]) -> Callable[...,
     return found.entry_point
 
 
-def _compile(signatures: Sequence[Signature]) -> None:
-    """Compiles kernels, or takes them from the cache; with help once one was not there."""
-    helper = 0
+def _load(signatures: Sequence[Signature]) -> None:
+    """Takes kernels from the cache, in this order, once they are there."""
+    complete = False
+    for index, (kernel, types) in enumerate(signatures):
+        if not complete and not _taken(kernel, types):
+            _fill_cache(signatures[index:])
+            complete = True
+        kernel.compile(types)
+
+
+class _NotInCacheError(Exception):
+    """Numba would have to compile."""
+
+
+class _Refusal(Listener):
+    """Ends a compilation as it begins."""
+
+    def on_start(self, event: Event) -> None:
+        raise _NotInCacheError
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+def _taken(kernel: CPUDispatcher, types: tuple[Any, ...]) -> bool:
+    """Whether the kernel is here, or was in the cache and is now."""
     try:
-        for kernel, types in signatures:
-            missed = len(kernel.stats.cache_misses)
+        with global_compiler_lock, install_listener("numba:compile", _Refusal()):
             kernel.compile(types)
-            if not helper and len(kernel.stats.cache_misses) > missed:
-                helper = _helper(signatures)
+    except _NotInCacheError:
+        return False
+    return True
+
+
+def _fill_cache(signatures: Sequence[Signature]) -> None:
+    """Compiles kernels in processes of their own. Where there are none, or one failed, what is not
+    in the cache is left to this process."""
+    ends = [signatures, signatures[::-1]][: get_num_threads()]
+    processes = [process for process in map(_compiling_process, ends) if process]
+    try:
+        if processes:
+            os.waitpid(processes.pop(0), 0)  # it also looks for what the other has compiled
     finally:
-        if helper:
+        for process in processes:
             with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(helper, signal.SIGKILL)
-                os.waitpid(helper, 0)
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
 
-def _helper(signatures: Sequence[Signature]) -> int:
-    """The number of a process that compiles the kernels from the last on; 0 where there is none:
-    elsewhere than on Linux it isn't safe to fork, a single core has no time for it, and a system
-    may have no room."""
-    if sys.platform != "linux" or get_num_threads() == 1:
+def _compiling_process(signatures: Iterable[Signature]) -> int:
+    """The number of a process that compiles the kernels in this order; 0 where there is none:
+    elsewhere than on Linux it isn't safe to fork, and a system may have no room."""
+    if sys.platform != "linux":
         return 0
     with warnings.catch_warnings():
-        # Of locks that other threads may hold: a helper that waits for one is killed in the end.
+        # Of locks that other threads may hold: a process that waits for one is killed in the end.
         warnings.simplefilter("ignore")
         try:
             process = os.fork()
@@ -83,7 +119,7 @@ def _helper(signatures: Sequence[Signature]) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for kernel, types in reversed(signatures):
+        for kernel, types in signatures:
             kernel.compile(types)
     finally:
         os._exit(0)

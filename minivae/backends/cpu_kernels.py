@@ -606,7 +606,9 @@ def capacity_totals(
         for j in range(d):
             mean_kl += kl[row, j]
     mean_kl /= n
-    kl_weight[:] = beta / n * np.sign(mean_kl - capacity)
+    weight = beta / n * np.sign(mean_kl - capacity)
+    for j in range(d):
+        kl_weight[j] = weight
     loss_total = reconstruction_total + n * beta * abs(mean_kl - capacity)
     _add_to_totals(totals, state, loss_total, reconstruction_total, n * mean_kl)
 
@@ -734,10 +736,12 @@ def gather_labels(labels, permutation, state, onehot):
 @kernel
 def join_forward(v, onehot, u):
     """labels.E3."""
-    m, draws = v.shape[1], v.shape[0] // onehot.shape[0]
-    for row in range(v.shape[0]):
-        u[row, :m] = v[row]
-        u[row, m:] = onehot[row // draws]
+    (rows, m), draws = v.shape, v.shape[0] // onehot.shape[0]
+    for row in range(rows):
+        for j in range(m):
+            u[row, j] = v[row, j]
+        for j in range(onehot.shape[1]):
+            u[row, m + j] = onehot[row // draws, j]
 
 
 @kernel
