@@ -91,7 +91,7 @@ class Objective:
         checks = {
             "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
             "weight": (self.weight > 0, "above 0"),
-            "sigma": (self.sigma > 0, "above 0"),
+            "sigma": (1e-9 < self.sigma < 1e9, "above 1e-9 and below 1e9"),
             "beta": (self.beta >= 0, "0 or above"),
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
@@ -216,7 +216,7 @@ class Autoencoder:
         self.decoder = Network("decoder", list(decoder), self.code_shape)
         self._check_decoder()
         self.classes = self._joined_classes()
-        self.backend = backends.get("reference")
+        self._backend: ReferenceBackend | None = None
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
         self._sigma: Any = None
@@ -290,6 +290,14 @@ class Autoencoder:
     # Building
 
     @property
+    def backend(self) -> ReferenceBackend:
+        """Where the model is: on the automatic device from its first use on, unless `to` says."""
+        if self._backend is None:
+            self.to("auto")
+        assert self._backend is not None
+        return self._backend
+
+    @property
     def parameters(self) -> Parameters:
         """The parameters; made on the automatic device at the first use."""
         if self._parameters is None:
@@ -304,7 +312,7 @@ class Autoencoder:
         backend = backends.get(device) if isinstance(device, str) else device
         before = self._parameters
         tensors = self.tensors() if before is not None else None
-        self.backend, self.dtype, self._memory = backend, np.dtype(dtype), None
+        self._backend, self.dtype, self._memory = backend, np.dtype(dtype), None
         shapes = self.encoder.parameter_shapes() | self.decoder.parameter_shapes()
         self._parameters = Parameters(shapes, backend, self.dtype)
         self._sigma = backend.zeros((1,), self.dtype)

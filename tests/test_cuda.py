@@ -123,6 +123,16 @@ def test_memory_that_runs_out_is_told_before_a_run_has_a_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_is_nowhere_yet_is_trained_and_evaluated_on_the_gpu(
+    without_a_card: Any,
+) -> None:
+    without_a_card()
+    model = preset("glyphs").model(**SMALL)
+    fit(model, glyphs(), Training(steps=1, batch_size=32), progress=False)
+    assert model.backend.name == "cuda"
+    assert preset("glyphs").model(**SMALL).evaluate(glyphs().test.images[:3])["loss"] > 0
+
+
 @functools.cache
 def glyphs() -> Splits:
     return load("glyphs")

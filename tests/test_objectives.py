@@ -641,7 +641,7 @@ def test_the_command_line_prints_and_stores_what_is_minimised(
     ("arguments", "words"),
     [
         (["--likelihood", "gausian"], "likelihood is 'gausian', expected one of"),
-        (["--likelihood", "gaussian", "--sigma", "0"], "sigma is 0.0, expected above 0"),
+        (["--likelihood", "gaussian", "--sigma", "0"], "sigma is 0.0, expected above 1e-9"),
         (["--capacity", "-1"], "capacity is -1.0, expected 0 or above"),
         (["--capacity", "1", "--free-bits", "1"], "free_bits and capacity exclude each other"),
     ],
