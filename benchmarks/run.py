@@ -32,8 +32,8 @@ def run_suite(
 ) -> None:
     """Measures the sections one after the other into one result file, which is written after every
     case of steps and scaling. With `resume` it goes on with that file, where a run was cut short:
-    InputError if the file is of another machine, commit or version. Raises RuntimeError at the end
-    if a case failed.
+    InputError if the file is of another machine, commit or version, and without `resume` if it
+    exists. Raises RuntimeError at the end if a case failed.
 
     With `quick` everything runs at tiny sizes and for moments: a rehearsal, not a measurement.
     Steps are measured `without` some peers, such as "torch compile-max-autotune".
@@ -55,6 +55,8 @@ def run_suite(
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
         "start-up": lambda: iter([measure_start_up(device, data, quick)]),
     }
+    if output.exists() and not resume:
+        raise InputError(f"{output} exists: --resume goes on with it, or name another with -o")
     if not output.exists():
         write_result(output, result)  # what cannot be written is told before hours of measuring
     for section in sections:

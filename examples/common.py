@@ -79,5 +79,5 @@ def train_and_draw(
         on_step=on_step,
         extra_config={"source": lasting_name(arguments.data)},
     )
-    for path in draw_run(model, splits, metrics, pictures):
+    for path in draw_run(model, splits, training, metrics, pictures):
         print(path)

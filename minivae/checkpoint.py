@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, check_is
-from .files import replacing
+from .files import exists, replacing
 from .models import Autoencoder, model_from_config
 from .ops.elbo import TOTALS_SIZE
 from .presets import Training, training_from_config
@@ -44,10 +44,15 @@ class Progress(NamedTuple):
 NOT_STARTED = Progress(0, *(np.zeros(TOTALS_SIZE) for _ in range(3)))
 
 
+def _json(config: dict[str, Any], **options: Any) -> str:
+    """As JSON, with NumPy's numbers as numbers."""
+    return json.dumps(config, default=np.generic.item, **options)
+
+
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Writes the run's description."""
     with replacing(folder / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(_json(config, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def write_checkpoint(
 
     tensors = {name: np.ascontiguousarray(t) for name, t in model.tensors().items()}
     tensors |= {f"progress.{key}": np.asarray(value) for key, value in progress._asdict().items()}
-    metadata = {"format": "minivae", "model": json.dumps(model.config())}
+    metadata = {"format": "minivae", "model": _json(model.config())}
     with replacing(folder / name) as path:
         # Not save_file, whose error of a full disk is none of the operating system's.
         path.write_bytes(as_bytes(tensors, metadata))
@@ -162,10 +167,10 @@ def save(model: Autoencoder, folder: str | Path) -> None:
     check_is("model", model, Autoencoder)
     check_is("folder", folder, str, Path)
     folder = Path(folder)
-    if (folder / CONFIG).exists() and "training" in read_config(folder):
+    if exists(folder / CONFIG) and "training" in read_config(folder):
         raise InputError(f"{folder} holds a run, expected another folder for the model alone")
-    write_config(folder, {"model": model.config()})
     write_checkpoint(folder, model, NOT_STARTED)
+    write_config(folder, {"model": model.config()})
 
 
 def load(folder: str | Path, device: str = "auto", *, best: bool = False) -> Autoencoder:

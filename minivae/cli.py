@@ -15,7 +15,7 @@ from .errors import InputError, check_count
 
 if TYPE_CHECKING:
     from .backends.reference import ReferenceBackend
-    from .data import Splits
+    from .data import Dataset, Splits
     from .evaluate import Evaluation
     from .models import Autoencoder
     from .presets import Preset, Training
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _positive_integers(text: str) -> tuple[int, ...]:
     try:
-        values = tuple(int(part) for part in text.replace(",", " ").split())
+        values = tuple(int(part) for part in text.split(","))
     except ValueError:
         values = ()
     if not values or min(values) < 1:
@@ -319,7 +319,6 @@ TRAINING_OPTIONS = (
     ),
     *("log_every", "picture_every", "checkpoint_every"),
 )
-MAY_CHANGE_ON_RESUME = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
 
 
 def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -338,7 +337,8 @@ def _given_training(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
+def _training(training: "Training", arguments: argparse.Namespace) -> "Training":
+    """The training with what is given instead."""
     optimizer = {
         OPTIMIZER_OPTIONS[name]: value
         for name, value in _given(arguments, tuple(OPTIMIZER_OPTIONS)).items()
@@ -346,8 +346,8 @@ def _training(preset: "Preset", arguments: argparse.Namespace) -> "Training":
     if optimizer.get("schedule", "pieces") != "pieces":
         optimizer["pieces"] = ()
     return dataclasses.replace(
-        preset.training,
-        optimizer=dataclasses.replace(preset.training.optimizer, **optimizer),
+        training,
+        optimizer=dataclasses.replace(training.optimizer, **optimizer),
         **_given_training(arguments),
     )
 
@@ -424,7 +424,7 @@ def _train(arguments: argparse.Namespace) -> None:
         raise InputError("--best changes nothing here: it is for --resume")
     name = arguments.preset or DEFAULT_PRESET
     preset = find_preset(name)
-    training = _training(preset, arguments)
+    training = _training(preset.training, arguments)
     source = arguments.data or preset.data
     splits = _load_data(source, training.seed)
     if arguments.conditional:
@@ -481,16 +481,10 @@ def _resume(arguments: argparse.Namespace) -> None:
                 f"--resume {folder}: the run trains another model than {options} asks; give all of "
                 "its model's options, or none"
             )
-    changes = _given_training(arguments)
-    for name, value in {**changes, **_given(arguments, tuple(OPTIMIZER_OPTIONS))}.items():
-        owner = training.optimizer if name in OPTIMIZER_OPTIONS else training
-        had = getattr(owner, OPTIMIZER_OPTIONS.get(name, name))
-        if value != had and name not in MAY_CHANGE_ON_RESUME:
-            raise InputError(f"--resume {folder}: {_option(name)} is {value}, the run has {had}")
-    training = dataclasses.replace(training, **changes)
+    training = _training(training, arguments)
     source = _source(arguments, folder, config)
     splits = _load_data(source, training.seed)
-    extra = {"source": lasting_name(source)}
+    extra = {"source": lasting_name(source), "precision": arguments.precision}
     _run_training(model, splits, training, folder, True, extra, arguments)
 
 
@@ -535,8 +529,9 @@ def _run_training(
         extra_config=extra_config,
     )
     if metrics == before:
-        print("finished   before: more --epochs or --steps go on")
-    _report_run(model, splits, metrics, folder)
+        patience = ", or a larger --patience," if training.patience else ""
+        print(f"finished   before: more --epochs or --steps{patience} go on")
+    _report_run(model, splits, training, metrics, folder)
     if board is not None:
         board.close()
 
@@ -556,7 +551,11 @@ def _print_run(model: "Autoencoder", splits: "Splits", training: "Training", fol
 
 
 def _report_run(
-    model: "Autoencoder", splits: "Splits", metrics: list[dict[str, Any]], folder: Path
+    model: "Autoencoder",
+    splits: "Splits",
+    training: "Training",
+    metrics: list[dict[str, Any]],
+    folder: Path,
 ) -> None:
     """The last test's figures, and the pictures."""
     tested = [record for record in metrics if "test" in record]
@@ -568,7 +567,7 @@ def _report_run(
         print(f"{split:<10} {values}")
     from .pictures import draw_run  # only now: matplotlib takes as long to load as many steps
 
-    paths = draw_run(model, splits, metrics, folder / "pictures")
+    paths = draw_run(model, splits, training, metrics, folder / "pictures")
     print(f"pictures   {len(paths)} in {folder / 'pictures'}")
 
 
@@ -596,8 +595,26 @@ def _open_run(arguments: argparse.Namespace) -> tuple["Autoencoder", "Splits"]:
 
     config = read_config(arguments.run)
     model = load(arguments.run, arguments.device, best=arguments.best)
+    return model, _run_data(arguments, config)
+
+
+def _run_data(arguments: argparse.Namespace, config: dict[str, Any]) -> "Splits":
+    """The data that was asked for, or that the run was trained on, as it was then."""
+    from .train import check_same_data
+
     source = _source(arguments, arguments.run, config)
-    return model, _load_data(source, config.get("training", {}).get("seed", 0))
+    splits = _load_data(source, config.get("training", {}).get("seed", 0))
+    if arguments.data is None:
+        check_same_data(arguments.run, splits, ", or --data for others")
+    return splits
+
+
+def _run_training_settings(folder: Path) -> "Training":
+    """The run's training; of a saved model the default."""
+    from .checkpoint import read_config, read_training
+    from .presets import Training
+
+    return read_training(folder) if "training" in read_config(folder) else Training()
 
 
 def _source(arguments: argparse.Namespace, folder: Path, config: dict[str, Any]) -> str:
@@ -613,7 +630,10 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
     check_count("--count", arguments.count)
     model, splits = _open_run(arguments)
-    draw_reconstructions(model, splits.test, arguments.output, arguments.count)
+    training = _run_training_settings(arguments.run)
+    some = splits.test.take(slice(arguments.count))
+    some = some.binarized(training.binarization, training.seed)
+    draw_reconstructions(model, some, arguments.output)
     print(arguments.output)
 
 
@@ -673,21 +693,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .files import replacing
 
     config = read_config(arguments.run)
-    source, training = _source(arguments, arguments.run, config), config.get("training", {})
+    training = config.get("training", {})
     model, step = load_at_step(arguments.run, arguments.device, best=arguments.best)
-    splits = _load_data(source, training.get("seed", 0))
-    test = splits.test
-    if arguments.images is not None:
-        check_count("--images", arguments.images)
-        if arguments.images > len(test):
-            raise InputError(
-                f"--images is {arguments.images}, expected at most the {len(test)} test images of "
-                f"{splits.name}"
-            )
-        test = test.take(slice(0, arguments.images))
+    splits = _run_data(arguments, config)
     found = evaluate(
         model,
-        test,
+        _first_images(splits, arguments.images),
         samples=arguments.samples,
         binarization=arguments.binarization or training.get("binarization", "none"),
         seed=arguments.seed,
@@ -699,7 +710,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "run": arguments.run.name,
         "preset": config.get("preset"),
         "data": splits.name,
-        "source": source,
+        "source": _source(arguments, arguments.run, config),
         "checkpoint": BEST if arguments.best else CHECKPOINT,
         "step": step,
         "training": training,
@@ -718,6 +729,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     else:
         (pictures / "evaluation_bounds.png").unlink(missing_ok=True)
     print(f"written    {path}, pictures in {pictures}")
+
+
+def _first_images(splits: "Splits", count: int | None) -> "Dataset":
+    """So many of the test split, or all."""
+    if count is None:
+        return splits.test
+    check_count("--images", count)
+    if count > len(splits.test):
+        raise InputError(
+            f"--images is {count}, expected at most the {len(splits.test)} test images of "
+            f"{splits.name}"
+        )
+    return splits.test.take(slice(count))
 
 
 def _print_evaluation(found: "Evaluation") -> None:
@@ -760,7 +784,8 @@ def _plot(arguments: argparse.Namespace) -> None:
 
     model, splits = _open_run(arguments)
     metrics = read_metrics(arguments.run / METRICS)
-    for path in draw_run(model, splits, metrics, arguments.run / "pictures"):
+    training = _run_training_settings(arguments.run)
+    for path in draw_run(model, splits, training, metrics, arguments.run / "pictures"):
         print(path)
 
 

@@ -27,10 +27,9 @@ from .data import Dataset
 from .errors import InputError
 from .models import VAE, Autoencoder, check_binarization
 from .network import Buffers, Pass
-from .ops.batch import gather_batch
 from .ops.importance import log_mean_exp
 from .ops.latent import active_units, kl_to_prior
-from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
+from .ops.philox import EVALUATION_STREAM, Noise
 from .ops.state import STEP, new_state
 
 BLOCK = 100
@@ -112,15 +111,6 @@ def why_no_likelihood(model: Autoencoder, images: NDArray, binarization: str) ->
 def _is_binary(images: NDArray) -> bool:
     white = 255 if images.dtype == np.uint8 else 1
     return bool(np.all((images == 0) | (images == white)))
-
-
-def binarized(images: NDArray, binarization: str, seed: int) -> NDArray[np.float32]:
-    """Images (n, pixels) in [0, 1], binarized once, as `Autoencoder.evaluate` does it."""
-    flat = images.reshape(len(images), -1)
-    x = np.empty(flat.shape, np.float32)
-    noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
-    gather_batch(flat, np.arange(len(flat)), new_state(), x, binarization, noise)
-    return x
 
 
 def _ladder(samples: int) -> list[int]:
@@ -268,7 +258,7 @@ def evaluate(
     """
     check_binarization(binarization)
     _check(model, data.images, samples, chunk)
-    x = binarized(data.images, binarization, seed)
+    x = data.binarized(binarization, seed).images.reshape(len(data), -1)
     reason = why_no_likelihood(model, data.images, binarization)
     common: dict[str, Any] = {
         "images": len(x),

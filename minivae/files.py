@@ -39,6 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; InputError where the system does not tell."""
+    try:
+        return path.exists()
+    except OSError as error:  # a folder that may not be searched, a name that is too long
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, which the operating system releases if it is killed.

@@ -9,6 +9,7 @@ from . import plots
 from .data import Dataset, Splits
 from .models import VAE, Autoencoder
 from .ops.latent import kl_to_prior
+from .presets import Training
 
 GRID = 25
 PAIRS = 10
@@ -29,29 +30,32 @@ def draw_progress(model: Autoencoder, splits: Splits, path: Path, step: int) -> 
     plots.reconstructions(path, originals, decoded, title=title)
 
 
-def draw_reconstructions(model: Autoencoder, data: Dataset, path: Path, count: int = PAIRS) -> None:
-    """The first `count` images above their reconstructions."""
-    some = data.take(slice(count))
-    originals = model.images(some.images)
-    plots.reconstructions(path, originals, model.reconstruct(originals, some.labels))
+def draw_reconstructions(model: Autoencoder, data: Dataset, path: Path) -> None:
+    """The images above their reconstructions."""
+    originals = model.images(data.images)
+    plots.reconstructions(path, originals, model.reconstruct(originals, data.labels))
 
 
 def draw_run(
-    model: Autoencoder, splits: Splits, metrics: list[dict[str, Any]], folder: Path
+    model: Autoencoder,
+    splits: Splits,
+    training: Training,
+    metrics: list[dict[str, Any]],
+    folder: Path,
 ) -> list[Path]:
-    """Every picture that fits the model and the data, into `folder`. Returns their paths."""
+    """Every picture that fits the model and the data, as the training binarized it, into `folder`.
+    Returns their paths."""
     paths: list[Path] = []
 
     def path(name: str) -> Path:
         paths.append(folder / f"{name}.png")
         return paths[-1]
 
-    test = splits.test
+    some = splits.test.take(slice(SCATTER)).binarized(training.binarization, training.seed)
+    originals, labels = some.images, some.labels
     if metrics:
         plots.loss_curves(path("loss_curves"), metrics)
-    draw_reconstructions(model, test, path("reconstructions"))
-    originals = model.images(test.images[:SCATTER])
-    labels = None if test.labels is None else test.labels[:SCATTER]
+    draw_reconstructions(model, some.take(slice(PAIRS)), path("reconstructions"))
     decoded = model.reconstruct(originals, labels)
     errors = np.sum((originals - decoded) ** 2, axis=(1, 2, 3))
     plots.error_histogram(path("error_histogram"), errors)

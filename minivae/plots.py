@@ -58,7 +58,7 @@ def _mosaic(images: NDArray, gap: int) -> NDArray:
         for column in range(columns):
             top, left = gap + row * tile_height, gap + column * tile_width
             canvas[top : top + height, left : left + width] = images[row, column]
-    return canvas if channels == 3 else canvas[..., 0]
+    return canvas if channels in (3, 4) else canvas.mean(axis=-1)
 
 
 def _show(axes: Axes, images: NDArray, gap: int = 2) -> None:

@@ -33,13 +33,14 @@ from .checkpoint import (
     Progress,
     read_checkpoint,
     read_config,
+    read_training,
     write_checkpoint,
     write_config,
 )
 from .data import Dataset, Splits, lasting_name, load
 from .data.batching import epoch_permutation
 from .errors import InputError, check_is
-from .files import held, replacing
+from .files import exists, held, replacing
 from .models import VAE, Autoencoder, ModelPass
 from .ops.latent import active_units, kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
@@ -49,8 +50,8 @@ from .presets import Training
 DEFAULT_TRAINING = Training()
 CALIBRATION_IMAGES = 10_000
 """The first so many training images calibrate a Gaussian's sigma, at each test."""
-LOOK_EVERY = 50
-"""Steps between the host's looks at the failure latch."""
+MAY_CHANGE = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
+"""The settings in which a resumed run may differ from what it was."""
 REMEDY = "try a smaller learning rate, or --clip-norm"
 
 
@@ -274,8 +275,8 @@ class Trainer:
 
     def held_out_metrics(self) -> dict[str, Any]:
         """Loss, reconstruction and KL of the test split and of any validation images, with sigma
-        calibrated anew where the likelihood needs it; and of a VAE, on validation images or else
-        test images, the active units and KL(q(z|x) || p(z)), the mean over images in nats.
+        calibrated anew where the likelihood needs it; and of a VAE, on the first DESCRIBED of the
+        validation or else test images, the active units and the mean KL(q(z|x) || p(z)) in nats.
         NotFiniteError if a parameter or sigma is not finite."""
         training, model = self.training, self.model
         self.check_parameters()
@@ -293,6 +294,7 @@ class Trainer:
         }
         if isinstance(model, VAE):
             some = (self.validation or self.splits.test).take(slice(DESCRIBED))
+            some = some.binarized(training.binarization, training.seed)
             mu, logvar = model.encode(some.images, some.labels)
             found["active_units"] = active_units(mu)
             found["posterior_kl"] = float(np.mean(np.sum(kl_to_prior(mu, logvar), axis=1)))
@@ -441,11 +443,8 @@ def fit(
     if (resume and out is None) or (best and not resume):
         raise InputError("resume needs the run folder as out, and best needs resume")
     folder = None if out is None else Path(out)
-    if folder is not None and not resume and (folder / CONFIG).exists():
-        raise InputError(
-            f"{folder} already holds a run: go on with it (minivae train --resume {folder}, or "
-            "resume=True), or name another folder"
-        )
+    if folder is not None and not resume:
+        _check_no_run(folder)
     source = {} if isinstance(data, Splits) else {"source": lasting_name(data)}
     splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
     extra = source | (extra_config or {})
@@ -457,9 +456,12 @@ def fit(
             stack.enter_context(held(folder))
             run = _resumed_run(model, splits, training, folder, best, extra)
         else:
-            run = _new_run(model, splits, training, folder, extra)
+            # First: too little memory is told before there is a folder.
+            trainer = Trainer(model, splits, training)
+            trainer.begin()
             if folder is not None:
-                stack.enter_context(held(folder))
+                stack.enter_context(_held_for_new_run(folder))
+            run = _new_run(trainer, folder, extra)
         # A loss that is no longer finite is reported once, by the latch, not at each operation.
         pending = stack.enter_context(_pending_signal())
         stack.enter_context(np.errstate(all="ignore"))
@@ -467,24 +469,36 @@ def fit(
     return run.metrics
 
 
-def _new_run(
-    model: Autoencoder,
-    splits: Splits,
-    training: Training,
-    folder: Path | None,
-    extra_config: dict[str, Any],
-) -> _Run:
-    trainer = Trainer(model, splits, training)
+def _check_no_run(folder: Path) -> None:
+    if exists(folder / CONFIG):
+        raise InputError(
+            f"{folder} already holds a run: go on with it (minivae train --resume {folder}, or "
+            "resume=True), or name another folder"
+        )
+
+
+@contextmanager
+def _held_for_new_run(folder: Path) -> Iterator[None]:
+    """Makes and holds a folder. InputError if it has a run, also one that began meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror}") from None
+    with held(folder):
+        _check_no_run(folder)
+        yield
+
+
+def _new_run(trainer: Trainer, folder: Path | None, extra_config: dict[str, Any]) -> _Run:
     run = _Run(trainer, folder, [])
-    trainer.begin()
     if folder is not None:
         config = {
             **extra_config,
             "version": __version__,
-            "data": splits.name,
-            "fingerprint": splits.fingerprint(),
-            "model": model.config(),
-            "training": dataclasses.asdict(training),
+            "data": trainer.splits.name,
+            "fingerprint": trainer.splits.fingerprint(),
+            "model": trainer.model.config(),
+            "training": dataclasses.asdict(trainer.training),
         }
         # The configuration last: a folder that has one can be resumed.
         run.checkpoint()
@@ -503,12 +517,8 @@ def _resumed_run(
     extra_config: dict[str, Any],
 ) -> _Run:
     config = read_config(folder)
-    # Earlier versions kept no fingerprint.
-    if config.get("fingerprint", "") not in ("", splits.fingerprint()):
-        raise InputError(
-            f"{folder}: the images or labels of {splits.name} are others than those that the run "
-            f"began with ({config.get('source', 'given as arrays')}), expected the same"
-        )
+    _check_same_training(folder, training, read_training(folder))
+    check_same_data(folder, splits)
     done = read_checkpoint(folder, model, BEST if best else CHECKPOINT)
     trainer = Trainer(model, splits, training, done)
     if trainer.total_steps < done.step:
@@ -521,6 +531,26 @@ def _resumed_run(
     run = _Run(trainer, folder, _cut_metrics(folder / METRICS, trainer))
     write_config(folder, config | extra_config | {"training": dataclasses.asdict(training)})
     return run
+
+
+def _check_same_training(folder: Path, training: Training, begun: Training) -> None:
+    now, before = dataclasses.asdict(training), dataclasses.asdict(begun)
+    for settings in (now, before):
+        settings |= settings.pop("optimizer")
+    for name, value in now.items():
+        if value != before[name] and name not in MAY_CHANGE:
+            raise InputError(f"{folder}: {name} is {value}, the run has {before[name]}")
+
+
+def check_same_data(folder: Path, splits: Splits, hint: str = "") -> None:
+    """Raises InputError, whose end is `hint`, if a run began with other images or labels."""
+    config = read_config(folder)
+    # Earlier versions kept no fingerprint.
+    if config.get("fingerprint", "") not in ("", splits.fingerprint()):
+        raise InputError(
+            f"{folder}: the images or labels of {splits.name} are others than those that the run "
+            f"began with ({config.get('source', 'given as arrays')}), expected the same{hint}"
+        )
 
 
 def _loop(
@@ -546,36 +576,39 @@ def _loop(
             if step == started + 1:
                 bar.set_postfix_str("", refresh=False)
             bar.update()
-            if _every(training.log_every, step):
+            logs = _every(training.log_every, step)
+            draws = _every(training.picture_every, step)
+            ended = step % per_epoch == 0 or step == total
+            # Only then, since on a GPU the host waits for every step before.
+            if logs or draws or ended:
                 trainer.check()
+            if logs:
                 run.log_steps()
                 on_metrics(run.metrics[-1])
-            if on_step is not None and _every(training.picture_every, step):
-                trainer.check()
+            if draws and on_step is not None:
                 on_step(step, trainer.model)
-            ended = step % per_epoch == 0 or step == total
             if ended:
-                trainer.check()
                 steps = (step - 1) % per_epoch + 1
                 line = run.log_epoch(math.ceil(step / per_epoch), steps)
-                bar.set_postfix(
-                    epoch=line["epoch"],
-                    train=f"{line['train']['loss']:.2f}",
-                    test=f"{line['test']['loss']:.2f}",
-                )
-                if "warning" in line:
-                    text = f"warning    epoch {line['epoch']}: {line['warning']}"
-                    bar.write(text, file=sys.stderr)
+                _show(bar, line)
                 on_metrics(line)
-            if ended or _every(training.checkpoint_every, step):
+            stopped = bool(pending)
+            if ended or stopped or _every(training.checkpoint_every, step):
                 trainer.check()
                 run.checkpoint()
-            if pending:
-                trainer.check()
-                run.checkpoint()
+            if stopped:
                 raise Interrupted(pending[0], step, run.folder)
-            if step % LOOK_EVERY == 0:
-                trainer.check()
+
+
+def _show(bar: Any, line: dict[str, Any]) -> None:
+    """An epoch's losses beside the bar, and its warning above it."""
+    bar.set_postfix(
+        epoch=line["epoch"],
+        train=f"{line['train']['loss']:.2f}",
+        test=f"{line['test']['loss']:.2f}",
+    )
+    if "warning" in line:
+        bar.write(f"warning    epoch {line['epoch']}: {line['warning']}", file=sys.stderr)
 
 
 def _every(interval: int, step: int) -> bool:
@@ -636,7 +669,12 @@ def _pending_signal() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    # A signal that is ignored stays so: that of a job in the background is not meant for it.
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    ]
 
     def collect(number: int, frame: Any) -> None:
         pending.append(number)

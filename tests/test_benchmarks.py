@@ -265,6 +265,14 @@ def test_a_suite_that_was_cut_short_goes_on(
     assert cases == [timed_case("first"), timed_case("second")]
 
 
+def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    output.write_text("measured for hours")
+    with pytest.raises(InputError, match=r"bench.json exists: --resume goes on with it, or name"):
+        run.run_suite("cpu", ["steps"], output)
+    assert output.read_text() == "measured for hours"
+
+
 def test_a_case_that_fails_is_named_and_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

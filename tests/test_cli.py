@@ -417,6 +417,19 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.returncode in (0, 141)  # whoever was faster
 
 
+def test_a_run_is_not_evaluated_on_data_that_changed_unless_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = tmp_path / "images.npy", str(tmp_path / "run")
+    np.save(images, np.zeros((30, 28, 28), np.uint8))
+    options = ["--data", str(images), "--steps", "1", "--batch-size", "10", "--hidden", "8"]
+    assert train(Path(run), *options) == 0
+    np.save(images, np.zeros((40, 28, 28), np.uint8))
+    evaluate = ["evaluate", run, "--device", "cpu", "--samples", "10", "--quiet"]
+    complains(capsys, evaluate, "are others than those", "or --data for others")
+    assert main([*evaluate, "--data", str(images)]) == 0
+
+
 def test_resume_with_another_model_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,7 +484,7 @@ def test_a_log_that_cannot_be_written_is_one_line(
 def test_resume_with_another_learning_rate_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    complains(capsys, ["train", "--resume", str(run), "--lr", "0.5"], "--lr is 0.5", "0.001")
+    complains(capsys, ["train", "--resume", str(run), "--lr", "0.5"], "lr is 0.5", "0.001")
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest(
@@ -505,6 +518,7 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--lr", "0"], ["lr is 0"]),
         (["--latent", "-3"], ["latent", "-3"]),
         (["--hidden", "64,x"], ["--hidden", "64,x"]),
+        (["--hidden", "64,,32"], ["--hidden", "64,,32"]),
         (["--beta", "-1"], ["beta is -1"]),
         (["--free-bits", "inf"], ["free_bits is inf"]),
         (["--seed", "-1"], ["--seed", "'-1'", "0 to 2^64 - 1"]),

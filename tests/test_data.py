@@ -439,8 +439,19 @@ def test_the_users_own_folder_comes_before_the_cache(
     monkeypatch.setenv("MINIVAE_DATA", str(tmp_path / "own"))
     (tmp_path / "own" / "mnist").mkdir(parents=True)
     write_idx(tmp_path / "own" / "mnist", count=20)
-    assert len(load("mnist").train) == 18
+    write_idx(tmp_path / "own" / "mnist", "t10k", 7)
+    assert len(load("mnist").train) == 20
     assert cached(tmp_path) == []
+
+
+def test_the_users_own_folder_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIVAE_DATA", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    write_idx(tmp_path / "mnist", count=20)
+    write_idx(tmp_path / "mnist", "t10k", 7)
+    next((tmp_path / "mnist").glob("t10k-labels*")).unlink()
+    with pytest.raises(InputError, match=r"mnist: expected t10k-labels-idx1-ubyte as well"):
+        load("mnist")
 
 
 def test_glyphs_are_the_same_from_one_seed() -> None:

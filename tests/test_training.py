@@ -165,10 +165,12 @@ class Watched(ReferenceBackend):
 
 def test_the_host_looks_at_the_device_as_often_as_it_logs_however_many_steps_are_between() -> None:
     looks = []
-    for interval in (3, 12):
+    _, train, test = splits()
+    many = Splits("many", Dataset(np.tile(train.images, (10, 1, 1, 1)), None), test)
+    for interval in (3, 120):
         backend = Watched()
         training = Training(epochs=1, batch_size=2, images=4 * interval, log_every=interval)
-        fit(small_vae(), splits(), training, device=backend, progress=False)
+        fit(small_vae(), many, training, device=backend, progress=False)
         looks.append(backend.looks)
     assert looks[0] == looks[1] > 0
 
@@ -253,6 +255,71 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already holds a run"):
         train(small_vae(), Training(batch_size=10, epochs=1), out=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_another_began_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Trainer):
+        def begin(self) -> None:
+            monkeypatch.undo()
+            train(small_vae(), Training(batch_size=10, epochs=1), out=tmp_path)
+            before.update({path: path.read_bytes() for path in tmp_path.iterdir()})
+
+    before: dict[Path, bytes] = {}
+    monkeypatch.setattr("minivae.train.Trainer", Late)
+    with pytest.raises(InputError, match="already holds a run"):
+        train(small_vae(), Training(batch_size=5, epochs=1), out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before != {}
+
+
+@pytest.mark.parametrize(
+    "other", [{"batch_size": 8}, {"optimizer": Adam(lr=3e-3)}, {"seed": 1}, {"keep_last": False}]
+)
+def test_a_run_is_not_resumed_by_another_training(tmp_path: Path, other: dict[str, Any]) -> None:
+    train(small_vae(), BUSY, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"is .*, the run has "):
+        train(small_vae(), Training(**{**vars(BUSY), **other}), out=tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_saved_model_is_not_a_run_that_could_be_resumed(tmp_path: Path) -> None:
+    save(small_vae(), tmp_path)
+    with pytest.raises(InputError, match="holds a saved model, not a run"):
+        train(small_vae(), BUSY, out=tmp_path, resume=True)
+
+
+def test_metrics_describe_the_posterior_of_the_images_as_they_are_binarized() -> None:
+    # White and grey pixels alone: threshold makes all of them white.
+    grey = np.full((IMAGES, SIZE, SIZE, 1), 200, np.uint8)
+    data = Splits("grey", Dataset(grey, None), Dataset(grey, None))
+    training = Training(epochs=1, batch_size=10, binarization="threshold")
+    (line,) = fit(small_vae(), data, training, device="cpu", progress=False)
+    # Of the same images, by two sums in float32.
+    assert line["posterior_kl"] == pytest.approx(line["test"]["kl"], rel=1e-5)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    adam = Adam(lr=np.float32(0.25))  # type: ignore[arg-type]
+    model = small_vae(seed=np.int64(3), beta=np.float32(0.5))  # type: ignore[arg-type]
+    training = Training(epochs=np.int64(1), batch_size=10, optimizer=adam)  # type: ignore[arg-type]
+    train(model, training, out=tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert (config["training"]["optimizer"]["lr"], config["model"]["seed"]) == (0.25, 3)
+    assert load(tmp_path, "cpu").config() == model.config()
+
+
+def test_a_signal_that_is_ignored_does_not_stop_a_run() -> None:
+    def send_signal(step: int, model: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        training = Training(epochs=2, batch_size=10, picture_every=1)
+        assert len(train(small_vae(), training, on_step=send_signal)) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_model_is_trained_where_and_as_it_is() -> None:

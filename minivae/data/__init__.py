@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from ..errors import InputError, check_is, check_seed
+from ..files import exists
 from .dataset import Dataset, Splits
 
 __all__ = ["BUILTIN", "Dataset", "Splits", "lasting_name", "load"]
@@ -47,7 +48,7 @@ def _load_path(path: Path, seed: int) -> Splits:
     from .folder import load_image_folder
     from .idx import has_idx_files, load_idx_file, load_idx_folder
 
-    if not path.exists():
+    if not exists(path):
         near = difflib.get_close_matches(str(path), BUILTIN, 1, 0.4) if path.parent == HERE else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(

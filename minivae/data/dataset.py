@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, check_is
+from ..ops.batch import gather_batch
+from ..ops.philox import EVALUATION_BINARIZATION_STREAM, Noise
+from ..ops.state import new_state
 
 HELD_OUT = 10
 """One image of so many is held out where a source has no test split."""
@@ -62,6 +65,14 @@ class Dataset:
         """The images and labels of an index."""
         labels = None if self.labels is None else self.labels[index]
         return Dataset(np.ascontiguousarray(self.images[index]), labels)
+
+    def binarized(self, binarization: str, seed: int) -> "Dataset":
+        """The images as float32, binarized once, as `Autoencoder.evaluate` does it."""
+        flat = self.images.reshape(len(self), -1)
+        x = np.empty(flat.shape, np.float32)
+        noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
+        gather_batch(flat, np.arange(len(flat)), new_state(), x, binarization, noise)
+        return Dataset(x.reshape(self.images.shape), self.labels)
 
 
 class Splits(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import replacing
-from .idx import TEST, TRAIN, file_name, has_idx_files
+from .idx import TEST, TRAIN, file_name, find_file, has_idx_files
 
 TIMEOUT_SECONDS = 30
 LARGEST_FILE = 1 << 26
@@ -51,10 +51,14 @@ def find_or_download(name: str) -> Path:
     """The folder with the IDX files of a data set: `$MINIVAE_DATA/NAME` if it has them, else the
     cache, filled by a download where a file is missing.
 
-    Raises InputError if no mirror gives a file with the right content.
+    Raises InputError if that folder lacks one of them, or no mirror gives a file with the right
+    content.
     """
     own = os.environ.get("MINIVAE_DATA")
     if own and has_idx_files(Path(own) / name):
+        for split, axes in SHA256[name]:
+            if find_file(Path(own) / name, split, axes) is None:
+                raise InputError(f"{Path(own) / name}: expected {file_name(split, axes)} as well")
         return Path(own) / name
     from platformdirs import user_cache_path
 

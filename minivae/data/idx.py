@@ -23,7 +23,8 @@ def file_name(split: str, axes: int) -> str:
     return f"{split}-{'images' if axes == 3 else 'labels'}-idx{axes}-ubyte"
 
 
-def _find(folder: Path, split: str, axes: int) -> Path | None:
+def find_file(folder: Path, split: str, axes: int) -> Path | None:
+    """The file of that name in a folder, gzipped or not, or None."""
     name = file_name(split, axes)
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
@@ -31,7 +32,7 @@ def _find(folder: Path, split: str, axes: int) -> Path | None:
 
 def has_idx_files(folder: Path) -> bool:
     """Whether the folder holds the images of a training split."""
-    return _find(folder, TRAIN, 3) is not None
+    return find_file(folder, TRAIN, 3) is not None
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
@@ -77,7 +78,7 @@ def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
 
 
 def _read_split(folder: Path, split: str) -> Dataset | None:
-    images, labels = _find(folder, split, 3), _find(folder, split, 1)
+    images, labels = find_file(folder, split, 3), find_file(folder, split, 1)
     if images is None:
         return None
     numbers = None if labels is None else read_idx(labels, 1)
