@@ -5,9 +5,11 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minivae.data import Dataset, Splits
 from minivae.data.glyphs import glyphs
+from minivae.errors import InputError
 from minivae.models import Autoencoder
 from minivae.presets import Training, preset
 
@@ -25,6 +27,16 @@ class Case(NamedTuple):
     model: Autoencoder
     training: Training
     splits: Splits
+
+
+def byte_images(case: Case) -> NDArray[np.uint8]:
+    """The training images, which a peer divides by 255. Raises InputError of others than bytes."""
+    images = case.splits.train.images
+    if images.dtype != np.uint8:
+        raise InputError(
+            f"{case.splits.name}: images are {images.dtype}, expected uint8 to compare"
+        )
+    return images
 
 
 def random_splits(image_shape: tuple[int, ...], images: int = IMAGES) -> Splits:

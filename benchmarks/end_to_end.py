@@ -80,13 +80,16 @@ def _race(
 
 def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, Any]:
     """minivae's races, with kernels that it must compile and with those that it finds, and
-    PyTorch's, in turns. For each the races, and the median seconds to the targets that all reach.
+    PyTorch's, in turns. For each the races, and the median seconds to the targets that all reach,
+    or why it has none.
     """
     rounds = 1 if quick else ROUNDS
     mode = "graph" if device == "cuda" else "eager"
-    programs = {"minivae, first run": MINIVAE, "minivae": MINIVAE}
-    if importlib.util.find_spec("torch"):
-        programs[f"torch {mode}"] = TORCH
+    programs = {"minivae, first run": MINIVAE, "minivae": MINIVAE, f"torch {mode}": TORCH}
+    missing = {}
+    if importlib.util.find_spec("torch") is None:
+        del programs[f"torch {mode}"]
+        missing[f"torch {mode}"] = {"seconds_to": {}, "races": [], "failure": "not installed"}
     races: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
@@ -103,4 +106,4 @@ def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, 
             "races": runs,
         }
         for name, runs in races.items()
-    }
+    } | missing

@@ -3,9 +3,9 @@
     python -m minivae.benchmarks.gpu_check --output gpu-check.json
 
 from a checkout: the tests marked `gpu`, and compute-sanitizer's memcheck and racecheck on the
-kernels' equivalence tests. First every kernel is compiled, on all cores; then all parts run at the
-same time, for less than eight minutes in all. Exits non-zero if one failed. `--device emulated`
-rehearses the tests where there is no GPU.
+kernels' equivalence tests, alone and as a step fuses them. First every kernel is compiled, on all
+cores; then all parts run at the same time, for less than eight minutes in all. Exits non-zero if
+one failed. `--device emulated` rehearses the tests where there is no GPU.
 """
 
 import argparse
@@ -33,8 +33,9 @@ PYTEST = (
     *("--tb=short", "--maxfail=20"),
 )
 KERNELS = "test_equivalence and cuda- and not numba_cuda"
-SHARED = f"{KERNELS} and (dense or conv or loss or totals or clip)"
+SHARED = f"{KERNELS} and (dense or conv or loss or totals or clip or calibrate)"
 OTHER_TILES = "every_tile"
+FUSED = f"test_a_fused and cuda and not {OTHER_TILES}"
 LIMIT = 420
 """Seconds."""
 
@@ -72,6 +73,7 @@ def parts(device: str) -> dict[str, list[str]]:
         return found
     found["numba_cuda"] = [*PYTEST, *marker, *files.values(), "-k", "numba_cuda"]
     kernels = [*PYTEST, "-x", *marker, files["backends"], "-k"]
+    fused = [*PYTEST, "-x", *marker, files["emulated"], "-k", FUSED]
     for tool, tests in (("memcheck", KERNELS), ("racecheck", SHARED)):
         for name, some in (
             (tool, f"not {OTHER_TILES}"),
@@ -79,6 +81,7 @@ def parts(device: str) -> dict[str, list[str]]:
             (f"{tool}, other tiles, tf32", f"{OTHER_TILES} and tf32"),
         ):
             found[name] = [*sanitizer(tool), *kernels, f"{tests} and {some}"]
+        found[f"{tool}, fused"] = [*sanitizer(tool), *fused]
     return found
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from minivae.layers import ActivationLayer, Convolution, ConvTranspose2d, Dense
 from minivae.network import Network
 
-from .cases import Case
+from .cases import Case, byte_images
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -73,21 +73,42 @@ class JaxPeer:
     def __init__(self, case: Case, scan: int = 1) -> None:
         self.case, self.scan = case, scan
         self.batch = case.training.batch_size
+        self._lr = case.training.optimizer.learning_rate(0, 1, 1)
         model = case.model
         values = {
             name: jnp.asarray(model.backend.to_numpy(value))
             for name, value in model.parameters.values.items()
         }
-        self.data = jnp.asarray(case.splits.train.images)
+        self.data = jnp.asarray(byte_images(case))
         # Every array of the carry is donated, so none may stand in it twice.
-        copies = [{n: jnp.array(v) * s for n, v in values.items()} for s in (1, 0, 0)]
-        self._carry = (*copies, jnp.zeros((), jnp.int32), jax.random.key(0))
+        second_moment = case.training.optimizer.second_moment
+        copies = {n: jnp.array(v) for n, v in values.items()}
+        moments = ({n: jnp.full_like(v, m) for n, v in values.items()} for m in (0, second_moment))
+        self._carry = (copies, *moments, jnp.zeros((), jnp.int32), jax.random.key(0))
         self._run = jax.jit(self._many if scan > 1 else self._one, donate_argnums=0)
         self._compiled_loss = jax.jit(self._loss)
+
+    def _bound_loss(self, values: dict[str, Any], x: Any, eps: Any) -> Any:
+        """The mean of -bound (importance.E2) by the densities, whose constants cancel."""
+        model = self.case.model
+        objective, k = model.objective, model.objective.samples
+        code = jnp.repeat(_apply(model.encoder, values, x), k, axis=0)
+        mu, log_sigma = code[:, : model.latent], 0.5 * model.logvar_factor * code[:, model.latent :]
+        z = mu + jnp.exp(log_sigma) * eps
+        pixels = jnp.repeat(x.reshape(len(x), -1), k, axis=0)
+        logits = _apply(model.decoder, values, z).reshape(pixels.shape)
+        log_weights = jnp.sum(pixels * logits - jax.nn.softplus(logits), axis=1)
+        log_weights += jnp.sum(0.5 * (eps**2 - z**2) + log_sigma, axis=1)
+        log_weights = log_weights.reshape(-1, k)
+        if objective.estimator == "importance":
+            return jnp.log(k) - jnp.mean(jax.nn.logsumexp(log_weights, axis=1))
+        return -jnp.mean(log_weights)
 
     def _loss(self, values: dict[str, Any], x: Any, eps: Any) -> Any:
         model = self.case.model
         objective = model.objective
+        if objective.by_draws:
+            return self._bound_loss(values, x, eps)
         code = _apply(model.encoder, values, x)
         divergence = 0.0
         if model.latent:
@@ -108,20 +129,25 @@ class JaxPeer:
 
     def _one(self, carry: Any, data: Any) -> Any:
         values, first, second, step, key = carry
-        adam = self.case.training.optimizer
-        key, noise_key, order_key = jax.random.split(key, 3)
+        model, adam = self.case.model, self.case.training.optimizer
+        key, noise_key, order_key, pixel_key = jax.random.split(key, 4)
         index = jax.random.randint(order_key, (self.batch,), 0, len(data))
         x = data[index].astype(jnp.float32) / 255
-        eps = jax.random.normal(noise_key, (self.batch, max(self.case.model.latent, 1)))
+        if self.case.training.binarization == "stochastic":
+            x = jax.random.bernoulli(pixel_key, x).astype(jnp.float32)
+        shape = (self.batch * model.objective.samples, max(model.latent, 1))
+        eps = jax.random.normal(noise_key, shape)
         gradients = jax.grad(self._loss)(values, x, eps)
         step = step + 1
-        rate = adam.lr / (1 - adam.beta1**step)
+        rate = self._lr / (1 - adam.beta1**step)
         root = jnp.sqrt(1 - adam.beta2**step)
+        if adam.epsilon_hat:
+            rate, root = rate * root, 1.0
 
         def update(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
             m = adam.beta1 * m + (1 - adam.beta1) * g
             v = adam.beta2 * v + (1 - adam.beta2) * g * g
-            p = p * (1 - adam.lr * adam.weight_decay)
+            p = p * (1 - self._lr * adam.weight_decay)
             return p - rate * m / (jnp.sqrt(v) / root + adam.epsilon), m, v
 
         updated = {n: update(p, gradients[n], first[n], second[n]) for n, p in values.items()}

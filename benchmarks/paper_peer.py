@@ -5,11 +5,12 @@ averages and has the constants for averages.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .cases import Case
+from .cases import Case, byte_images
 from .torch_peer import TorchModel
 
 BETA1, BETA2, EPSILON = 0.99, 0.999, 1e-4
@@ -59,17 +60,20 @@ class PaperAdam:
 
 
 class PaperPeer:
-    """PyTorch's step of the paper's presets."""
+    """PyTorch's step of the paper's presets, eager or with its bound compiled."""
 
-    def __init__(self, case: Case, device: str = "cpu") -> None:
+    def __init__(self, case: Case, device: str = "cpu", mode: str = "eager") -> None:
         torch.distributions.Distribution.set_default_validate_args(False)
         objective, self.training = case.model.objective, case.training
         self.importance, self.samples = objective.estimator == "importance", objective.samples
         self.latent = case.model.latent
         self.device = torch.device(device)
         self.model = TorchModel(case.model).to(self.device)
+        self._bound: Callable[..., torch.Tensor] = negative_bound
+        if mode == "compile":
+            self._bound = torch.compile(negative_bound)
         self.optimizer = PaperAdam(list(self.model.parameters()))
-        images = torch.tensor(case.splits.train.images[: self.training.images or None])
+        images = torch.tensor(byte_images(case)[: self.training.images or None])
         self.images = images.permute(0, 3, 1, 2).to(self.device) / 255
         self.steps = 0
 
@@ -87,7 +91,7 @@ class PaperPeer:
         first = self.steps % per_epoch * size
         x = torch.bernoulli(self.images[first : first + size])
         eps = torch.randn(self.samples, len(x), self.latent, device=self.device)
-        loss = negative_bound(self.model, x, eps, self.importance)
+        loss = self._bound(self.model, x, eps, self.importance)
         loss.backward()
         self.optimizer.step(self.training.optimizer.learning_rate(self.steps, 0, per_epoch))
         self.steps += 1

@@ -133,15 +133,15 @@ def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
     result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
-    leads = [
-        {case["case"]: case["times_as_fast_as_the_fastest_peer"] for case in one["steps"]}
-        for one in (result, other)
-    ]
+    # Beside other peers a lead is another figure.
+    others = {(case["case"], *case["milliseconds"]): case for case in other["steps"]}
+    lead = "times_as_fast_as_the_fastest_peer"
     rows = []
     for case in result["steps"]:
         name, times = case["case"], case["milliseconds"]
         cells = [f"{times[n]['median']:.3g}" if n in times else "-" for n in names]
-        rows.append([name, *cells, *(f"{lead[name]:.2f}" if lead[name] else "-" for lead in leads)])
+        leads = [case[lead], others.get((name, *times), {}).get(lead)]
+        rows.append([name, *cells, *(f"{ratio:.2f}" if ratio else "-" for ratio in leads)])
     table = _table(["step, ms", *names, "speed-up over the fastest peer", "on a Xeon"], rows)
     return (
         f"{table}\n\nMedians of turns taken within one process, in the last two columns those of "
@@ -161,7 +161,9 @@ def costs_table() -> str:
         first, last = cases[0], cases[-1]
         grown = len(cases) > 1
         own = [case[OWN]["milliseconds"]["median"] for case in cases]
-        peer = [case["torch eager"]["milliseconds"]["median"] for case in cases]
+        pairs = [(case[OWN], case["torch eager"]) for case in cases if "torch eager" in case]
+        faster = [b["milliseconds"]["median"] / a["milliseconds"]["median"] for a, b in pairs]
+        smaller = [a["host_megabytes"] / b["host_megabytes"] for a, b in pairs]
         growth = last["floor_milliseconds"] / first["floor_milliseconds"], own[-1] / own[0]
         sizes = " to ".join(case["case"].rpartition(" ")[2] for case in (first, last))
         rows.append(
@@ -169,10 +171,8 @@ def costs_table() -> str:
                 f"{kind} {sizes}" if grown else kind,
                 *(f"{ratio:.3g}" if grown else "-" for ratio in growth),
                 _span([case["times_the_floor"] for case in cases]),
-                _span([b / a for a, b in zip(own, peer, strict=True)]),
-                _span(
-                    [c[OWN]["host_megabytes"] / c["torch eager"]["host_megabytes"] for c in cases]
-                ),
+                _span(faster),
+                _span(smaller),
             ]
         )
     head = ["a step", "floor grows", "step grows", "times its floor", "times as fast as PyTorch"]
@@ -186,6 +186,8 @@ def _range(numbers: Iterable[int]) -> str:
 
 
 def _span(values: list[float]) -> str:
+    if not values:
+        return "-"
     low, high = (f"{value:.2f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
@@ -221,7 +223,7 @@ def end_to_end_table() -> str:
 
 def _median_of_races(races: list[dict[str, Any]], target: str) -> str:
     seconds = [race["seconds_to"][target] for race in races if target in race["seconds_to"]]
-    if len(seconds) < len(races):
+    if len(seconds) < len(races) or not seconds:
         return "-"
     return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
 

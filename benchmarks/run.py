@@ -106,11 +106,15 @@ def _last_size_in_words(cases: list[dict[str, Any]]) -> Iterator[str]:
         for name, side in case.items()
         if isinstance(side, dict) and "milliseconds" in side
     ]
+    sides += [f"{name} {reason}" for name, reason in case.get("failures", {}).items()]
     yield f"{case['case']:<24} {', '.join(sides)}; {case['times_the_floor']:.3g} times the floor"
 
 
 def _races_in_words(found: dict[str, Any]) -> Iterator[str]:
     for name, runner in found.items():
+        if "failure" in runner:
+            yield f"{name:<24} {runner['failure']}"
+            continue
         seconds = [f"{loss} in {time:.3g} s" for loss, time in runner["seconds_to"].items()]
         yield f"{name:<24} test loss {', '.join(seconds) or 'still above every target'}"
 

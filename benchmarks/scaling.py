@@ -59,10 +59,8 @@ def _candidate(framework: str, case: Case, device: str) -> Candidate:
     return Candidate(peer.step, peer.synchronize)
 
 
-def _frameworks(device: str) -> list[str]:
-    if importlib.util.find_spec("torch") is None:
-        return [OWN]
-    return [OWN, f"torch {'graph' if device == 'cuda' else 'eager'}"]
+def _peer(device: str) -> str:
+    return f"torch {'graph' if device == 'cuda' else 'eager'}"
 
 
 def _peak_megabytes() -> float:
@@ -105,10 +103,15 @@ def _floor(options: dict[str, Any], device: str, rates: Rates) -> float:
     return step_floor(_case(options, device), rates)
 
 
-def _measure_all(
-    frameworks: list[str], options: dict[str, Any], device: str, quick: bool, rates: Rates
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"case": options["label"]}
+def _measure_all(options: dict[str, Any], device: str, quick: bool, rates: Rates) -> dict[str, Any]:
+    frameworks, failures = [OWN, _peer(device)], {}
+    if importlib.util.find_spec("torch") is None:
+        failures[frameworks.pop()] = "not installed"
+    result: dict[str, Any] = {
+        "case": options["label"],
+        "rates": {name: float(f"{rate:.4g}") for name, rate in rates._asdict().items()},
+        "failures": failures,
+    }
     try:
         for framework in frameworks:
             result[framework] = in_own_process(_measure, framework, options, device, quick)
@@ -125,13 +128,13 @@ def measure_scaling(
     device: str, quick: bool, measured: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every size of `_cases` that is not yet among `measured`: in
-    minivae and, if it is there, PyTorch, each in a fresh process. A size that fails has a `failure`
-    beside what was measured, and is measured again by the next call."""
+    minivae and, if it is there, PyTorch, each in a fresh process, with the machine's rates behind
+    its floor. A size that fails has a `failure` beside what was measured, and is measured again by
+    the next call."""
     # Not in this process: a child's peak memory begins at its parent's.
     rates = in_own_process(machine_rates, device, quick)
-    frameworks = _frameworks(device)
     measured = [size for size in measured if "failure" not in size]
     for options in _cases(quick):
         if options["label"] not in {known["case"] for known in measured}:
-            measured = [*measured, _measure_all(frameworks, options, device, quick, rates)]
+            measured = [*measured, _measure_all(options, device, quick, rates)]
             yield measured

@@ -70,13 +70,18 @@ def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[s
             os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # of AT_ONCE processes
         import torch
 
+        from .paper_peer import PaperPeer
         from .torch_peer import CAPTURED, COMPILED, TorchPeer, is_convolutional
 
         torch.compiler.reset()  # of what was compiled for other cases
-        modes = ["eager", "compile"] if where == "cpu" else ["eager", *COMPILED, *CAPTURED]
+        by_draws = case.model.objective.by_draws
+        maker = PaperPeer if by_draws else TorchPeer
+        modes = ["eager", "compile"]
+        if where == "cuda" and not by_draws:
+            modes += [*COMPILED, *CAPTURED]
         for mode in dict.fromkeys(modes):
             if is_convolutional(case.model) or not mode.endswith("nchw"):
-                found[f"torch {mode}"] = lambda mode=mode: TorchPeer(case, where, mode)
+                found[f"torch {mode}"] = lambda mode=mode: maker(case, where, mode)
     except ImportError:
         missing.append("torch")
     try:
@@ -91,15 +96,6 @@ def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[s
     except ImportError:
         missing.append("jax")
     return found, missing
-
-
-def peers_by_draws(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """`peers` for an objective by draws alone (importance.py), written for PyTorch."""
-    try:
-        from .paper_peer import PaperPeer
-    except ImportError:
-        return {}, ["torch"]
-    return {"torch eager": lambda: PaperPeer(case, "cuda" if device == "cuda" else "cpu")}, []
 
 
 def set_peers_precision(precision: str) -> None:
@@ -188,8 +184,7 @@ def prepare_case(
     if device != "cpu":
         name = f"{OWN}, {SEVERAL} steps a launch"
         candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
-    by_draws = case.model.objective.by_draws
-    builders, missing = (peers_by_draws if by_draws else peers)(case, device)
+    builders, missing = peers(case, device)
     failures = dict.fromkeys(missing, "not installed")
     losses: dict[str, Callable[[], float]] = {OWN: lambda: _own_loss(case, images)}
     for name, build in builders.items():

@@ -10,7 +10,7 @@ from minivae.export import Module, modules
 from minivae.models import Autoencoder
 from minivae.network import Network
 
-from .cases import Case
+from .cases import Case, byte_images
 
 COMPILED = {
     "compile": "default",
@@ -87,7 +87,7 @@ class TorchPeer:
             fused=True,
             **capturable,
         )
-        images = torch.tensor(case.splits.train.images).permute(0, 3, 1, 2)
+        images = torch.tensor(byte_images(case)).permute(0, 3, 1, 2)
         self.data = images.contiguous().to(self.device)
         self.eps = torch.zeros(self.batch, max(case.model.latent, 1), device=self.device)
         compiled = COMPILED.get(mode)

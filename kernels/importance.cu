@@ -19,14 +19,14 @@ extern "C" __global__ void importance_latent_forward(
       int j = 4 * block + i;
       if (j < d) {
         float logvar = logvar_factor * mu[d + j];
-        float drawn = mu[j] + expf(0.5f * logvar) * eps[i];
+        float drawn = mu[j] + expf(0.5f * logvar) * eps[i];  // latent.E1
         z[(size_t)row * d + j] = drawn;
         sum += eps[i] * eps[i] - drawn * drawn + logvar;
       }
     }
   }
   sum = warp_sum(sum);
-  if (lane == 0) log_ratio[row] = 0.5f * sum;  // importance.E1
+  if (lane == 0) log_ratio[row] = 0.5f * sum;  // E1
 }
 
 // logits and dlogits (n k, m), x (n, m), log_ratio and weights (n k,), loss (n,). Grid: n blocks of
@@ -66,7 +66,7 @@ extern "C" __global__ void importance_loss(
 extern "C" __global__ void importance_weigh(
     float* __restrict__ dlogits, const float* __restrict__ weights, float scale, int m) {
   int j = blockIdx.y * blockDim.x + threadIdx.x;
-  if (j < m) dlogits[(size_t)blockIdx.x * m + j] *= scale * weights[blockIdx.x];  // importance.E4
+  if (j < m) dlogits[(size_t)blockIdx.x * m + j] *= scale * weights[blockIdx.x];  // E4
 }
 
 // head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One warp for each of

@@ -19,7 +19,7 @@ __device__ __forceinline__ float bound_of_draws(
   int lane = threadIdx.x % WARP;
   float largest = LOWEST, mean = 0.0f, sum = 0.0f;
   for (int s = lane; s < k; s += WARP) {
-    float log_weight = log_ratio[s] - __ldcg(weights + s);
+    float log_weight = log_ratio[s] - __ldcg(weights + s);  // importance.E1
     weights[s] = log_weight;
     largest = fmaxf(largest, log_weight);
     mean += log_weight / (float)k;

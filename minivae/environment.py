@@ -12,17 +12,19 @@ from typing import Any
 CPU_INFO = Path("/proc/cpuinfo")
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minivae", "numpy", "numba", "torch", "jax", "jaxlib", "cupy-cuda13x", "cupy-cuda12x")
+ON_A_GPU = ("cuda", "numba_cuda")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Date, device (a backend's name), machine, cores, versions of packages, commit."""
+    """Date, device (a backend's name), machine, cores, versions of packages, and of a GPU's driver
+    and runtime, commit."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "device": device,
         "machine": _machine(device),
         "cores": cores(),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": _versions() | (_cuda_versions() if device in ON_A_GPU else {}),
         "commit": _commit(),
     }
 
@@ -33,7 +35,7 @@ def cores() -> int | None:
 
 
 def _machine(device: str) -> str:
-    if device in ("cuda", "numba_cuda"):
+    if device in ON_A_GPU:
         import cupy
 
         return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
@@ -50,6 +52,17 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _cuda_versions() -> dict[str, str]:
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    numbers = {"driver": runtime.driverGetVersion(), "runtime": runtime.runtimeGetVersion()}
+    return {
+        f"CUDA {name}": f"{number // 1000}.{number % 1000 // 10}"
+        for name, number in numbers.items()
+    }
 
 
 def _commit() -> str:

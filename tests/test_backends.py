@@ -216,7 +216,7 @@ DENSE_SHAPES = [
     *((1, 1, 1), (1, 784, 20), (31, 1, 33), (32, 33, 1), (33, 31, 32), (7, 13, 17)),
     *((127, 131, 7), (128, 784, 400), (129, 67, 257), (64, 20, 512)),
     *((12, 21, 49), (13, 49, 20)),  # half of the CPU backend's tile in the last rows, and one more
-    (1030, 130, 131),  # more than the CPU backend sweeps at once for a curved activation
+    (1030, 130, 131),  # more images than the CPU backend adds up at once (MOST_IMAGES)
 ]
 
 

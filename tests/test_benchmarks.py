@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_every_peer_has_the_same_loss_and_lowers_it(name: str, device: str, prec
     assert several <= found["milliseconds"].keys()
     assert {name for name in found["milliseconds"] if steps.OWN not in name} <= set(steps.PEERS)
     frameworks = {name.split()[0].strip(",") for name in found["milliseconds"]}
-    assert frameworks == {"minivae", "torch"} | ({"jax"} if name != "importance" else set())
+    assert frameworks == {"minivae", "torch", "jax"}
 
 
 @COMPILES
@@ -390,6 +391,16 @@ def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> N
     assert part["status"] == 124
     assert part["output"] == "begun\n\nstopped after 1 s"
     assert part["seconds"] < 50
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_the_sanitizers_run_the_kernels_as_a_step_fuses_them(tool: str) -> None:
+    command = gpu_check.parts("cuda")[f"{tool}, fused"]
+    pytest_only = command[command.index(sys.executable) :]
+    collected = gpu_check.run([*pytest_only, "--collect-only"], limit=100)
+    assert collected["status"] == 0, collected["output"]
+    for name in ("update_has_the_bits", "sequence_is_the_references"):
+        assert f"test_a_fused_{name}" in collected["output"]
 
 
 def test_a_suite_does_not_go_on_with_what_was_measured_otherwise(tmp_path: Path) -> None:

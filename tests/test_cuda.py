@@ -59,6 +59,12 @@ def test_a_machine_that_cannot_is_told_why_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_the_twins_device_is_named_where_it_fails(without_a_card: Any) -> None:
+    without_a_card(driver=0)
+    with pytest.raises(InputError, match="device 'numba_cuda': no NVIDIA driver was found"):
+        backends.get("numba_cuda")
+
+
 def test_auto_takes_the_gpu_where_it_works(without_a_card: Any) -> None:
     without_a_card()
     backend, reasons = backends.choose()
@@ -267,6 +273,7 @@ def test_the_command_trains_goes_on_and_evaluates_on_the_gpu_as_on_the_cpu(
         evaluations.append(json.loads((tmp_path / device / "evaluation.json").read_text()))
     on_gpu, on_cpu = evaluations
     assert on_gpu["environment"]["machine"] == "a stand-in"
+    assert on_gpu["environment"]["versions"]["CUDA driver"] == "13.0"
     for figure in ("loss", "reconstruction", "kl", "negative_log_likelihood"):
         assert on_gpu[figure]["mean"] == pytest.approx(on_cpu[figure]["mean"], rel=1e-4), figure
 

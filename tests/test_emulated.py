@@ -36,6 +36,7 @@ from minivae.backends.kernel_backend import kernels
 from minivae.backends.reference import Call
 from minivae.backends.tiling import Product, tiles_of_group
 from minivae.data import load
+from minivae.errors import InputError
 from minivae.kernels import Tile, source
 from minivae.ops.activations import IDENTITY, Activation
 from minivae.ops.conv import ConvGeometry
@@ -81,14 +82,6 @@ class Planted(Shuffled):
                 raise NotPlantedError(f"{self.right!r} is {text.count(self.right)} times in {stem}")
             text = text.replace(self.right, self.wrong)
         return emulated.build(text, *self.flags)
-
-
-def case_of(primitive: str, label: str = "") -> Case:
-    return next(c for c in CASES if c.primitive == primitive and c.label.startswith(label))
-
-
-DENSE = case_of("dense_forward", "128x784x400")
-"""Split over several blocks, several stages deep."""
 
 
 # The fused update
@@ -387,13 +380,17 @@ def test_a_run_stopped_on_one_device_goes_on_on_another(tmp_path: Path) -> None:
     np.testing.assert_allclose(actual, losses("cpu", "glyphs", 6), rtol=1e-5)
 
 
-def test_a_step_on_a_kernel_backend_allocates_nothing_after_the_first() -> None:
+def test_a_step_on_a_kernel_backend_allocates_nothing_after_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = preset("glyphs").model(**SMALL["glyphs"]).to("emulated")
     trainer = Trainer(model, load("glyphs"), Training(batch_size=32))
     trainer.step()
-    before = dict(trainer.model.backend._jobs)
+    backend, made = trainer.model.backend, []
+    for name in ("zeros", "asarray"):
+        monkeypatch.setattr(backend, name, lambda *arguments: made.append(arguments))
     trainer.step()
-    assert trainer.model.backend._jobs == before
+    assert made == []
 
 
 # Bad arguments
@@ -411,6 +408,15 @@ def test_an_array_of_another_type_is_refused() -> None:
     x, w, b, y = (np.zeros(s) for s in ((4, 3), (3, 2), (2,), (4, 2)))
     with pytest.raises(TypeError, match="x is a C-contiguous array of float64"):
         backend.dense_forward(x, w, b, y, IDENTITY)
+
+
+def test_more_pixels_than_a_kernel_can_count_are_refused() -> None:
+    backend = EmulatedBackend()
+    one = np.zeros((), np.float32)  # seen as so many
+    x = np.broadcast_to(one, (2**15, 2**8, 2**8, 1))
+    w, b, y = (np.broadcast_to(one, s) for s in ((1, 1, 1, 1), (1,), x.shape))
+    with pytest.raises(InputError, match=r"a batch has 2147483648 pixels .* --accumulate"):
+        backend.conv2d_forward(x, w, b, y, ConvGeometry(1, 1, 0, 0), IDENTITY)
 
 
 # Planted bugs

@@ -276,7 +276,7 @@ class CpuBackend(ReferenceBackend):
         geometry: ConvGeometry,
         *added: np.float32 | bool,
     ) -> None:
-        """dw by conv.E3."""
+        """dw by dense.E2, conv.E3 or conv.E7, added as dense.E5 says."""
         sizes = (large.shape[1:3], small.shape[1:3], dw.shape[:2], geometry)
         seen, tiles = windows(*sizes, False), weight_tiles(*sizes, dw.shape[2])
         images = _images_in_cache(large, small)
@@ -301,7 +301,7 @@ class CpuBackend(ReferenceBackend):
         return blocks, bands, self._workspace("steps", (parts, images)).view(np.int32)
 
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
-        """db by conv.E4."""
+        """db by dense.E3 or conv.E4, added as dense.E5 says."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
         self._run(products.bias_gradient, rows, sums, db, *added)

@@ -429,24 +429,30 @@ def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state
                 dlogvar[j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
 
 
+@sum_kernel
+def _draw_row(mu, logvar, logvar_factor, z):
+    """latent.E1 of one draw, whose noise z holds before, and importance.E1."""
+    total = ZERO
+    for j in range(z.size):
+        noise, scaled = z[j], logvar_factor * logvar[j]
+        drawn = mu[j] + exp(HALF * scaled) * noise
+        total += noise * noise - drawn * drawn + scaled
+        z[j] = drawn
+    return HALF * total
+
+
 @shared_kernel
 def importance_latent_forward(
     head, z, log_ratio, logvar_factor, stream, key_low, key_high, state, parts
 ):
-    """importance.E1."""
+    """latent.E1 and importance.E1."""
     (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
     for part in prange(parts):
         begin, end = rows * part // parts, rows * (part + 1) // parts
         standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
         for row in range(begin, end):
             mu, logvar = head[row // draws, :d], head[row // draws, d:]
-            total = ZERO
-            for j in range(d):
-                noise, scaled = z[row, j], logvar_factor * logvar[j]
-                drawn = mu[j] + exp(HALF * scaled) * noise
-                total += noise * noise - drawn * drawn + scaled
-                z[row, j] = drawn
-            log_ratio[row] = HALF * total
+            log_ratio[row] = _draw_row(mu, logvar, logvar_factor, z[row])
 
 
 @shared_kernel
@@ -463,8 +469,8 @@ def importance_latent_backward(
         for image in range(begin, end):
             mu, logvar = head[image, :d], head[image, d:]
             dmu, dlogvar = dhead[image, :d], dhead[image, d:]
-            dmu[:] = ZERO
-            dlogvar[:] = -scale
+            for j in range(d):
+                dmu[j], dlogvar[j] = ZERO, -scale
             for row in range(image * draws, (image + 1) * draws):
                 weight = scale * weights[row]
                 for j in range(d):
@@ -661,7 +667,7 @@ def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
 
 @sum_kernel
 def clip(g, max_norm, norm):
-    """|g| in float64 to norm (1,); g shrinks to `max_norm` if it is above."""
+    """adam.E5, |g| in float64: to norm (1,)."""
     total = 0.0
     for i in range(g.size):
         total += np.float64(g[i]) * np.float64(g[i])

@@ -257,7 +257,8 @@ def _some_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind,
 
 @shared_kernel
 def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
-    """y = f(b + windows of x times w), as many images at a time as fit in a part of `scratch`.
+    """y = f(b + windows of x times w) (dense.E0, conv.E1, conv.E5), as many images at a time as fit
+    in a part of `scratch`.
 
     The product's scattered rows go to memory that stays in the cache, and from there to y in one
     sweep. Shapes: x (n, s, c), w (t, c, k) or, `by_columns`, (t, k, c), b (k,), y (n, p, k),
@@ -273,8 +274,8 @@ def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
 
 @shared_kernel
 def window_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind, slope):
-    """dz_below = (windows of dz times w) f'(x), as many images at a time as fit in a part of
-    `scratch`.
+    """dz_below = (windows of dz times w) f'(x) (dense.E4, conv.E2, conv.E6), as many images at a
+    time as fit in a part of `scratch`.
 
     Shapes: dz (n, s, k), w (t, k, c) or, `by_columns`, (t, c, k), x and dz_below (n, p, c), scratch
     (parts, images, p, c).
@@ -612,8 +613,9 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
 
 @shared_kernel
 def window_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, parts):
-    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t,
-    times `weight`, on top of what dw holds if `accumulate`.
+    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t
+    (dense.E2, conv.E3, conv.E7), times `weight`, on top of what dw holds if `accumulate`
+    (dense.E5).
 
     Each number of dw has one owner, so that its bits do not depend on how many cores share the
     work. `images` at a time go through the cache, which also keeps the sums short.
@@ -628,7 +630,7 @@ def window_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate
 @shared_kernel
 def bias_gradient(dz, sums, db, weight, accumulate):
     """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums, times
-    `weight`, on top of what db holds if `accumulate`.
+    `weight`, on top of what db holds if `accumulate` (dense.E5).
 
     Shapes: dz (n h, w c), sums (parts, w c), db (c,).
     """

@@ -32,30 +32,34 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+class _UnusableError(Exception):
+    """Why no GPU can run the kernels, in one line."""
+
+
 def _check_device(precision: str) -> None:
-    """Raises InputError, in one line, if no GPU can run the kernels."""
+    """Raises _UnusableError if no GPU can run the kernels."""
     runtime = cupy.cuda.runtime
     try:
         driver = runtime.driverGetVersion()
         if driver == 0:
-            raise InputError("device 'cuda': no NVIDIA driver was found")
+            raise _UnusableError("no NVIDIA driver was found")
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         if error.status == INSUFFICIENT_DRIVER:
             needed = _version(runtime.runtimeGetVersion())
-            raise InputError(
-                f"device 'cuda': the driver serves CUDA {_version(driver)}, the installed CuPy "
-                f"needs {needed}; update the driver or install minivae[cuda12]"
+            raise _UnusableError(
+                f"the driver serves CUDA {_version(driver)}, the installed CuPy needs {needed}; "
+                "update the driver or install minivae[cuda12]"
             ) from None
-        raise InputError(f"device 'cuda': {error}") from None
+        raise _UnusableError(str(error)) from None
     if count == 0:
-        raise InputError("device 'cuda': the driver found no GPU")
+        raise _UnusableError("the driver found no GPU")
     capability = int(cupy.cuda.Device().compute_capability)
     oldest = OLDEST_TF32 if precision == "tf32" else OLDEST
     if capability < oldest:
-        raise InputError(
-            f"device 'cuda': the GPU has compute capability {capability / 10}, expected at least "
-            f"{oldest / 10} for precision {precision}"
+        raise _UnusableError(
+            f"the GPU has compute capability {capability / 10}, expected at least {oldest / 10} "
+            f"for precision {precision}"
         )
 
 
@@ -64,7 +68,7 @@ def _stream() -> Any:
     try:
         return cupy.cuda.Stream(non_blocking=True)
     except cupy.cuda.runtime.CUDARuntimeError as error:  # a GPU that is full or another's alone
-        raise InputError(f"device 'cuda': {error}") from None
+        raise _UnusableError(str(error)) from None
 
 
 class CudaBackend(KernelBackend):
@@ -73,8 +77,11 @@ class CudaBackend(KernelBackend):
     name = "cuda"
 
     def __init__(self, precision: str = "fp32") -> None:
-        _check_device(precision)
-        self._stream = _stream()
+        try:
+            _check_device(precision)
+            self._stream = _stream()
+        except _UnusableError as error:
+            raise InputError(f"device {self.name!r}: {error}") from None
         self._use_stream()
         self._functions: dict[tuple[str, Tile], Any] = {}
         super().__init__(precision)
@@ -110,12 +117,12 @@ class CudaBackend(KernelBackend):
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
         self._use_stream()
-        with _one_line_out_of_memory():
+        with _one_line_out_of_memory(self.name):
             return cupy.zeros(shape, dtype)
 
     def asarray(self, array: NDArray) -> Any:
         self._use_stream()
-        with _one_line_out_of_memory():
+        with _one_line_out_of_memory(self.name):
             return cupy.array(array, order="C")
 
     def to_numpy(self, array: Any) -> NDArray:
@@ -162,13 +169,13 @@ class _GraphedStep:
 
 
 @contextmanager
-def _one_line_out_of_memory() -> Iterator[None]:
+def _one_line_out_of_memory(device: str) -> Iterator[None]:
     """CuPy's error about memory as an InputError."""
     try:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
         free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
         raise InputError(
-            f"device 'cuda': out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
+            f"device {device!r}: out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "
             "use a smaller batch, or --accumulate to train on it in parts"
         ) from None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..errors import InputError
 from ..kernels import LARGE, MEDIUM, STEMS, TILES, Tile, source
 from ..ops.activations import IDENTITY, Activation
 from ..ops.batch import BINARIZATIONS
@@ -61,6 +62,8 @@ LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
 
 CLIP_PARTIALS = 256
+
+MOST_PIXELS = 2**31 - 1
 
 FUSED_LOSSES = {
     ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
@@ -113,13 +116,20 @@ def _code(activation: Activation) -> tuple[int, float]:
 
 
 def _noise(noise: Noise) -> tuple[int, int]:
-    return noise.seed & 0xFFFFFFFFFFFFFFFF, noise.stream
+    return noise.word, noise.stream
 
 
 def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int, ...]:
-    """The sizes that every convolution kernel takes."""
+    """The sizes that every convolution kernel takes. Raises InputError of more pixels than an int
+    counts."""
     n, height, width, channels = large.shape
     _, rows, columns, filters = small.shape
+    pixels = n * max(height * width, rows * columns)
+    if pixels > MOST_PIXELS:
+        raise InputError(
+            f"a batch has {pixels} pixels in a convolution, expected at most {MOST_PIXELS}: use a "
+            "smaller one, or --accumulate"
+        )
     return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
 
 

@@ -37,7 +37,7 @@ def _check(*arrays: Any, dtype: Any = np.float32) -> None:
 
 def _noise(noise: Noise) -> tuple[np.uint64, np.uint64]:
     """(seed, stream) as the kernels take them."""
-    return np.uint64(noise.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(noise.stream)
+    return np.uint64(noise.word), np.uint64(noise.stream)
 
 
 def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
@@ -177,6 +177,8 @@ class _Twins(ReferenceBackend):
 
 class _SimulatedTwins(_Twins):
     """The twins in Numba's simulator, on NumPy's arrays."""
+
+    name = "numba_cuda, simulated"
 
     def __init__(self) -> None:
         self._norm_squares = self.zeros((adam_numba.PARTIALS,))

@@ -41,9 +41,14 @@ class Noise(NamedTuple):
     stream: int
 
     @property
+    def word(self) -> int:
+        """The key as one number of 64 bits."""
+        return self.seed & 0xFFFFFFFFFFFFFFFF
+
+    @property
     def key(self) -> tuple[int, int]:
-        """The seed's low and high word."""
-        return self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF
+        """Its low and high half."""
+        return self.word & 0xFFFFFFFF, self.word >> 32
 
 
 def philox4x32(counter: NDArray, key: tuple[int, int]) -> NDArray:
