@@ -129,6 +129,16 @@ def paper_table() -> str:
     return _table(["NLL, nats", f"paper, {PAPER_PASSES} passes", *columns], rows)
 
 
+def truth_table() -> str:
+    """Bounds by k beside the exact evidence, and the ELBO's gap beside the posterior's KL."""
+    found = _load("truth.json")["truth"]
+    bounds = {f"bound, k = {k}": b for k, b in found["bounds"].items()}
+    cells = [f"{bound['mean']:.4f} ± {bound['error']:.4f}" for bound in bounds.values()]
+    exact = [found[name] for name in ("log_evidence", "elbo_gap", "kl_to_posterior")]
+    head = [*bounds, "log p(x), exact", "gap of the ELBO", "KL(q(z given x), p(z given x)), exact"]
+    return _table(head, [[*cells, *(f"{value:.4f}" for value in exact)]])
+
+
 def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
     result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
@@ -293,6 +303,7 @@ def launches_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "runs": runs_table,
+    "truth": truth_table,
     "paper": paper_table,
     "steps": steps_table,
     "costs": costs_table,

@@ -1,8 +1,7 @@
 """A chain of layers, and the arrays that one batch size of it runs on.
 
 `Network` is the description with its shapes; `Buffers` is all the memory that a batch needs, taken
-once; a `Pass` is the chain bound to views of that memory, and runs forward and backward without
-allocating anything.
+once; a `Pass` is the chain bound to views of that memory, and runs forward and backward within it.
 """
 
 from dataclasses import dataclass

@@ -306,6 +306,35 @@ def test_a_case_that_fails_is_named_and_measured_again(
     assert not any("failure" in case for case in found)
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize(("name", "expected"), [("glyphs", 60), ("mnist-conv", 71)])
+def test_a_step_of_pytorch_is_as_many_operators_as_the_kernels_page_says(
+    name: str, expected: int
+) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from minivae.benchmarks.torch_peer import TorchPeer
+
+    class Counting(TorchDispatchMode):
+        computing = 0
+
+        def __torch_dispatch__(
+            self, function: Any, types: Any, arguments: Any, options: Any
+        ) -> Any:
+            views = function.is_view or "_unsafe_view" in str(function)
+            self.computing += str(function).startswith("aten.") and not views
+            return function(*arguments, **options)
+
+    peer = TorchPeer(preset_case(name, images=256), "cpu", "eager")
+    peer.step()  # which makes Adam's moments
+    index = next(peer._batches)
+    with Counting() as counting:
+        peer._step(index)
+    assert counting.computing == expected
+    page = (Path(__file__).parents[1] / "kernels" / "README.md").read_text()
+    assert "60 and 71 operators" in page
+
+
 def test_a_measured_step_is_told_with_the_peers_that_are_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Likelihoods against the truth: a linear-Gaussian model, whose evidence has a closed form."""
+"""Likelihoods against the truth of a linear-Gaussian model (benchmarks/truth.py)."""
 
 import json
 import math
@@ -11,73 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from minivae import evaluate as evaluation
+from minivae.benchmarks.truth import IMAGE, LATENT, PIXELS, LinearGaussian
 from minivae.cli import main
 from minivae.data import Dataset, load
 from minivae.errors import InputError
 from minivae.evaluate import Estimate, aggregate_posterior, evaluate, grouped_bound
-from minivae.layers import Dense, Flatten, Reshape
+from minivae.layers import Dense, Flatten
 from minivae.models import VAE, Autoencoder, Objective
 from minivae.ops import philox
 from minivae.ops.philox import philox4x32
 from minivae.presets import preset
-
-PIXELS, LATENT, SIGMA = 12, 3, 0.6
-IMAGE = (3, 4, 1)
-
-
-class LinearGaussian:
-    """Probabilistic PCA (Tipping & Bishop 1999) x = W z + b + sigma n as a VAE, whose encoder is a
-    posterior that is deliberately not the exact one."""
-
-    def __init__(self, seed: int, posterior: str = "rough") -> None:
-        rng = np.random.default_rng(seed)
-        w = rng.standard_normal((LATENT, PIXELS)) * 0.5
-        b = 0.5 + 0.1 * rng.standard_normal(PIXELS)
-        z = rng.standard_normal((9, LATENT))
-        x = z @ w + b + SIGMA * rng.standard_normal((9, PIXELS))
-        # Images are in [0, 1]; the model takes what is there.
-        self.x = np.clip(x, 0, 1).astype(np.float32).astype(np.float64)
-        precision = np.eye(LATENT) + w @ w.T / SIGMA**2
-        self.covariance = np.linalg.inv(precision)
-        to_mean = w.T @ self.covariance / SIGMA**2
-        self.means = (self.x - b) @ to_mean
-        variances = 1 / np.diag(precision)
-        objective = Objective("gaussian", sigma=SIGMA)
-        self.model = VAE(
-            *([Flatten(), Dense(2 * LATENT)], [Dense(PIXELS), Reshape(IMAGE)], objective, IMAGE)
-        )
-        self.model.to("reference", np.float64)
-        if posterior == "rough":
-            to_mean, variances = to_mean * 0.9, 1.3 * variances
-        head = np.zeros((PIXELS, 2 * LATENT))
-        head[:, :LATENT] = to_mean
-        head_bias = np.concatenate([-b @ to_mean, np.log(variances)])
-        values = self.model.parameters.values
-        for name, value in (
-            *(("encoder.1.weight", head), ("encoder.1.bias", head_bias)),
-            *(("decoder.0.weight", w), ("decoder.0.bias", b)),
-        ):
-            values[name][...] = value
-        marginal = w.T @ w + SIGMA**2 * np.eye(PIXELS)
-        centred = self.x - b
-        _, log_determinant = np.linalg.slogdet(2 * np.pi * marginal)
-        quadratic = np.sum(centred @ np.linalg.inv(marginal) * centred, axis=1)
-        self.log_evidence = -0.5 * (log_determinant + quadratic)
-        self.posterior = (self.x @ to_mean - b @ to_mean, variances)
-
-    @property
-    def data(self) -> Dataset:
-        return Dataset(self.x.reshape(-1, *IMAGE).astype(np.float32), None)
-
-    def kl_to_posterior(self) -> NDArray:
-        """KL(q(z|x) || p(z|x)) of each image, both normal."""
-        means, variances = self.posterior
-        inverse = np.linalg.inv(self.covariance)
-        difference = self.means - means
-        quadratic = np.sum(difference @ inverse * difference, axis=1)
-        _, determinant = np.linalg.slogdet(self.covariance)
-        trace = np.sum(np.diag(inverse) * variances)
-        return 0.5 * (trace + quadratic - LATENT + determinant - np.sum(np.log(variances)))
 
 
 def test_the_estimate_at_5000_draws_is_the_evidence_within_three_standard_errors() -> None:
