@@ -93,7 +93,7 @@ def compare(seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "samples": DEFAULT_SAMPLES,
         "bounds": {
-            k: {
+            str(k): {
                 "mean": statistics.fmean(each),
                 "error": statistics.stdev(each) / math.sqrt(REPEATS),
             }
