@@ -135,7 +135,7 @@ def truth_table() -> str:
     bounds = {f"bound, k = {k}": b for k, b in found["bounds"].items()}
     cells = [f"{bound['mean']:.4f} ± {bound['error']:.4f}" for bound in bounds.values()]
     exact = [found[name] for name in ("log_evidence", "elbo_gap", "kl_to_posterior")]
-    head = [*bounds, "log p(x), exact", "gap of the ELBO", "KL(q(z given x), p(z given x)), exact"]
+    head = [*bounds, "log p(x), exact", "gap of the ELBO", "its posterior's KL, exact"]
     return _table(head, [[*cells, *(f"{value:.4f}" for value in exact)]])
 
 

@@ -667,6 +667,7 @@ class VAE(Autoencoder):
 
 
 SAMPLING_STREAM, INITIALIZATION_STREAM = 3, 4
+"""Of NumPy's generator, as are the streams in data/: numbered apart from those of ops/philox.py."""
 MODELS = {model.kind: model for model in (Autoencoder, VAE)}
 
 
