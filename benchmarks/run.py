@@ -44,7 +44,8 @@ def run_suite(
     for peer in without:
         if peer not in PEERS:
             raise unknown("peer", peer, PEERS)
-    device = backends.get(device).name
+    backend = backends.get(device)
+    device = backend.name if device == "auto" else device
     result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
     if resume:
         result = _unfinished(output, result)

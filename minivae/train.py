@@ -669,12 +669,7 @@ def _pending_signal() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    # A signal that is ignored stays so: that of a job in the background is not meant for it.
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) not in (signal.SIG_IGN, None)
-    ]
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def collect(number: int, frame: Any) -> None:
         pending.append(number)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.compiler_lock import global_compiler_lock
 
 from minivae.backends import cpu_compile, cpu_kernels
 from minivae.backends.cpu_compile import Launch, Signature, compiled
@@ -78,6 +80,24 @@ def test_this_process_compiles_nothing_where_others_can(launches: list[Launch]) 
 def test_a_process_leaves_every_kernel_in_the_cache(launches: list[Launch]) -> None:
     signatures = [each for launch in launches if (each := cpu_compile._signature(*launch))]
     os.waitpid(cpu_compile._compiling_process(signatures), 0)
+    assert [cpu_compile._taken(*signature) for signature in signatures] == [True, True]
+
+
+def test_other_processes_do_not_wait_for_a_thread_that_compiles_here(
+    launches: list[Launch],
+) -> None:
+    def compile_for_a_while() -> None:
+        with global_compiler_lock:
+            begun.set()
+            time.sleep(0.5)
+
+    signatures = [each for launch in launches if (each := cpu_compile._signature(*launch))]
+    begun = threading.Event()
+    thread = threading.Thread(target=compile_for_a_while)
+    thread.start()
+    begun.wait()
+    cpu_compile._fill_cache(signatures)
+    thread.join()
     assert [cpu_compile._taken(*signature) for signature in signatures] == [True, True]
 
 

@@ -310,18 +310,6 @@ def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
     assert load(tmp_path, "cpu").config() == model.config()
 
 
-def test_a_signal_that_is_ignored_does_not_stop_a_run() -> None:
-    def send_signal(step: int, model: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        training = Training(epochs=2, batch_size=10, picture_every=1)
-        assert len(train(small_vae(), training, on_step=send_signal)) == 2
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_a_model_is_trained_where_and_as_it_is() -> None:
     model = small_vae().to("reference", np.float64)
     fit(model, splits(), Training(batch_size=10, epochs=1), progress=False)

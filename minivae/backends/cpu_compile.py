@@ -90,10 +90,14 @@ def _fill_cache(signatures: Sequence[Signature]) -> None:
     """Compiles kernels in processes of their own. Where there are none, or one failed, what is not
     in the cache is left to this process."""
     ends = [signatures, signatures[::-1]][: get_num_threads()]
-    processes = [process for process in map(_compiling_process, ends) if process]
+    # A process would wait for ever for a compiler that another thread has at this moment.
+    with global_compiler_lock:
+        processes = [process for process in map(_compiling_process, ends) if process]
     try:
         if processes:
-            os.waitpid(processes.pop(0), 0)  # it also looks for what the other has compiled
+            with suppress(ChildProcessError):  # whose end somebody else was told
+                os.waitpid(processes[0], 0)  # it also looks for what the other has compiled
+            del processes[0]
     finally:
         for process in processes:
             with suppress(ProcessLookupError, ChildProcessError):
@@ -107,7 +111,7 @@ def _compiling_process(signatures: Iterable[Signature]) -> int:
     if sys.platform != "linux":
         return 0
     with warnings.catch_warnings():
-        # Of locks that other threads may hold: a process that waits for one is killed in the end.
+        # Of locks that other threads may hold: the compiler's is ours.
         warnings.simplefilter("ignore")
         try:
             process = os.fork()
