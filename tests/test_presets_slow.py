@@ -1,5 +1,5 @@
-"""The presets on real data, against PyTorch's figures for the same models: by `pytest -m slow`, which
-takes minutes, and not by .ci/run."""
+"""The presets on real data, against PyTorch's figures for the same models: by `pytest -m slow`,
+which takes minutes, and not by .ci/run."""
 
 import dataclasses
 from pathlib import Path
