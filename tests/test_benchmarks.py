@@ -347,7 +347,7 @@ def test_a_measured_step_is_told_with_the_peers_that_are_missing(
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ("steps", r"ms a step: minivae [\d.]+, torch eager [\d.]+, .*; [\d.]+ times as fast as"),
+        ("steps", r"ms a step: minivae [\d.]+(, (torch|jax) \w+ [\d.]+){4}; [\d.]+ times as fast"),
         ("primitives", r"dense_forward 128x784x400 +[\d.]+ ms, [\d.]+ times the floor"),
         ("scaling", r"minivae [\d.]+ ms a step, torch eager [\d.]+ ms a step; [\d.]+ times the"),
         ("end-to-end", r"minivae +test loss 110 in [\d.]+ s, 107 in [\d.]+ s, 105.5 in"),
