@@ -462,7 +462,7 @@ def test_what_would_need_less_memory_is_named(
     def runs_out(arguments: argparse.Namespace) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(cli.COMMANDS, command, runs_out)
+    monkeypatch.setattr(f"minivae.cli.{cli.MODULES[command]}.{command}", runs_out)
     complains(capsys, [command, *([] if command == "train" else ["run"])], "out of memory", less)
 
 

@@ -1,0 +1,74 @@
+"""The command line. A command's module loads when it is called, so that help answers at once."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ..errors import InputError
+from .arguments import parser
+
+MODULES = {
+    "train": "train",
+    "reconstruct": "runs",
+    "sample": "runs",
+    "encode": "runs",
+    "evaluate": "evaluate",
+    "plot": "runs",
+    "export": "runs",
+    "gradcheck": "tools",
+    "bench": "tools",
+    "info": "tools",
+}
+"""Where a command is: a function of its name, of the parsed arguments."""
+
+LESS_MEMORY = {
+    "train": "a smaller model or --batch-size, or --accumulate",
+    "evaluate": "a smaller --chunk",
+}
+"""What helps a command that ran out of it."""
+
+BAD_INPUT, NOT_FINITE = 2, 1
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], None]:
+    command: Callable[[argparse.Namespace], None]
+    command = getattr(import_module(f".{MODULES[name]}", __name__), name)
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        parsed = parser().parse_args(arguments)
+        _command(parsed.command)(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads what the interpreter would flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except InputError as error:
+        print(f"minivae: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except MemoryError:
+        less = LESS_MEMORY.get(parsed.command)
+        hint = f"; {less}, needs less" if less else ""
+        print(f"minivae: error: out of memory{hint}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        return _report(error)
+    except KeyboardInterrupt as interrupt:
+        print(f"minivae: {str(interrupt) or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(interrupt, "number", signal.SIGINT)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    from ..train import NotFiniteError
+
+    if not isinstance(error, NotFiniteError):
+        raise error
+    print(f"minivae: error: {error}", file=sys.stderr)
+    return NOT_FINITE

@@ -1,0 +1,265 @@
+"""What the commands take."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..errors import InputError
+
+DEFAULT_PRESET = "glyphs"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage above them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _positive_integers(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers like 512,256")
+    return values
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name or a path, got nothing")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_name(text))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of 0 to 2^64 - 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = _Parser(
+        prog="minivae",
+        description="Variational autoencoders with every gradient derived by hand.",
+    )
+    parser.add_argument("--version", action="version", version=f"minivae {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+
+    def run_command(name: str, text: str, data: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+        command.add_argument("--device", default="auto", metavar="NAME", help="default: auto")
+        command.add_argument(
+            "--best", action="store_true", help="the best checkpoint by validation, not the last"
+        )
+        if data:
+            text = "default: the data of the run"
+            command.add_argument("--data", type=_name, metavar="NAME|PATH", help=text)
+        return command
+
+    def output(command: argparse.ArgumentParser, default: str | None, text: str) -> None:
+        command.add_argument(
+            "-o",
+            "--output",
+            metavar="FILE",
+            type=Path,
+            default=None if default is None else Path(default),
+            required=default is None,
+            help=text if default is None else f"{text}; default: {default}",
+        )
+
+    reconstruct = run_command("reconstruct", "draw test images above their reconstructions")
+    reconstruct.add_argument("--count", type=int, default=10, metavar="N", help="default: 10")
+    output(reconstruct, "reconstructions.png", "the picture")
+    sample = run_command("sample", "draw samples from the prior", data=False)
+    sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
+    sample.add_argument(
+        "--label", type=int, metavar="N", help="of a conditional model; default: each in turn"
+    )
+    sample.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
+    output(sample, "samples.png", "the picture")
+    encode = run_command("encode", "write the latent of each image")
+    encode.add_argument(
+        "--split", choices=("test", "train", "all"), default="test", help="default: test"
+    )
+    output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
+    evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
+    text = "draws for each image; default: 5000; of a loss that is no likelihood at most 100"
+    evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help=text)
+    evaluate.add_argument("--images", type=int, metavar="N", help="default: the whole test split")
+    evaluate.add_argument(
+        "--binarization",
+        metavar="KIND",
+        help="none, threshold or stochastic (static: drawn once); default: that of the run",
+    )
+    evaluate.add_argument(
+        "--chunk", type=int, default=1000, metavar="N", help="default: 1000 draws"
+    )
+    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    run_command("plot", "draw a run's pictures again")
+    export = run_command("export", "write a run's model for another framework", data=False)
+    export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
+    output(export, None, "a .safetensors file, or the .onnx file of encoder and decoder")
+
+    gradcheck = commands.add_parser(
+        "gradcheck",
+        help="compare the hand-derived gradients with central differences",
+        description="Compare, layer by layer, the hand-derived gradients with central "
+        "differences in float64.",
+    )
+    gradcheck.add_argument("--preset", metavar="NAME", help="default: every preset")
+    gradcheck.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
+    _add_bench(commands)
+    info = commands.add_parser(
+        "info",
+        help="show versions, devices and presets, or describe a run",
+        description="Show versions, devices and presets, or describe a run.",
+    )
+    info.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run folder")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Train a model and leave a run folder with its configuration, metrics, "
+        "checkpoint and pictures. Without options: a dense VAE on embedded digits. "
+        "What is not given comes from the preset.",
+    )
+
+    def option(group: Any, name: str, kind: Any, metavar: str, text: str) -> None:
+        group.add_argument(name, type=kind, metavar=metavar, help=text)
+
+    source = train.add_argument_group("model and data")
+    option(source, "--preset", str, "NAME", f"default: {DEFAULT_PRESET}; see minivae info")
+    option(
+        source,
+        "--data",
+        _name,
+        "NAME|PATH",
+        "glyphs, mnist, fashion-mnist, or a path: IDX files, .npy, .npz, a folder of images",
+    )
+    option(source, "--latent", int, "N", "latent dimensions")
+    option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    option(source, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
+    option(
+        *(source, "--likelihood", str, "KIND"),
+        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
+    )
+    option(source, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
+    option(source, "--beta", float, "X", "weight of the KL")
+    option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
+    option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
+    option(source, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
+    option(source, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
+    source.add_argument(
+        "--conditional",
+        action="store_const",
+        const=True,
+        help="the images' labels join encoder and decoder",
+    )
+    option(
+        *(source, "--binarization", str, "KIND"),
+        "none, threshold or stochastic (dynamic: drawn anew in each epoch)",
+    )
+    loop = train.add_argument_group("training")
+    option(loop, "--images", int, "N", "only the first N training images; 0: all")
+    option(loop, "--epochs", int, "N", "passes over the training data")
+    option(loop, "--steps", int, "N", "end after this many steps instead")
+    option(loop, "--batch-size", int, "N", "images in a step")
+    option(loop, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory")
+    option(loop, "--lr", float, "X", "learning rate; of the iwae-paper presets the last of eight")
+    option(loop, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
+    loop.add_argument(
+        "--schedule",
+        choices=("constant", "step", "cosine"),
+        metavar="KIND",
+        help="constant, step or cosine",
+    )
+    option(loop, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
+    option(loop, "--step-every", int, "STEPS", "schedule step: steps between two falls")
+    option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
+    option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
+    option(loop, "--seed", _seed, "N", "of weights, noise and order")
+    option(loop, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
+    option(loop, "--validation", int, "N", "hold out the last N training images, keep the best")
+    loop.add_argument(
+        "--keep-last",
+        action="store_const",
+        const=True,
+        help="train on the last partial batch of an epoch too",
+    )
+    run = train.add_argument_group("run")
+    run.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
+    )
+    run.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="fp32 or, on a GPU, tf32; default: fp32, or that of the run",
+    )
+    option(
+        *(run, "--out", _folder, "FOLDER"),
+        "the run folder; default: runs/PRESET, or runs/DATA where only that is given, numbered",
+    )
+    option(run, "--resume", _folder, "RUN", "go on with a run that was stopped")
+    run.add_argument("--best", action="store_true", help="resume from the best checkpoint")
+    option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
+    option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
+    option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
+    run.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time minivae beside PyTorch and JAX",
+        description="Time training steps, primitives, scaling and whole runs beside PyTorch and "
+        "JAX (the extra peers), and write one result file.",
+    )
+    bench.add_argument(
+        "sections",
+        metavar="SECTION",
+        nargs="*",
+        help="steps, primitives, scaling, end-to-end, start-up; default: steps and primitives",
+    )
+    bench.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
+    bench.add_argument(
+        "--data", default="mnist", metavar="NAME|PATH", help="for end-to-end and start-up"
+    )
+    bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
+    bench.add_argument(
+        "--resume", action="store_true", help="go on with FILE, where a run was cut short"
+    )
+    bench.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="PEER",
+        help="leave a peer out of the steps, such as 'torch compile-max-autotune', which compiles "
+        "for minutes",
+    )
+    bench.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="instead: fail where the lead over the fastest peer shrank between two result files",
+    )
+    bench.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=Path("bench.json"), help="the result"
+    )
