@@ -152,7 +152,7 @@ def several_steps(case: Case, count: int) -> Callable[[], None]:
         launch()
         trainer.finished_steps += count
         if trainer.finished_steps % whole == 0:
-            trainer.check()
+            trainer.check_loss()
             trainer._begin_epoch()
 
     return step
@@ -174,7 +174,7 @@ def prepare_case(
     """
     set_peers_precision(precision)
     case.model.to(backends.get(device, precision))
-    images = case.model.images(case.splits.train.images[: case.training.batch_size])
+    images = case.model.unit_images(case.splits.train.images[: case.training.batch_size])
     shape = (len(images) * case.model.objective.samples, max(case.model.latent, 1))
     eps = standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
     own = _own_loss(case, images)

@@ -6,9 +6,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 import minivae
 from minivae.data import lasting_name, load
 from minivae.models import Autoencoder
@@ -38,12 +35,6 @@ def chosen(training: minivae.Training, arguments: argparse.Namespace) -> minivae
     return dataclasses.replace(training, **changes)
 
 
-def unit_images(images: NDArray) -> NDArray[np.float32]:
-    """A data set's images, uint8 or in [0, 1], as float32 in [0, 1]."""
-    scale = 255 if images.dtype == np.uint8 else 1
-    return images / np.float32(scale)
-
-
 def run(main: Callable[[], None]) -> None:
     """Runs an example; bad input is one line and exit code 2, Ctrl-C one line and 130."""
     try:
@@ -71,7 +62,7 @@ def train_and_draw(
     pictures = arguments.out / "pictures"
 
     def on_step(step: int, model: Autoencoder) -> None:
-        draw_progress(model, splits, pictures / f"step_{step:06d}.png", step)
+        draw_progress(model, splits, training, pictures / f"step_{step:06d}.png", step)
 
     metrics = minivae.fit(
         *(model, splits, training),

@@ -9,11 +9,12 @@ same loss makes an uncertain decoder blur.
 """
 
 import numpy as np
-from common import options, run, unit_images
+from common import options, run
 from numpy.typing import NDArray
 
 from minivae import InputError, plots
 from minivae.data import load
+from minivae.data.dataset import unit_pixels
 
 SHOWN = 8
 
@@ -41,7 +42,7 @@ def squared_error(images: NDArray, others: NDArray) -> NDArray:
 def main() -> None:
     """Prints the errors and draws the digits."""
     arguments = options(__doc__, "pixel-error", "glyphs").parse_args()
-    images = unit_images(load(arguments.data, seed=arguments.seed).test.images)
+    images = unit_pixels(load(arguments.data, seed=arguments.seed).test.images)
     if len(images) < SHOWN or min(images.shape[1:3]) < 3:
         raise InputError(f"expected at least {SHOWN} test images of at least 3 x 3 pixels")
     moved, damaged = shifted(images), with_two_wrong_pixels(images)

@@ -22,12 +22,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from common import chosen, options, run, unit_images
+from common import chosen, options, run
 from numpy.typing import NDArray
 
 from minivae import Adam, InputError, Training, backends, plots
 from minivae.data import load
 from minivae.data.batching import epoch_permutation
+from minivae.data.dataset import unit_pixels
 from minivae.ops.activations import Activation
 from minivae.ops.state import INDEX, new_state
 from minivae.params import Parameters
@@ -138,7 +139,7 @@ class TiedStack:
         for step in range(steps):
             epoch, position = divmod(step, per_epoch)
             order = epoch_permutation(len(images), seed, epoch)[position * BATCH :][:BATCH]
-            x = unit_images(images[order])
+            x = unit_pixels(images[order])
             flat["gradients"][...] = 0
             losses.append(self.loss_and_gradient(x, first, depth))
             self.backend.adam_update(
@@ -166,7 +167,7 @@ def main() -> None:
         raise InputError(f"--hidden {arguments.hidden!r}: expected numbers like 512,64") from None
     splits = load(arguments.data, seed=arguments.seed)
     images = splits.train.images.reshape(len(splits.train), -1)
-    test = unit_images(splits.test.images.reshape(len(splits.test), -1))
+    test = unit_pixels(splits.test.images.reshape(len(splits.test), -1))
     if min(hidden) < 1 or len(images) < BATCH:
         raise InputError(f"expected widths of 1 or above and at least {BATCH} training images")
     training = chosen(Training(epochs=5), arguments)

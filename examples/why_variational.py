@@ -99,7 +99,7 @@ def main() -> None:
     for name, variational in (("autoencoder", False), ("VAE", True)):
         model = build(variational, splits.train.image_shape, arguments.seed)
         minivae.fit(model, splits, training)
-        images = model.images(splits.test.images)
+        images = model.unit_images(splits.test.images)
         codes = codes_of(model, images)
         drawn = draws(model, codes, 200, np.random.default_rng(arguments.seed))
         between = midpoints(model, codes, labels)

@@ -38,7 +38,8 @@ def _machine(device: str) -> str:
     if device in ON_A_GPU:
         import cupy
 
-        return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+        number = cupy.cuda.Device().id
+        return str(cupy.cuda.runtime.getDeviceProperties(number)["name"].decode())
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

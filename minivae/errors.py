@@ -37,6 +37,13 @@ def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:
             raise InputError(f"{name} is {value!r}, expected {expected}")
 
 
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises InputError unless `value` is one of the choices."""
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
 def check_seed(seed: Any) -> None:
     """Raises InputError unless `seed` is one that every generator takes."""
     if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**64:

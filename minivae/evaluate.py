@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data import Dataset
-from .errors import InputError
-from .models import VAE, Autoencoder, check_binarization
+from .errors import InputError, check_choice, check_is, check_seed
+from .models import VAE, Autoencoder
 from .network import Buffers, Pass
+from .ops.batch import BINARIZATIONS
 from .ops.importance import log_mean_exp
 from .ops.latent import active_units, kl_to_prior
 from .ops.philox import EVALUATION_STREAM, Noise
-from .ops.state import STEP, new_state
+from .ops.state import new_state
 
 BLOCK = 100
 """Draws that are made at once. Their noise is a function of (seed, image, block, draw): fixed, so
@@ -51,6 +52,7 @@ class Estimate:
 
     @staticmethod
     def of(values: NDArray) -> "Estimate":
+        """The mean of values (n,), with an error if there are several."""
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
         return Estimate(float(np.mean(values)), error)
 
@@ -149,6 +151,11 @@ def _chunks(images: int, samples: int, chunk: int) -> Iterator[list[_Block]]:
     yield blocks
 
 
+def _state(block: _Block) -> NDArray[np.int64]:
+    # The noise's step is 32 bits wide: 20 for the image, 12 for the block.
+    return new_state(step=(block.number << 20) + block.image)
+
+
 class _Draws:
     """A chunk of draws of z, their log-ratios and reconstruction losses; of images with pixels
     (n, pixels), labels (n, classes) and heads (n, 2 d) on the model's backend."""
@@ -174,25 +181,23 @@ class _Draws:
     def of(self, blocks: list[_Block]) -> tuple[NDArray, NDArray]:
         """log p(z) - log q(z|x), and -log p(x|z) but for `Objective.constant`, of a chunk's draws,
         each (rows,)."""
-        for block in blocks:
-            self._draw(block)
+        states = self.backend.asarray(np.stack([_state(block) for block in blocks]))
+        for index, block in enumerate(blocks):
+            self._draw(block, states[index])
         rows = blocks[-1].rows.stop
         self._decode(rows)
         return self.backend.to_numpy(self.log_ratio[:rows]), self.backend.to_numpy(self.loss[:rows])
 
-    def _draw(self, block: _Block) -> None:
-        image, number, rows = block
+    def _draw(self, block: _Block, state: Any) -> None:
+        image, _, rows = block
         one = slice(image, image + 1)
         if np.any(self.image_of_row[rows] != image):
             self.x[rows] = self.pixels[one]
             self.onehot[rows] = self.labelled[one]
             self.image_of_row[rows] = image
-        # The noise's step is 32 bits wide: 20 for the image, 12 for the block.
-        state = new_state()
-        state[STEP] = (number << 20) + image
         self.backend.importance_latent_forward(
             *(self.heads[one], self.z[rows], self.log_ratio[rows], self.model.logvar_factor),
-            *(self.noise, self.backend.asarray(state)),
+            *(self.noise, state),
         )
 
     def _decode(self, rows: int) -> None:
@@ -200,15 +205,15 @@ class _Draws:
             parameters = self.model.parameters
             arguments = (self.model.decoder, self.backend, parameters, self.buffers)
             self.passes[rows] = Pass(*arguments, self.z[:rows], onehot=self.onehot[:rows])
-        bound, objective = self.passes[rows], self.objective
-        bound.forward()
-        output = bound.output.reshape(rows, self.model.pixels)
+        decoder, objective = self.passes[rows], self.objective
+        decoder.forward()
+        output = decoder.output.reshape(rows, self.model.pixels)
         compared = (output, self.x[:rows], self.loss[:rows], self.gradient[:rows], 1.0)
         if objective.likelihood == "bernoulli":
             self.backend.bernoulli_loss(*compared)
         else:
             weight = objective.error_weight
-            self.backend.squared_error_loss(*compared, weight, bound.output_activation)
+            self.backend.squared_error_loss(*compared, weight, decoder.output_activation)
 
 
 LARGEST_IMAGES, LARGEST_SAMPLES = 1 << 20, BLOCK << 12
@@ -252,11 +257,15 @@ def evaluate(
     """Evaluates a model on images with `samples` draws of z each (at most DRAWS_OF_A_LOSS where
     there is no likelihood), at most `chunk` at a time.
 
-    Raises InputError on images that the model does not take, on an unknown binarization, on samples
-    outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of BLOCK or needs more memory
-    than there is, and before `Autoencoder.calibrate` where that is needed.
+    Raises InputError on images that the model does not take, on an unknown binarization, on a seed
+    that is none, on samples outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of
+    BLOCK or needs more memory than there is, and before `Autoencoder.calibrate` where that is
+    needed.
     """
-    check_binarization(binarization)
+    check_is("model", model, Autoencoder)
+    check_is("data", data, Dataset)
+    check_choice("binarization", binarization, BINARIZATIONS)
+    check_seed(seed)
     _check(model, data.images, samples, chunk)
     x = data.binarized(binarization, seed).images.reshape(len(data), -1)
     reason = why_no_likelihood(model, data.images, binarization)
@@ -296,7 +305,7 @@ def _by_draws(
     mu, logvar = model.encode(x.reshape(-1, *model.image_shape), labels)
     kl = kl_to_prior(mu, logvar)
     head = np.concatenate([mu, logvar / model.logvar_factor], axis=1)
-    checked = model.labels(labels, len(x))
+    checked = model.checked_labels(labels, len(x))
     onehot = np.zeros((len(x), 0)) if checked is None else np.eye(model.classes)[checked]
     pixels, labelled, heads = (
         model.backend.asarray(array.astype(model.dtype)) for array in (x, onehot, head)

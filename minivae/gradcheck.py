@@ -60,19 +60,21 @@ def check_gradients(model: Autoencoder, seed: int = 0) -> Iterator[GradientError
     """
     model = model_from_config(model.config()).to("reference", np.float64)
     rng = np.random.default_rng(seed)
-    bound = model.bind(ROWS)
-    bound.x[...] = rng.random(bound.x.shape)
+    model_pass = model.bind(ROWS)
+    model_pass.x[...] = rng.random(model_pass.x.shape)
     if model.classes:
-        bound.onehot[...] = np.eye(model.classes)[rng.integers(model.classes, size=ROWS)]
+        model_pass.onehot[...] = np.eye(model.classes)[rng.integers(model.classes, size=ROWS)]
     noise = Noise(seed, LATENT_STREAM)
-    bound.mean_loss(noise)
-    bound.backward(noise, new_state())
+    model_pass.mean_loss(noise)
+    model_pass.backward(noise, new_state())
     for name, value in model.parameters.values.items():
         derived = model.parameters.gradients[name].reshape(-1)
         entries = rng.choice(value.size, min(ENTRIES, value.size), replace=False)
         floor = max(1e-1 * float(np.abs(derived).max()), np.finfo(np.float64).tiny)
         errors = [
-            _entry_error(lambda: bound.mean_loss(noise), value.reshape(-1), entry, derived, floor)
+            _entry_error(
+                lambda: model_pass.mean_loss(noise), value.reshape(-1), entry, derived, floor
+            )
             for entry in entries
         ]
         part, index = name.split(".")[:2]

@@ -42,7 +42,7 @@ def _check(holds: bool, layer: "Layer", expected: str) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """What every layer answers."""
+    """What every layer answers. Its constructor raises InputError on settings out of range."""
 
     kind: ClassVar[str]
 
@@ -73,8 +73,10 @@ class Reshape(Layer):
     kind = "reshape"
 
     def __post_init__(self) -> None:
-        valid = all(isinstance(size, int) and size >= 1 for size in self.shape)
-        _check(valid and isinstance(self.shape, tuple), self, "a tuple of sizes of at least 1")
+        valid = isinstance(self.shape, tuple) and all(
+            isinstance(size, int) and size >= 1 for size in self.shape
+        )
+        _check(valid, self, "a tuple of sizes of at least 1")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         fits = math.prod(self.shape) == math.prod(input_shape)
@@ -92,10 +94,12 @@ class ActivationLayer(Layer):
 
     @property
     def activation(self) -> Activation:
+        """What the kernels know it by."""
         return Activation(self.kind, getattr(self, "slope", 0.0))
 
     @property
     def fusable(self) -> bool:
+        """Whether the layer below can compute it: whether its derivative follows from y."""
         return self.kind in DERIVATIVE_FROM_OUTPUT
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -426,7 +430,7 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 def layer_from_config(config: dict[str, Any]) -> Layer:
-    """The layer that `Layer.config` described."""
+    """The layer that `Layer.config` described; InputError if the description is none."""
     fields = dict(config)
     kind = fields.pop("layer", None)
     if kind not in LAYERS:

@@ -8,28 +8,27 @@ memory that a batch needs. Both happen by themselves at the first use that needs
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .backends.reference import Call, ReferenceBackend
-from .data.dataset import checked_pixels
-from .errors import InputError, check_count, check_is, check_kinds, check_seed, check_settings
+from .backends.reference import ReferenceBackend
+from .data.dataset import as_array, checked_pixels, unit_pixels
+from .errors import InputError, check_choice, check_count, check_is, check_seed
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
-from .network import VIEWS, Buffers, Network, Pass
-from .ops.activations import IDENTITY, sigmoid
+from .model_pass import Memory, ModelPass
+from .network import VIEWS, Network
+from .objective import Objective
+from .ops.activations import sigmoid
 from .ops.batch import BINARIZATIONS
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
 from .ops.state import BETA, FAILED, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
-LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
-ESTIMATORS = ("analytic", "monte-carlo", "importance")
 HEADS = {"logvar": 1.0, "log-sigma": 2.0}
 """What the second half of an encoder's head may be, with its factor to the log-variance."""
 INFERENCE_BATCH = 100
@@ -37,138 +36,11 @@ INFERENCE_BATCH = 100
 row of a batch, and small, so that it seldom needs more memory than training has."""
 
 
-def check_binarization(kind: str) -> None:
-    """Raises InputError unless `kind` is in BINARIZATIONS."""
-    if kind not in BINARIZATIONS:
-        known = ", ".join(BINARIZATIONS)
-        raise InputError(f"binarization is {kind!r}, expected one of {known}")
-
-
 def check_image_shape(shape: Any) -> None:
     """Raises InputError unless `shape` is (height, width, channels)."""
     sizes = shape if isinstance(shape, tuple | list) and len(shape) == 3 else (0,)
     if not all(isinstance(size, numbers.Integral) and int(size) >= 1 for size in sizes):
         raise InputError(f"image_shape is {shape!r}, expected (height, width, channels)")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised: reconstruction + beta KL, a sum over pixels and latent dimensions and a
-    mean over images (elbo.E5).
-
-    `likelihood` is one of
-
-        bernoulli            -log p(x|logits), in nats; the decoder ends in logits (elbo.E2)
-        squared-error        weight * sum of (y - x)^2 (elbo.E3)
-        gaussian             -log N(x; y, sigma^2), in nats, constant included (elbo.E4)
-        calibrated-gaussian  the same with the sigma^2 that fits the batch best (calibration.E3);
-                             images are evaluated with the sigma of `Autoencoder.calibrate`
-
-    With `estimator` "analytic" the KL is latent.E2, with one draw of z per image. The others use
-    log w = log p(x|z) + log p(z) - log q(z|x) of `samples` draws per image (importance.E2):
-    "monte-carlo" the mean of log w, again the ELBO; "importance" the log of the mean of w, the
-    tighter bound of the IWAE. They need the Bernoulli likelihood, beta 1, no free bits and no
-    capacity, and report the whole loss as reconstruction.
-
-    `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
-    elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's
-    distance from it instead (capacity.E3); it rises linearly over `capacity_steps`.
-    """
-
-    likelihood: str = "bernoulli"
-    weight: float = 1.0
-    sigma: float = 1.0
-    beta: float = 1.0
-    beta_warmup_steps: int = 0
-    free_bits: float = 0.0
-    estimator: str = "analytic"
-    samples: int = 1
-    capacity: float = 0.0
-    capacity_steps: int = 0
-
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        checks = {
-            "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
-            "weight": (self.weight > 0, "above 0"),
-            "sigma": (1e-9 < self.sigma < 1e9, "above 1e-9 and below 1e9"),
-            "beta": (self.beta >= 0, "0 or above"),
-            "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
-            "free_bits": (self.free_bits >= 0, "0 or above"),
-            "estimator": (self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
-            "samples": (self.samples >= 1, "1 or above"),
-            "capacity": (self.capacity >= 0, "0 or above"),
-            "capacity_steps": (self.capacity_steps >= 0, "0 or above"),
-        }
-        check_settings(self, checks)
-        if self.free_bits and self.capacity:
-            raise InputError("free_bits and capacity exclude each other: both set the KL's level")
-        if not self.by_draws and self.samples != 1:
-            raise InputError(
-                f"samples is {self.samples}, expected 1 unless the bound is by draws (iwae-paper-*)"
-            )
-        plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
-        if self.by_draws and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
-            raise InputError(
-                f"a bound by draws (estimator {self.estimator!r}) is for the Bernoulli likelihood "
-                "with beta 1, no free bits and no capacity"
-            )
-
-    @property
-    def error_weight(self) -> float:
-        """The weight w of elbo.E3; 1 where calibration.E4 finds it afterwards."""
-        if self.likelihood == "gaussian":
-            return 0.5 / self.sigma**2
-        return self.weight if self.likelihood == "squared-error" else 1.0
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the likelihood's variance is calibrated."""
-        return self.likelihood == "calibrated-gaussian"
-
-    @property
-    def by_draws(self) -> bool:
-        """Whether the bound comes from draws alone (importance.py), without an analytic KL."""
-        return self.estimator != "analytic"
-
-    def constant(self, pixels: int) -> float:
-        """The part of a fixed Gaussian's -log p(x|z) that the loss on the device leaves out
-        (elbo.E4), in nats per image; 0 for other likelihoods."""
-        if self.likelihood != "gaussian":
-            return 0.0
-        return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
-
-    def beta_at(self, step: int) -> float:
-        """The weight of the KL at `step`, counted from 0."""
-        if step < self.beta_warmup_steps:
-            return self.beta * (step + 1) / self.beta_warmup_steps
-        return self.beta
-
-    @property
-    def reconstruction(self) -> str:
-        """The reconstruction term in words."""
-        return {
-            "bernoulli": "Bernoulli -log p(x|z) on logits, nats",
-            "squared-error": f"{self.weight:g} x sum of squared error",
-            "gaussian": f"Gaussian -log p(x|z) with sigma {self.sigma:g}, nats",
-            "calibrated-gaussian": "Gaussian -log p(x|z) with sigma^2 = the batch's mean squared "
-            "error, nats",
-        }[self.likelihood]
-
-    def __str__(self) -> str:
-        if self.by_draws:
-            bound = "log mean w" if self.estimator == "importance" else "mean log w"
-            return (
-                f"-({bound}), log w = log p(x|z) + log p(z) - log q(z|x), of {self.samples} draws; "
-                "Bernoulli on logits, nats; mean per image"
-            )
-        warmup = f" (linear over {self.beta_warmup_steps} steps)" if self.beta_warmup_steps else ""
-        if self.capacity:
-            rise = f" (linear over {self.capacity_steps} steps)" if self.capacity_steps else ""
-            target = f"|KL - C|, C = {self.capacity:g} nats{rise}"
-            return f"{self.reconstruction} + {self.beta:g}{warmup} x {target}; mean per image"
-        floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
-        return f"{self.reconstruction} + {self.beta:g}{warmup} x KL{floor}; mean per image"
 
 
 class Autoencoder:
@@ -205,9 +77,7 @@ class Autoencoder:
             raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
-        if initialization not in INITIALIZATIONS:
-            known = ", ".join(INITIALIZATIONS)
-            raise InputError(f"initialization is {initialization!r}, expected one of {known}")
+        check_choice("initialization", initialization, INITIALIZATIONS)
         self.image_shape = tuple(image_shape)
         self.objective = objective
         self.initialization = initialization
@@ -220,7 +90,7 @@ class Autoencoder:
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
         self._sigma: Any = None
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
 
     @property
     def pixels(self) -> int:
@@ -262,7 +132,8 @@ class Autoencoder:
 
     def describe(self, objective: Objective) -> str:
         """An objective of this model in words."""
-        words = str(objective) if self.latent else f"{objective.reconstruction}; mean per image"
+        words = objective.reconstruction_in_words + "; mean per image"
+        words = str(objective) if self.latent else words
         return words + (f"; given the label, of {self.classes} classes" if self.classes else "")
 
     def _joined_classes(self) -> int:
@@ -307,9 +178,14 @@ class Autoencoder:
 
     def to(self, device: str | Any, dtype: DTypeLike = np.float32) -> "Autoencoder":
         """Puts the model on a device by name ("auto", "cpu", ...) or on a backend object, with its
-        present parameters and moments, or else with initial ones. Returns the model."""
+        present parameters and moments, or else with initial ones, of a `dtype` that the backend
+        computes in. Returns the model.
+
+        Raises InputError on an unknown device, one that does not work here, or another dtype.
+        """
         check_is("device", device, str, ReferenceBackend)
         backend = backends.get(device) if isinstance(device, str) else device
+        check_choice(f"dtype on {backend.name}", np.dtype(dtype).name, backend.dtypes)
         before = self._parameters
         tensors = self.tensors() if before is not None else None
         self._backend, self.dtype, self._memory = backend, np.dtype(dtype), None
@@ -388,7 +264,7 @@ class Autoencoder:
         parameters = self.parameters
         draws = draws or self.objective.samples
         if self._memory is None or self._memory.batch < rows:
-            self._memory = _Memory(self, max(rows, INFERENCE_BATCH))
+            self._memory = Memory(self, max(rows, INFERENCE_BATCH))
         key = rows, draws
         if key not in self._memory.passes:
             self._memory.passes[key] = ModelPass(self, parameters, self._memory, rows, draws)
@@ -400,19 +276,17 @@ class Autoencoder:
         for first in range(0, rows, INFERENCE_BATCH):
             yield slice(first, min(first + INFERENCE_BATCH, rows))
 
-    def images(self, images: ArrayLike) -> NDArray[np.float32]:
-        """Images (n, h, w, c) in [0, 1] as float32, from what `pixels_of` takes."""
-        array = self.pixels_of(images)
-        scale = 255 if array.dtype == np.uint8 else 1
-        return np.asarray(array / np.float32(scale), np.float32)
+    def unit_images(self, images: ArrayLike) -> NDArray[np.float32]:
+        """Images (n, h, w, c) in [0, 1] as float32, from what `checked_images` takes."""
+        return unit_pixels(self.checked_images(images))
 
-    def pixels_of(self, images: ArrayLike) -> NDArray:
+    def checked_images(self, images: ArrayLike) -> NDArray:
         """Images (n, h, w, c) as they are, uint8 or float32, from (n, h, w, c) or, with one
         channel, (n, h, w), in what `checked_pixels` takes.
 
         Raises InputError on any other shape, type or range.
         """
-        array = np.asarray(images)
+        array = as_array(images, "images")
         if array.shape[1:] == self.image_shape[:2] and self.image_shape[2] == 1:
             array = array[..., None]
         if array.shape[1:] != self.image_shape:
@@ -423,7 +297,7 @@ class Autoencoder:
             )
         return checked_pixels(array, "data")
 
-    def labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
+    def checked_labels(self, labels: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
         """The labels (rows,) that a conditional model needs, from as many or from one for all; None
         for a model that is not conditional.
 
@@ -434,7 +308,7 @@ class Autoencoder:
         expected = f"a conditional model takes an integer label of 0 to {self.classes - 1}"
         if labels is None:
             raise InputError(f"{expected} for each image, got none")
-        array = np.asarray(labels)
+        array = as_array(labels, "labels")
         if array.shape not in ((), (rows,)) or not np.issubdtype(array.dtype, np.integer):
             raise InputError(
                 f"{expected} for each of {rows} images, got {array.dtype} of shape {array.shape}"
@@ -445,21 +319,29 @@ class Autoencoder:
             raise InputError(f"{expected}, got {found}")
         return np.array(np.broadcast_to(array, rows), np.int64)
 
-    def _put_labels(self, bound: "ModelPass", labels: NDArray | None, chunk: slice) -> None:
-        if labels is not None:
-            self._assign(bound.onehot, np.eye(self.classes)[labels[chunk]])
+    def _by_chunks(
+        self, rows: int, labels: ArrayLike | None, run: Callable[[ModelPass, slice], Any]
+    ) -> list[NDArray]:
+        """What `run` makes of each chunk of rows, once its labels are there."""
+        checked = self.checked_labels(labels, rows)
+        outputs = []
+        for chunk in self._chunks(rows):
+            model_pass = self.bind(chunk.stop - chunk.start, 1)
+            if checked is not None:
+                self._assign(model_pass.onehot, np.eye(self.classes)[checked[chunk]])
+            outputs.append(self.backend.to_numpy(run(model_pass, chunk)))
+        return outputs
 
     def _encoded(self, images: ArrayLike, labels: ArrayLike | None) -> NDArray:
-        array = self.images(images)
-        checked = self.labels(labels, len(array))
-        outputs = []
-        for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start, 1)
-            self._put_labels(bound, checked, chunk)
-            self._assign(bound.x, array[chunk].reshape(bound.x.shape))
-            bound.encoder.forward()
-            outputs.append(self.backend.to_numpy(bound.encoder.output))
-        return np.concatenate(outputs) if outputs else np.empty((0, *self.encoder.output_shape))
+        pixels = self.unit_images(images)
+
+        def run(model_pass: ModelPass, chunk: slice) -> Any:
+            self._assign(model_pass.x, pixels[chunk].reshape(model_pass.x.shape))
+            model_pass.encoder.forward()
+            return model_pass.encoder.output
+
+        none = np.empty((0, *self.encoder.output_shape), self.dtype)
+        return np.concatenate([none, *self._by_chunks(len(pixels), labels, run)])
 
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> Any:
         """The codes (n, *code_shape) of images (n, h, w, c).
@@ -472,20 +354,19 @@ class Autoencoder:
     def decode(self, codes: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
         """The mean images (n, h, w, c) of codes (n, *code_shape). Raises InputError on codes or
         labels of another shape."""
-        array = np.asarray(codes, self.dtype)
+        array = as_array(codes, "codes", self.dtype)
         if array.shape[1:] != self.code_shape:
             expected = ", ".join(map(str, ("n", *self.code_shape)))
             raise InputError(f"codes have shape {array.shape}, expected ({expected})")
-        checked = self.labels(labels, len(array))
-        outputs = [np.empty((0, *self.image_shape), self.dtype)]
-        for chunk in self._chunks(len(array)):
-            bound = self.bind(chunk.stop - chunk.start, 1)
-            self._put_labels(bound, checked, chunk)
-            self._assign(bound.code, array[chunk])
-            bound.decoder.forward()
-            output = self.backend.to_numpy(bound.decoder.output)
-            outputs.append(output.reshape(-1, *self.image_shape))
-        images = np.concatenate(outputs)
+
+        def run(model_pass: ModelPass, chunk: slice) -> Any:
+            self._assign(model_pass.code, array[chunk])
+            model_pass.decoder.forward()
+            return model_pass.decoder.output
+
+        none = np.empty((0, *self.decoder.output_shape), self.dtype)
+        outputs = np.concatenate([none, *self._by_chunks(len(array), labels, run)])
+        images = outputs.reshape(-1, *self.image_shape)
         return sigmoid(images) if self.objective.likelihood == "bernoulli" else images
 
     def reconstruct(self, images: ArrayLike, labels: ArrayLike | None = None) -> NDArray:
@@ -506,7 +387,7 @@ class Autoencoder:
 
     def calibrate(
         self,
-        data: NDArray,
+        images: NDArray,
         labels: ArrayLike | None = None,
         *,
         seed: int = 0,
@@ -520,14 +401,15 @@ class Autoencoder:
         if not self.objective.calibrated:
             raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
         squares = Objective("squared-error")
-        error = self.evaluate(data, labels, seed=seed, binarization=binarization, objective=squares)
+        options: Any = {"seed": seed, "binarization": binarization, "objective": squares}
+        error = self.evaluate(images, labels, **options)
         sigma = math.sqrt(error["reconstruction"] / self.pixels)
         self._assign(self._sigma, np.array([sigma]))
         return sigma
 
     def evaluate(
         self,
-        data: NDArray,
+        images: NDArray,
         labels: ArrayLike | None = None,
         *,
         seed: int = 0,
@@ -538,23 +420,26 @@ class Autoencoder:
         as the model's objective has, in its units (nats, or weighted squares); of a bound by draws
         the loss alone, of a plain autoencoder no KL.
 
-        `data` is uint8 or float in [0, 1] as a data set holds it. The objective is
-        `final_objective` unless another is given; the KL is weighted by its final beta. Free bits
-        and a capacity see the mean KL of INFERENCE_BATCH images at a time. All three are infinite
-        where the loss of an image is not finite.
+        The images are uint8 or float in [0, 1]. The objective is `final_objective` unless another
+        is given, with the model's own draws, and on logits where that is; the KL is weighted by its
+        final beta. Free bits and a capacity see the mean KL of INFERENCE_BATCH images at a time.
+        All three are infinite where the loss of an image is not finite.
 
         Raises InputError on images or labels that do not fit or are none, on an unknown
-        binarization, and before `calibrate` where that is needed.
+        binarization, on an objective or seed that does not fit, and before `calibrate` where that
+        is needed.
         """
-        check_binarization(binarization)
+        check_choice("binarization", binarization, BINARIZATIONS)
+        check_seed(seed)
         objective = objective or self.final_objective
-        pixels = self.pixels_of(data)
+        self._check_objective(objective)
+        pixels = self.checked_images(images)
         backend, rows = self.backend, len(pixels)
         if not rows:
             raise InputError("no images to evaluate, expected at least one")
         resident = backend.asarray(pixels.reshape(rows, -1))
         order = backend.asarray(np.arange(rows))
-        checked = self.labels(labels, rows)
+        checked = self.checked_labels(labels, rows)
         resident_labels = None if checked is None else backend.asarray(checked)
         schedule = np.zeros((1, SCHEDULE_COLUMNS))
         schedule[0, BETA] = objective.beta
@@ -562,20 +447,35 @@ class Autoencoder:
         totals = backend.zeros((TOTALS_SIZE,), np.float64)
         noise = Noise(seed, EVALUATION_STREAM)
         binarization_noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
-        states = []
-        for index, chunk in enumerate(self._chunks(rows)):
-            state = backend.asarray(new_state(step=index, first=chunk.start))
-            bound = self.bind(chunk.stop - chunk.start)
-            backend.gather_batch(resident, order, state, bound.x, binarization, binarization_noise)
+        chunks = list(self._chunks(rows))
+        states = [new_state(step=index, first=chunk.start) for index, chunk in enumerate(chunks)]
+        resident_states = backend.asarray(np.stack(states))
+        for index, chunk in enumerate(chunks):
+            state = resident_states[index]
+            model_pass = self.bind(chunk.stop - chunk.start)
+            drawn = (model_pass.x, binarization, binarization_noise)
+            backend.gather_batch(resident, order, state, *drawn)
             if resident_labels is not None:
-                backend.gather_labels(resident_labels, order, state, bound.onehot)
-            bound.forward(noise, schedule, state, totals, objective)
-            states.append(state)
+                backend.gather_labels(resident_labels, order, state, model_pass.onehot)
+            model_pass.forward(noise, schedule, state, totals, objective)
         sums = backend.to_numpy(totals)
-        if any(backend.to_numpy(state)[FAILED] for state in states):
+        if backend.to_numpy(resident_states)[:, FAILED].any():
             # What is not finite is not added up.
             sums = np.full(TOTALS_SIZE, np.inf)
         return self.means(sums, rows, objective)
+
+    def _check_objective(self, objective: Objective) -> None:
+        """Raises InputError unless the layers and draws of the model's own can compute it."""
+        check_is("objective", objective, Objective)
+        given, own = (
+            (of.likelihood == "bernoulli", of.estimator, of.samples)
+            for of in (objective, self.objective)
+        )
+        if given != own:
+            raise InputError(
+                f"objective is {objective}: expected the model's estimator and samples, and a "
+                "likelihood that takes what its decoder makes, logits or pixels"
+            )
 
     def means(
         self, totals: NDArray, images: int, objective: Objective | None = None
@@ -616,8 +516,7 @@ class VAE(Autoencoder):
         seed: int = 0,
         head: str = "logvar",
     ) -> None:
-        if head not in HEADS:
-            raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
+        check_choice("head", head, HEADS)
         if head != "logvar" and not objective.by_draws:
             raise InputError(f"head is {head!r}, expected 'logvar' with an analytic KL")
         self.head = head
@@ -685,170 +584,3 @@ def model_from_config(config: dict[str, Any]) -> Autoencoder:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a model's configuration: {error}") from None
-
-
-class _Memory:
-    """Every array that batches of up to `batch` rows need, but for parameters."""
-
-    def __init__(self, model: Autoencoder, batch: int) -> None:
-        backend, dtype, d = model.backend, model.dtype, model.latent
-        draws = batch * model.objective.samples
-        by_draws = model.objective.by_draws
-        self.batch = batch
-        self.x = backend.zeros((batch, model.pixels), dtype)
-        self.onehot = backend.zeros((batch, model.classes), dtype)
-        self.encoder = Buffers(model.encoder, backend, batch, dtype)
-        self.decoder = Buffers(model.decoder, backend, draws, dtype)
-        self.z = backend.zeros((draws, d), dtype)
-        self.dz = backend.zeros((draws, d), dtype)
-        self.kl = backend.zeros((batch, 0 if by_draws else d), dtype)
-        self.kl_weight = backend.zeros((self.kl.shape[1],), dtype)
-        self.log_ratio = backend.zeros((draws if by_draws else 0,), dtype)
-        self.weights = backend.zeros((draws if by_draws else 0,), dtype)
-        self.reconstruction = backend.zeros((batch,), dtype)
-        self.variance = backend.zeros((1,), dtype)
-        self.passes: dict[tuple[int, int], ModelPass] = {}
-
-
-class ModelPass:
-    """A model bound to the memory of one batch size. `x` (rows, pixels) is where the batch goes,
-    `onehot` (rows, classes) its labels; `code` (rows draws, d) is the decoder's input."""
-
-    def __init__(
-        self,
-        model: Autoencoder,
-        parameters: Parameters,
-        memory: _Memory,
-        rows: int,
-        draws: int,
-    ) -> None:
-        self.model, self.backend, self.rows = model, model.backend, rows
-        self.x, self.onehot = memory.x[:rows], memory.onehot[:rows]
-        self.reconstruction = memory.reconstruction[:rows]
-        self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
-        self.variance = memory.variance
-        images = self.x.reshape(rows, *model.image_shape)
-        self.encoder = Pass(
-            *(model.encoder, self.backend, parameters, memory.encoder, images), onehot=self.onehot
-        )
-        if model.latent:
-            self.code, dcode = memory.z[: rows * draws], memory.dz[: rows * draws]
-            below = IDENTITY
-        else:
-            self.code, dcode = self.encoder.output, self.encoder.output_gradient
-            below = self.encoder.output_activation
-        self.by_draws = model.objective.by_draws
-        self.logvar_factor = model.logvar_factor
-        self.log_ratio = memory.log_ratio[: rows * draws]
-        self.weights = memory.weights[: rows * draws]
-        self.dcode = dcode
-        self.decoder = Pass(
-            *(model.decoder, self.backend, parameters, memory.decoder, self.code, dcode, below),
-            onehot=self.onehot,
-        )
-        # They come after all input gradients, since the optimizer may change the weights with them.
-        self.weight_gradient_calls = [
-            *self.decoder.weight_gradient_calls,
-            *self.encoder.weight_gradient_calls,
-        ]
-
-    def forward(
-        self,
-        noise: Noise,
-        schedule: Any,
-        state: Any,
-        totals: Any,
-        objective: Objective | None = None,
-    ) -> None:
-        """From `x` to the loss, which is added to `totals`, and its gradient at the decoder's
-        output. The loss is the model's objective unless another is given."""
-        objective = objective or self.model.objective
-        calls = list(self.encoder.forward_calls)
-        if self.by_draws:
-            scaled = (self.log_ratio, self.logvar_factor, noise, state)
-            arguments = (self.encoder.output, self.code, *scaled)
-            calls.append(Call("importance_latent_forward", arguments))
-        elif self.model.latent:
-            drawn = (self.encoder.output, self.code, self.kl, noise, state)
-            calls.append(Call("latent_forward", drawn))
-        calls += self.decoder.forward_calls
-        calls += self._bound() if self.by_draws else self._reconstruction_loss(objective)
-        self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
-
-    def mean_loss(self, noise: Noise) -> float:
-        """The mean loss of the rows in `x`, at the objective's final beta."""
-        schedule = np.zeros((1, SCHEDULE_COLUMNS), self.model.dtype)
-        schedule[0, BETA] = self.model.objective.beta
-        totals = self.backend.zeros((TOTALS_SIZE,), np.float64)
-        state = self.backend.asarray(new_state())
-        self.forward(noise, self.backend.asarray(schedule), state, totals)
-        return float(self.backend.to_numpy(totals)[LOSS]) / self.rows
-
-    def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
-        """The loss from its terms, added to `totals`, and the weight of each KL."""
-        terms = (self.reconstruction, self.kl, schedule, state)
-        if objective.capacity and self.model.latent:
-            bounds = (objective.capacity, objective.capacity_steps)
-            return Call("capacity_totals", (*terms, *bounds, self.kl_weight, totals))
-        return Call("elbo_totals", (*terms, objective.free_bits, self.kl_weight, totals))
-
-    def _bound(self) -> list[Call]:
-        """The loss and its gradient where both come from draws alone."""
-        logits, dlogits = self.decoder.output, self.decoder.output_gradient
-        shape = (len(self.code), self.x.shape[1])
-        arguments = (self.log_ratio, self.weights, self.reconstruction, dlogits.reshape(shape))
-        importance = self.model.objective.estimator == "importance"
-        scaled = (*arguments, 1 / self.rows, importance)
-        loss = Call("importance_loss", (logits.reshape(shape), self.x, *scaled))
-        return [loss, *self.decoder.carry_output_gradient()]
-
-    def _reconstruction_loss(self, objective: Objective) -> list[Call]:
-        """The loss and its gradient before the activation that made the output."""
-        output = self.decoder.output.reshape(self.x.shape)
-        doutput = self.decoder.output_gradient.reshape(self.x.shape)
-        arguments = (output, self.x, self.reconstruction, doutput, 1 / self.rows)
-        if objective.likelihood == "bernoulli":
-            loss = Call("bernoulli_loss", arguments)
-            return [loss, *self.decoder.carry_output_gradient()]
-        weight, activation = objective.error_weight, self.decoder.output_activation
-        calls = [Call("squared_error_loss", (*arguments, weight, activation))]
-        if objective.calibrated:
-            written = (self.reconstruction, doutput, self.variance)
-            calls.append(Call("calibrate_gaussian", written))
-        return calls
-
-    def input_gradients(self, noise: Noise, state: Any) -> None:
-        """The gradient at every layer's output, after `forward` with the same noise and state."""
-        calls = list(self.decoder.input_gradient_calls)
-        if self.by_draws:
-            weighted = (self.encoder.output, self.dcode, self.weights, self.encoder.output_gradient)
-            factors = (1 / self.rows, self.logvar_factor, noise, state)
-            calls.append(Call("importance_latent_backward", (*weighted, *factors)))
-            calls += self.encoder.carry_output_gradient()
-        elif self.model.latent:
-            upstream = (self.encoder.output, self.dcode, self.kl_weight)
-            arguments = (*upstream, self.encoder.output_gradient, noise, state)
-            calls.append(Call("latent_backward", arguments))
-            calls += self.encoder.carry_output_gradient()
-        self.backend.sequence(*calls, *self.encoder.input_gradient_calls)
-
-    def backward(self, noise: Noise, state: Any) -> None:
-        """All parameter gradients, after `forward` with the same noise and state."""
-        self.input_gradients(noise, state)
-        gradients = self.model.parameters.flat["gradients"]
-        self.backend.weight_gradients(self.weight_gradient_calls, gradients)
-
-    def named_tensors(self) -> Iterator[tuple[str, Any]]:
-        """Every tensor of the step in the order in which it is computed, for a search for the
-        first that is not finite."""
-        yield "batch", self.x
-        yield from self.model.parameters.values.items()
-        for network in (self.encoder, self.decoder):
-            if network is self.decoder and self.model.latent:
-                yield "latent z", self.code
-                yield (
-                    ("log p(z) - log q(z|x)", self.log_ratio) if self.by_draws else ("KL", self.kl)
-                )
-            for stage in network.stages:
-                yield f"output of {stage.name} ({stage.layer.kind})", stage.y
-        yield "reconstruction loss", self.reconstruction

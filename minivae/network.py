@@ -87,7 +87,7 @@ class Network:
 
 
 class Buffers:
-    """For each layer that computes, its output and the gradient of it, for up to `batch` rows."""
+    """For each `Stage` to come, its output y and its dz, for up to `batch` rows."""
 
     def __init__(
         self, network: Network, backend: ReferenceBackend, batch: int, dtype: DTypeLike
@@ -106,8 +106,9 @@ class Buffers:
 class Stage:
     """A layer with its fused activation, bound to the arrays around it.
 
-    `below` is the activation that made x, `dz` the gradient before this stage's own activation,
-    `dz_below` that before `below`, None where nobody needs it.
+    `dz` is the gradient that the stage above leaves: before the activation if that is fused with a
+    layer (dense.E4), else of y. `below` is the activation that made x, `dz_below` the gradient
+    before it, None where nobody needs it.
     """
 
     name: str
@@ -191,10 +192,14 @@ class Pass:
                 Stage(
                     name,
                     layer,
-                    network.activation(follower if fused else index),
-                    below,
-                    *(x, y, dz_below, dz),
-                    *(values, _tensors(parameters.gradients, name)),
+                    activation=network.activation(follower if fused else index),
+                    below=below,
+                    x=x,
+                    y=y,
+                    dz_below=dz_below,
+                    dz=dz,
+                    values=values,
+                    gradients=_tensors(parameters.gradients, name),
                 )
             )
             x, dz_below = y, dz

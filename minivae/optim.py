@@ -32,6 +32,8 @@ class Adam:
 
     `clip_norm` bounds the global norm of the gradient; 0 means no clipping. With `epsilon_hat`,
     epsilon is the one outside the bias correction (adam.E3'). `second_moment` is the initial v.
+
+    Raises InputError on a value out of its range.
     """
 
     lr: float = 1e-3

@@ -11,6 +11,7 @@ from .models import VAE, Autoencoder
 from .ops.latent import kl_to_prior
 from .presets import Training
 
+RECONSTRUCTIONS = "Test images and their reconstructions"
 GRID = 25
 PAIRS = 10
 SCATTER = 5000
@@ -18,22 +19,24 @@ TRAVERSED_DIMENSIONS = 10
 MANIFOLD = 20
 
 
-def draw_progress(model: Autoencoder, splits: Splits, path: Path, step: int) -> None:
-    """A grid of samples from the prior; for a plain autoencoder, reconstructions."""
+def draw_progress(
+    model: Autoencoder, splits: Splits, training: Training, path: Path, step: int
+) -> None:
+    """A grid of samples from the prior; for a plain autoencoder, reconstructions of test images, as
+    the training binarized them."""
     if isinstance(model, VAE):
         plots.sample_grid(path, model.sample(GRID), title=f"Samples from the prior, step {step}")
         return
-    some = splits.test.take(slice(PAIRS))
-    originals = model.images(some.images)
-    title = f"Test images and their reconstructions, step {step}"
-    decoded = model.reconstruct(originals, some.labels)
-    plots.reconstructions(path, originals, decoded, title=title)
+    some = splits.test.take(slice(PAIRS)).binarized(training.binarization, training.seed)
+    draw_reconstructions(model, some, path, f"{RECONSTRUCTIONS}, step {step}")
 
 
-def draw_reconstructions(model: Autoencoder, data: Dataset, path: Path) -> None:
+def draw_reconstructions(
+    model: Autoencoder, data: Dataset, path: Path, title: str = RECONSTRUCTIONS
+) -> None:
     """The images above their reconstructions."""
-    originals = model.images(data.images)
-    plots.reconstructions(path, originals, model.reconstruct(originals, data.labels))
+    originals = model.unit_images(data.images)
+    plots.reconstructions(path, originals, model.reconstruct(originals, data.labels), title=title)
 
 
 def draw_run(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from .data.dataset import unit_pixels
 from .errors import InputError
 from .files import replacing
 
@@ -120,7 +121,7 @@ def reconstructions(
     originals: NDArray,
     decoded: NDArray,
     *,
-    title: str = "Test images and their reconstructions",
+    title: str,
 ) -> None:
     """Originals (n, h, w, c) above their reconstructions, at most ten pairs a row of pairs; the
     last may be short."""
@@ -137,15 +138,11 @@ def reconstructions(
     save_figure(path, figure)
 
 
-def _mosaic_floats(images: NDArray) -> NDArray:
-    return images / np.float32(255) if images.dtype == np.uint8 else images
-
-
 def _rows(images: NDArray, columns: int) -> NDArray:
     """Images (n, h, w, c) as (rows, columns, h, w, c), filled up with white ones."""
     rows = -(-len(images) // columns)
     padded = np.ones((rows * columns, *images.shape[1:]))
-    padded[: len(images)] = _mosaic_floats(images)
+    padded[: len(images)] = unit_pixels(images)
     return padded.reshape(rows, columns, *images.shape[1:])
 
 
@@ -170,7 +167,7 @@ def class_reconstructions(
     rows = []
     for c in classes:
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
-        pairs = (_mosaic_floats(images[index]) for images in (originals, decoded))
+        pairs = (unit_pixels(images[index]) for images in (originals, decoded))
         rows.append(np.stack(list(pairs), axis=1).reshape(4, *originals.shape[1:]))
     width, height = _tile(originals)
     figure = new_figure(
@@ -264,7 +261,7 @@ def manifold(path: Path, images: NDArray, size: int) -> None:
     width, height = _tile(images, 0.38)
     figure = new_figure(width * size + 1.4, height * size + 1.4, "Decoded two-dimensional latent")
     axes = figure.subplots()
-    _show(axes, _mosaic_floats(images).reshape(size, size, *images.shape[1:]), gap=0)
+    _show(axes, unit_pixels(images).reshape(size, size, *images.shape[1:]), gap=0)
     values = _quantiles(size)
     every = max(1, size // 10)
     ticks = [f"{value:.1f}" if i % every == 0 else "" for i, value in enumerate(values)]
@@ -288,7 +285,7 @@ def traversals(
         "Latent traversals from one image, most informative dimension first",
     )
     axes = figure.subplots()
-    _show(axes, _mosaic_floats(images))
+    _show(axes, unit_pixels(images))
     ticks = [f"{value:.3g}" for value in values]
     _label(axes, "value of the dimension", "dimension", ticks, [f"z{d + 1}" for d in dimensions])
     save_figure(path, figure)
@@ -351,7 +348,7 @@ def compare_grids(path: Path, columns: Mapping[str, NDArray], *, title: str) -> 
     ratios = [grid.shape[1] for grid in grids]
     panels = np.atleast_1d(figure.subplots(1, len(grids), width_ratios=ratios))
     for axes, (name, images) in zip(panels, columns.items(), strict=True):
-        _show(axes, _mosaic_floats(images))
+        _show(axes, unit_pixels(images))
         axes.set_title(name, fontsize=9)
         rows, steps = images.shape[:2]
         _label(axes, "column", "row", range(1, steps + 1), range(1, rows + 1))

@@ -1,17 +1,19 @@
 """The presets: a model by name, and how it is trained.
 
-Each but `glyphs` is a published or widely used set-up. All drop the last partial training batch
-and, except for the two of the IWAE paper, use PyTorch's default initialisation and one latent draw
-per image.
+Each but `glyphs` is a published or widely used set-up. All drop the last partial training batch.
+Except for the two of the IWAE paper they use PyTorch's default initialisation, and one draw of the
+latent per image if they are VAEs.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import (
     InputError,
+    check_choice,
     check_count,
     check_is,
     check_kinds,
@@ -33,8 +35,10 @@ from .layers import (
     Sigmoid,
     Tanh,
 )
-from .models import VAE, Autoencoder, Objective, check_binarization, check_image_shape
+from .models import VAE, Autoencoder, check_image_shape
 from .network import Network
+from .objective import Objective
+from .ops.batch import BINARIZATIONS
 from .optim import Adam
 
 
@@ -53,6 +57,8 @@ class Training:
     clipped to [0.001, 0.999]. Metrics are written each epoch, and also every `log_every` steps;
     pictures of samples or reconstructions every `picture_every` steps, and checkpoints every
     `checkpoint_every` steps beside those of each epoch (0: never).
+
+    Raises InputError on a value out of its range, and on settings that do not go together.
     """
 
     epochs: int = 20
@@ -86,7 +92,7 @@ class Training:
         checks |= {name: (getattr(self, name) >= 0, "0 or above") for name in not_negative}
         check_settings(self, checks)
         check_seed(self.seed)
-        check_binarization(self.binarization)
+        check_choice("binarization", self.binarization, BINARIZATIONS)
         if self.batch_size % self.accumulate or (self.keep_last and self.accumulate > 1):
             raise InputError(
                 f"accumulate is {self.accumulate}, expected a divisor of the batch size "
@@ -100,7 +106,7 @@ class Training:
 
 
 def training_from_config(config: dict[str, Any]) -> Training:
-    """The training that `dataclasses.asdict` described."""
+    """The training that `dataclasses.asdict` described; InputError if the description is none."""
     try:
         return Training(**{**config, "optimizer": Adam(**config["optimizer"])})
     except (KeyError, TypeError, ValueError) as error:
@@ -136,7 +142,8 @@ class Preset:
     ) -> Autoencoder:
         """The model for images of `image_shape`, with what is given instead of the preset's own
         latent dimensions, hidden units, KL weight, draws of z for each image and seed; conditional
-        on a label if there are `classes`."""
+        on a label if there are `classes`. Raises InputError on what the preset does not have, or
+        where the layers do not fit the images."""
         check_image_shape(image_shape)
         if latent is not None:
             check_count("latent", latent)
@@ -182,18 +189,16 @@ def dense_vae(
     image_shape: Shape, latent: int, hidden: Sequence[int], objective: Objective, seed: int
 ) -> VAE:
     """Flatten, `hidden` dense layers with ReLU, the head; the decoder mirrored."""
-    encoder: list[Layer] = [Flatten()]
-    for units in hidden:
-        encoder += [Dense(units), ReLU()]
-    decoder: list[Layer] = []
-    for units in reversed(hidden):
-        decoder += [Dense(units), ReLU()]
-    pixels = image_shape[0] * image_shape[1] * image_shape[2]
-    decoder.append(Dense(pixels))
+    encoder = [Flatten(), *_dense_layers(hidden, ReLU()), Dense(2 * latent)]
+    decoder = [*_dense_layers(reversed(hidden), ReLU()), Dense(math.prod(image_shape))]
     if objective.likelihood != "bernoulli":
         decoder.append(Sigmoid())
     decoder.append(Reshape(image_shape))
-    return VAE([*encoder, Dense(2 * latent)], decoder, objective, image_shape, seed=seed)
+    return VAE(encoder, decoder, objective, image_shape, seed=seed)
+
+
+def _dense_layers(units: Iterable[int], activation: Layer) -> list[Layer]:
+    return [layer for outputs in units for layer in (Dense(outputs), activation)]
 
 
 def conv_vae(
@@ -251,15 +256,12 @@ def iwae_paper_model(
     bound is that of all its outputs, not of each half; and an update has the moments of its own
     step, not of the one before.
     """
-    encoder: list[Layer] = [Flatten()]
-    for units in hidden:
-        encoder += [Dense(units), Tanh()]
-    decoder: list[Layer] = []
-    for units in reversed(hidden):
-        decoder += [Dense(units), Tanh()]
-    decoder += [Dense(image_shape[0] * image_shape[1] * image_shape[2]), Reshape(image_shape)]
+    pixels = math.prod(image_shape)
     return VAE(
-        *([*encoder, Dense(2 * latent)], decoder, objective, image_shape),
+        [Flatten(), *_dense_layers(hidden, Tanh()), Dense(2 * latent)],
+        [*_dense_layers(reversed(hidden), Tanh()), Dense(pixels), Reshape(image_shape)],
+        objective,
+        image_shape,
         initialization="glorot",
         seed=seed,
         head="log-sigma",

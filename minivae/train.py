@@ -41,7 +41,8 @@ from .data import Dataset, Splits, lasting_name, load
 from .data.batching import epoch_permutation
 from .errors import InputError, check_is
 from .files import exists, held, replacing
-from .models import VAE, Autoencoder, ModelPass
+from .model_pass import ModelPass
+from .models import VAE, Autoencoder
 from .ops.latent import active_units, kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
 from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
@@ -76,7 +77,8 @@ class Trainer:
     """Trains a model on the training split of some data, one call of `step` at a time.
 
     Everything that a step reads or writes is on the model's backend: data, permutation, schedule,
-    state, running sums. Raises InputError if the data does not fit the model or the batch.
+    state, running sums. `splits` are as `Splits.checked` leaves them. Raises InputError if the data
+    does not fit the model or the batch.
     """
 
     def __init__(
@@ -87,14 +89,14 @@ class Trainer:
         progress: Progress = NOT_STARTED,
     ) -> None:
         self.model, self.training = model, training
-        self.splits = splits = splits.checked()
+        self.splits = splits
         for split in (splits.train, splits.test):
             if split.image_shape != model.image_shape:
                 raise InputError(
                     f"{splits.name}: images are {split.image_shape}, the model takes "
                     f"{model.image_shape}"
                 )
-        train = self._split(splits.train)
+        train, self.validation = self._held_out(splits.train)
         images = train.images
         if training.batch_size > len(images):
             raise InputError(
@@ -122,14 +124,14 @@ class Trainer:
         self._captured: dict[int, Callable[[], None]] = {}
         # Here, so that too little memory is told before a run begins; and kept, since a captured
         # step goes on with its memory where the model has taken other since.
-        self._bound = {
+        self._passes = {
             rows: model.bind(rows // training.accumulate)
             for rows in (self._rows(0), self._rows(self.steps_per_epoch - 1))
         }
         self._begin_epoch()
 
-    def _split(self, train: Dataset) -> Dataset:
-        """What to train on; the other images that are asked for become `validation`."""
+    def _held_out(self, train: Dataset) -> tuple[Dataset, Dataset | None]:
+        """What to train on, and the validation images if they are asked for."""
         training, held_out = self.training, self.training.validation
         available = len(train) - held_out
         if available < 1:
@@ -142,12 +144,12 @@ class Trainer:
                 f"images is {training.images}, expected at most the {available} of "
                 f"{self.splits.name} that are there to train on (0: all)"
             )
-        self.validation = train.take(slice(available, None)) if held_out else None
-        return train.take(slice(training.images or available))
+        validation = train.take(slice(available, None)) if held_out else None
+        return train.take(slice(training.images or available)), validation
 
     def _checked_labels(self, split: str, data: Dataset) -> NDArray[np.int64] | None:
         try:
-            return self.model.labels(data.labels, len(data))
+            return self.model.checked_labels(data.labels, len(data))
         except InputError as error:
             raise InputError(f"{self.splits.name}, {split} labels: {error}") from None
 
@@ -160,7 +162,7 @@ class Trainer:
         for moment in model.parameters.second_moments.values():
             moment[...] = training.optimizer.second_moment
         if training.output_bias:
-            images = model.images(self.splits.train.images[: self.images])
+            images = model.unit_images(self.splits.train.images[: self.images])
             model.set_output_bias(np.asarray(np.mean(images, axis=0, dtype=np.float64)))
 
     @property
@@ -175,6 +177,8 @@ class Trainer:
         return Progress(self.finished_steps, totals, self.epoch_totals, self.logged_totals)
 
     def _begin_epoch(self) -> None:
+        """Fills schedule, state and permutation. Raises NotFiniteError, with those of the last
+        epoch in place, if the loss of one of its steps was not finite."""
         position = self.finished_steps % self.steps_per_epoch
         first_step = self.finished_steps - position
         objective, backend = self.model.objective, self.model.backend
@@ -185,6 +189,8 @@ class Trainer:
         order = np.arange(self.images)
         if self.training.shuffle:
             order = epoch_permutation(self.images, self.training.seed, self.epoch)
+        # Not before here is a GPU waited for: it still works while the host computes these.
+        self.check_loss()
         self.schedule[...] = backend.asarray(rows.astype(self.model.dtype))
         self.state[...] = backend.asarray(state)
         self.permutation[...] = backend.asarray(order)
@@ -198,7 +204,6 @@ class Trainer:
         self._captured[rows]()
         self.finished_steps += 1
         if self.finished_steps % self.steps_per_epoch == 0:
-            self.check()
             self._begin_epoch()
 
     def _rows(self, step: int) -> int:
@@ -212,18 +217,16 @@ class Trainer:
 
     def _run_part(self, rows: int, part: int) -> ModelPass:
         """A part of a batch of `rows` images, from its pixels to the gradient at every layer."""
-        bound = self._bound[rows]
+        model_pass = self._passes[rows]
         backend, noise = self.model.backend, self._noise(part)
-        permutation = self.permutation[part * bound.rows :]
-        backend.gather_batch(
-            *(self.data, permutation, self.state, bound.x),
-            *(self.training.binarization, self.binarization_noise),
-        )
+        permutation = self.permutation[part * model_pass.rows :]
+        binarization = self.training.binarization, self.binarization_noise
+        backend.gather_batch(self.data, permutation, self.state, model_pass.x, *binarization)
         if self.labels is not None:
-            backend.gather_labels(self.labels, permutation, self.state, bound.onehot)
-        bound.forward(noise, self.schedule, self.state, self.totals)
-        bound.input_gradients(noise, self.state)
-        return bound
+            backend.gather_labels(self.labels, permutation, self.state, model_pass.onehot)
+        model_pass.forward(noise, self.schedule, self.state, self.totals)
+        model_pass.input_gradients(noise, self.state)
+        return model_pass
 
     def _step(self, rows: int) -> None:
         backend, optimizer = self.model.backend, self.training.optimizer
@@ -245,7 +248,7 @@ class Trainer:
         backend.adam_update(values, gradients, *adam)
         backend.advance_state(self.state, batch_size)
 
-    def check(self) -> None:
+    def check_loss(self) -> None:
         """Raises NotFiniteError if a step since the last check had a loss that was not finite."""
         state = self.model.backend.to_numpy(self.state)
         if not state[FAILED]:
@@ -446,7 +449,7 @@ def fit(
     if folder is not None and not resume:
         _check_no_run(folder)
     source = {} if isinstance(data, Splits) else {"source": lasting_name(data)}
-    splits = data if isinstance(data, Splits) else load(data, seed=training.seed)
+    splits = (data if isinstance(data, Splits) else load(data, seed=training.seed)).checked()
     extra = source | (extra_config or {})
     if device is not None:
         model.to(device, model.dtype)
@@ -570,7 +573,7 @@ def _loop(
     bar = tqdm(total=total, initial=started, unit="step", disable=not show_progress)
     with bar:
         bar.set_postfix_str("preparing kernels, compiled at the first use")
-        while trainer.finished_steps < total and not run.out_of_patience():
+        while trainer.finished_steps < total:
             trainer.step()
             step = trainer.finished_steps
             if step == started + 1:
@@ -581,7 +584,7 @@ def _loop(
             ended = step % per_epoch == 0 or step == total
             # Only then, since on a GPU the host waits for every step before.
             if logs or draws or ended:
-                trainer.check()
+                trainer.check_loss()
             if logs:
                 run.log_steps()
                 on_metrics(run.metrics[-1])
@@ -594,10 +597,12 @@ def _loop(
                 on_metrics(line)
             stopped = bool(pending)
             if ended or stopped or _every(training.checkpoint_every, step):
-                trainer.check()
+                trainer.check_loss()
                 run.checkpoint()
             if stopped:
                 raise Interrupted(pending[0], step, run.folder)
+            if ended and run.out_of_patience():
+                break
 
 
 def _show(bar: Any, line: dict[str, Any]) -> None:

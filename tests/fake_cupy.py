@@ -134,7 +134,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         cuda=types.SimpleNamespace(
             runtime=runtime,
             Stream=Stream,
-            Device=lambda: types.SimpleNamespace(compute_capability=capability),
+            Device=lambda: types.SimpleNamespace(id=0, compute_capability=capability),
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         ),
         RawModule=RawModule,

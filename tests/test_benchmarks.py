@@ -140,7 +140,7 @@ def test_a_peer_for_a_gpu_has_not_trained_before_its_loss_is_compared(mode: str)
     from minivae.benchmarks.torch_peer import TorchPeer
 
     case = small_case("mnist-conv")
-    images = case.model.to("reference").images(case.splits.train.images[:4])
+    images = case.model.to("reference").unit_images(case.splits.train.images[:4])
     eps = np.random.default_rng(0).standard_normal((4, case.model.latent)).astype(np.float32)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     eager, peer = (TorchPeer(case, "cpu", kind) for kind in ("eager", mode))

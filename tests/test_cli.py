@@ -14,6 +14,7 @@ from PIL import Image
 
 from minivae import ConvTranspose2d, Objective, Training, backends, cli, fit, preset
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
+from minivae.checkpoint import load as load_run
 from minivae.cli import main
 from minivae.data import load
 from minivae.train import read_metrics
@@ -187,6 +188,27 @@ def test_encode_takes_all_images_in_their_order(run: Path, data: Path, tmp_path:
     assert main(["encode", str(run), *arguments]) == 0
     with np.load(output) as codes:
         assert codes["labels"].tolist() == [0, 1] * 30
+
+
+def test_encode_binarizes_as_the_run_did(data: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "run", tmp_path / "codes.npz"
+    arguments = ["--data", str(data), "--epochs", "1", "--batch-size", "10"]
+    assert train(folder, *arguments, "--binarization", "threshold") == 0
+    assert main(["encode", str(folder), "--device", "cpu", "-o", str(output)]) == 0
+    with np.load(data) as arrays:
+        white = arrays["images"][-6:] >= 128
+    with np.load(output) as codes:
+        expected = load_run(folder, "cpu").encode(white)[0]
+        np.testing.assert_allclose(codes["mu"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_is_refused_leaves_no_log(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    arguments = ["train", "--data", str(data), "--tensorboard", "--out", str(run)]
+    complains(capsys, arguments, "already holds a run")
+    assert not (run / "tensorboard").exists()
 
 
 def test_tensorboard_gets_every_scalar_and_the_pictures(data: Path, tmp_path: Path) -> None:
@@ -476,9 +498,12 @@ def test_a_run_whose_model_is_none_names_its_file(
 def test_a_log_that_cannot_be_written_is_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").touch()
-    arguments = ["--data", str(data), "--tensorboard", "--out", str(tmp_path / "file" / "run")]
-    complains(capsys, ["train", *arguments], "tensorboard: cannot be written")
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    (tmp_path / "tensorboard").touch()
+    arguments = ["--data", str(data), "--batch-size", "10", "--tensorboard", "--quiet"]
+    complains(
+        *(capsys, ["train", *arguments, "--out", str(tmp_path)]), "tensorboard: cannot be written"
+    )
 
 
 def test_resume_with_another_learning_rate_is_refused(

@@ -158,7 +158,7 @@ def trained(
     built = preset(model).model(**(SMALL if model == "glyphs" else {})).to(backend)
     trainer = Trainer(built, glyphs(), Training(**options))
     found = losses(trainer, steps)
-    trainer.check()
+    trainer.check_loss()
     return backend.to_numpy(built.parameters.flat["values"]).tobytes(), found
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from minivae import InputError
 from minivae.data import Dataset, Splits, download, load
 from minivae.data.batching import epoch_permutation
+from minivae.data.dataset import unit_pixels
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 5, 4), dtype=np.uint8)
@@ -478,3 +479,16 @@ def test_glyphs_can_be_told_apart_by_the_nearest_neighbour() -> None:
     distances = np.sum(train**2, axis=1) - 2 * test @ train.T
     found = splits.train.labels[np.argmin(distances, axis=1)]
     assert np.mean(found == splits.test.labels[:200]) > 0.9
+
+
+def test_images_of_either_type_come_to_the_same_numbers() -> None:
+    pixels = np.arange(256, dtype=np.uint8)
+    scaled = unit_pixels(pixels)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(unit_pixels(scaled), scaled)
+    assert (scaled[0], scaled[255]) == (0, 1)
+
+
+def test_images_of_several_sizes_are_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match="data: images: expected an array, or values of one shape"):
+        Dataset.of([np.zeros((2, 2)), np.zeros((3, 3))])

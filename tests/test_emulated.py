@@ -254,7 +254,7 @@ def latent_backward(n: int, d: int, o: int) -> Case:
 
 
 LOSS_SHAPES = [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (40, 50, 29, 6), (129, 400, 784, 33)]
-BOUND_SHAPES = [(1, 1, 1, 1), (7, 5, 31, 67), (3, 33, 7, 12), (20, 50, 200, 784)]
+BOUND_SHAPES = [(1, 1, 1, 1), (7, 5, 31, 67), (3, 33, 7, 12), (20, 50, 200, 784), (129, 2, 7, 12)]
 SEQUENCES = [
     *(dense_elbo("bernoulli", *shape) for shape in LOSS_SHAPES),
     *(dense_elbo("squared_error", *shape) for shape in LOSS_SHAPES),
@@ -278,6 +278,12 @@ def test_a_fused_bound_that_is_not_finite_is_seen() -> None:
     *_, state, _, totals = Runner(EmulatedBackend(), np.float32)(case)
     assert state[FAILED] == 1
     assert not totals.any()
+
+
+def test_a_size_that_kernels_cannot_count_to_is_refused() -> None:
+    backend = EmulatedBackend()
+    with pytest.raises(InputError, match="advance_state: batch_size is 2147483648"):
+        backend.advance_state(backend.asarray(new_state()), 2**31)
 
 
 def test_calls_that_do_not_follow_from_each_other_are_not_fused() -> None:

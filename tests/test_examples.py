@@ -93,14 +93,6 @@ def test_the_run_of_an_example_names_its_data_from_anywhere(data: Path, tmp_path
     assert json.loads((tmp_path / "config.json").read_text())["source"] == str(data)
 
 
-def test_images_of_either_type_come_to_the_same_numbers(example: Any) -> None:
-    pixels = np.arange(256, dtype=np.uint8)
-    scaled = example("common").unit_images(pixels)
-    assert scaled.dtype == np.float32
-    assert np.array_equal(example("common").unit_images(scaled), scaled)
-    assert (scaled[0], scaled[255]) == (0, 1)
-
-
 def test_a_shifted_digit_scores_worse_than_one_with_two_wrong_pixels(example: Any) -> None:
     from minivae.data.glyphs import glyphs
 

@@ -27,10 +27,12 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "loss curves by step": lambda p: plots.loss_curves(p, [*STEPS, *EPOCHS]),
     "loss curves without test": lambda p: plots.loss_curves(p, STEPS),
     "loss curves without KL": lambda p: plots.loss_curves(p, [{"epoch": 1, "train": PLAIN}]),
-    "reconstructions": lambda p: plots.reconstructions(p, IMAGES, IMAGES),
-    "one reconstruction": lambda p: plots.reconstructions(p, IMAGES[:1], IMAGES[:1]),
-    "colour reconstructions": lambda p: plots.reconstructions(p, COLOUR, COLOUR),
-    "a last row that is short": lambda p: plots.reconstructions(p, IMAGES[:15], IMAGES[:15]),
+    "reconstructions": lambda p: plots.reconstructions(p, IMAGES, IMAGES, title="T"),
+    "one reconstruction": lambda p: plots.reconstructions(p, IMAGES[:1], IMAGES[:1], title="T"),
+    "colour reconstructions": lambda p: plots.reconstructions(p, COLOUR, COLOUR, title="T"),
+    "a last row that is short": lambda p: plots.reconstructions(
+        p, IMAGES[:15], IMAGES[:15], title="T"
+    ),
     "samples": lambda p: plots.sample_grid(p, IMAGES),
     "one sample": lambda p: plots.sample_grid(p, IMAGES[:1]),
     "an odd number of colour samples": lambda p: plots.sample_grid(p, COLOUR[:11]),
@@ -85,7 +87,7 @@ def test_images_of_any_proportions_fill_their_picture(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     black = np.zeros(shape)
-    plots.reconstructions(tmp_path / "p.png", black, black)
+    plots.reconstructions(tmp_path / "p.png", black, black, title="T")
     with Image.open(tmp_path / "p.png") as image:
         assert np.mean(np.asarray(image.convert("L")) < 10) > 0.3  # the rest is for labels
 
@@ -128,10 +130,11 @@ def test_every_reconstruction_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path
     shown = []
     monkeypatch.setattr(plots, "_show", lambda axes, images: shown.append(images))
     monkeypatch.setattr(plots, "_label", lambda *arguments: None)
-    plots.reconstructions(tmp_path / "p.png", IMAGES[:15], 1 - IMAGES[:15])
+    images = IMAGES[:15].astype(np.float32)
+    plots.reconstructions(tmp_path / "p.png", images, 1 - images, title="T")
     assert shown[0].shape == (4, 10, 7, 5, 1)
-    np.testing.assert_array_equal(shown[0][2, :5], IMAGES[10:15])
-    np.testing.assert_array_equal(shown[0][3, :5], 1 - IMAGES[10:15])
+    np.testing.assert_array_equal(shown[0][2, :5], images[10:])
+    np.testing.assert_array_equal(shown[0][3, :5], 1 - images[10:])
 
 
 @pytest.mark.parametrize(

@@ -678,7 +678,7 @@ def test_a_loss_that_is_not_finite_is_found_in_whichever_part_it_is() -> None:
     trainer.data[6] = np.nan  # in the second part, neither the first nor the last to be looked at
     trainer.step()
     with pytest.raises(NotFiniteError, match="at step 1: see batch"):
-        trainer.check()
+        trainer.check_loss()
 
 
 @pytest.mark.parametrize("options", [{"accumulate": 0}, {"accumulate": 3}, {"keep_last": True}])
@@ -749,6 +749,41 @@ def test_a_warm_up_trains_each_step_with_its_own_beta() -> None:
     assert_same_bits(trained(1, **warm), trained(1, beta=1.0))
     second, constant = trained(2, **warm), trained(2, beta=1.0)
     assert second["encoder.3.weight"].tobytes() != constant["encoder.3.weight"].tobytes()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Objective("squared-error"),
+        Objective("bernoulli", estimator="monte-carlo"),
+        Objective("bernoulli", estimator="importance", samples=5),
+    ],
+    ids=str,
+)
+def test_evaluation_by_an_objective_that_the_model_cannot_compute_is_refused(
+    other: Objective,
+) -> None:
+    with pytest.raises(InputError, match="expected the model's estimator and samples"):
+        small_vae().to("cpu").evaluate(splits().test.images, objective=other)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", np.int64), ("emulated", np.float64)])
+def test_a_dtype_that_the_device_does_not_compute_in_is_refused(device: str, dtype: Any) -> None:
+    with pytest.raises(InputError, match=f"dtype on {device} is '{np.dtype(dtype)}'"):
+        small_vae().to(device, dtype)
+
+
+def test_a_run_on_arrays_of_other_types_goes_on(tmp_path: Path) -> None:
+    checked = splits()
+    wide = [
+        Dataset(split.images.astype(np.float64) / 255, split.labels)
+        for split in (checked.train, checked.test)
+    ]
+    options: Any = {"out": tmp_path, "progress": False, "device": "cpu"}
+    fit(small_vae(), Splits("wide", *wide), Training(epochs=1, batch_size=16), **options)
+    going_on = Training(epochs=2, batch_size=16)
+    metrics = fit(small_vae(), Splits("wide", *wide), going_on, resume=True, **options)
+    assert [line["epoch"] for line in metrics] == [1, 2]
 
 
 def test_evaluation_does_not_depend_on_the_training_batch() -> None:

@@ -64,7 +64,8 @@ def _check_device(precision: str) -> None:
 
 
 @cache
-def _stream() -> Any:
+def _stream(device: int) -> Any:
+    """The stream of the present device."""
     try:
         return cupy.cuda.Stream(non_blocking=True)
     except cupy.cuda.runtime.CUDARuntimeError as error:  # a GPU that is full or another's alone
@@ -79,7 +80,7 @@ class CudaBackend(KernelBackend):
     def __init__(self, precision: str = "fp32") -> None:
         try:
             _check_device(precision)
-            self._stream = _stream()
+            self._stream = _stream(cupy.cuda.Device().id)
         except _UnusableError as error:
             raise InputError(f"device {self.name!r}: {error}") from None
         self._use_stream()

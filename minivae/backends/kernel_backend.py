@@ -61,9 +61,12 @@ LARGEST_GRID = 1024
 LARGEST_FUSED_ROWS = 2**18
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
 
+LARGEST_FUSED_BOUNDS = 128
+"""Images up to which a bound by draws is too: the last block has them all to itself."""
+
 CLIP_PARTIALS = 256
 
-MOST_PIXELS = 2**31 - 1
+LARGEST_INT = 2**31 - 1
 
 FUSED_LOSSES = {
     ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
@@ -125,9 +128,9 @@ def _images(large: Any, small: Any, w: Any, geometry: ConvGeometry) -> tuple[int
     n, height, width, channels = large.shape
     _, rows, columns, filters = small.shape
     pixels = n * max(height * width, rows * columns)
-    if pixels > MOST_PIXELS:
+    if pixels > LARGEST_INT:
         raise InputError(
-            f"a batch has {pixels} pixels in a convolution, expected at most {MOST_PIXELS}: use a "
+            f"a batch has {pixels} pixels in a convolution, expected at most {LARGEST_INT}: use a "
             "smaller one, or --accumulate"
         )
     return (n, height, width, channels, rows, columns, filters, *w.shape[:2], *geometry)
@@ -139,6 +142,8 @@ class KernelBackend(ReferenceBackend):
     `precision` is "fp32", or "tf32" for matrix products on tensor cores with operands rounded to
     TF32 (10 bits of mantissa) and sums in float32.
     """
+
+    dtypes = ("float32",)
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
@@ -181,7 +186,8 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         """Checks the arguments against the kernel's declaration and runs it.
 
-        Raises TypeError on an array of another type than declared, or one that is strided.
+        Raises TypeError on an array of another type than declared, or one that is strided, and
+        InputError on a size that the kernels cannot count to.
         """
         _, parameters, threads = kernels()[kernel]
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
@@ -191,7 +197,7 @@ class KernelBackend(ReferenceBackend):
         passed = [
             checked_array(kernel, name, argument, POINTERS[kind])
             if is_pointer
-            else SCALARS[kind](argument)
+            else _checked_scalar(kernel, name, argument, kind)
             for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
         ]
         self.run(kernel, tile, (x, y, z), threads, passed)
@@ -237,7 +243,8 @@ class KernelBackend(ReferenceBackend):
             return False
         (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
         logits, target, log_ratio, weights, loss, dlogits, scale, importance = loss_arguments
-        if not self._fusable(x, w, (logits, y), (totals_arguments[0], loss)):
+        fusable = self._fusable(x, w, (logits, y), (totals_arguments[0], loss))
+        if not fusable or len(target) > LARGEST_FUSED_BOUNDS:
             return False
         rows, columns = y.shape
         self._launch_loss(
@@ -765,6 +772,16 @@ class _Jobs:
 def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
     """The index in a flat buffer at which a view of it begins."""
     return (backend.address(tensor) - backend.address(flat)) // 4
+
+
+def _checked_scalar(kernel: str, name: str, value: Any, kind: str) -> Any:
+    """The number in the kernel's type; InputError of an int that is beyond it."""
+    if kind == "int" and abs(int(value)) > LARGEST_INT:
+        raise InputError(
+            f"{kernel}: {name} is {value}, expected at most {LARGEST_INT}: use a smaller batch, or "
+            "--accumulate to train on it in parts"
+        )
+    return SCALARS[kind](value)
 
 
 def checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:

@@ -5,7 +5,7 @@ the rest, with the same names, the same arguments and the same meaning.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -40,6 +40,8 @@ class ReferenceBackend:
     """NumPy, one equation a line. Gradient checks run on it in float64."""
 
     name = "reference"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    """What it computes in."""
 
     activation_forward = staticmethod(activations.activation_forward)
     activation_backward = staticmethod(activations.activation_backward)

@@ -52,7 +52,131 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minivae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_run_commands(commands)
+    _add_tools(commands)
+    return parser
 
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Train a model and leave a run folder with its configuration, metrics, "
+        "checkpoint and pictures. Without options: a dense VAE on embedded digits. "
+        "What is not given comes from the preset.",
+    )
+
+    _add_model_options(train.add_argument_group("model and data"))
+    _add_loop_options(train.add_argument_group("training"))
+    _add_run_options(train.add_argument_group("run"))
+
+
+def _option(group: Any, name: str, kind: Any, metavar: str, text: str) -> None:
+    group.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
+def _add_model_options(group: Any) -> None:
+    _option(group, "--preset", str, "NAME", f"default: {DEFAULT_PRESET}; see minivae info")
+    _option(
+        group,
+        "--data",
+        _name,
+        "NAME|PATH",
+        "glyphs, mnist, fashion-mnist, or a path: IDX files, .npy, .npz, a folder of images",
+    )
+    _option(group, "--latent", int, "N", "latent dimensions")
+    _option(group, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
+    _option(group, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
+    _option(
+        group,
+        "--likelihood",
+        str,
+        "KIND",
+        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
+    )
+    _option(group, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
+    _option(group, "--beta", float, "X", "weight of the KL")
+    _option(
+        group, "--beta-warmup", int, "STEPS", "beta rises linearly to its value over these steps"
+    )
+    _option(group, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
+    _option(group, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
+    _option(group, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
+    group.add_argument(
+        "--conditional",
+        action="store_const",
+        const=True,
+        help="the images' labels join encoder and decoder",
+    )
+    _option(
+        group,
+        "--binarization",
+        str,
+        "KIND",
+        "none, threshold or stochastic (dynamic: drawn anew in each epoch)",
+    )
+
+
+def _add_loop_options(group: Any) -> None:
+    _option(group, "--images", int, "N", "only the first N training images; 0: all")
+    _option(group, "--epochs", int, "N", "passes over the training data")
+    _option(group, "--steps", int, "N", "end after this many steps instead")
+    _option(group, "--batch-size", int, "N", "images in a step")
+    _option(
+        group, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory"
+    )
+    _option(group, "--lr", float, "X", "learning rate; of the iwae-paper presets the last of eight")
+    _option(group, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
+    group.add_argument(
+        "--schedule",
+        choices=("constant", "step", "cosine"),
+        metavar="KIND",
+        help="constant, step or cosine",
+    )
+    _option(group, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
+    _option(group, "--step-every", int, "STEPS", "schedule step: steps between two falls")
+    _option(group, "--gamma", float, "X", "schedule step: factor of each fall")
+    _option(group, "--clip-norm", float, "X", "bound the gradient's global norm")
+    _option(group, "--seed", _seed, "N", "of weights, noise and order")
+    _option(group, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
+    _option(group, "--validation", int, "N", "hold out the last N training images, keep the best")
+    group.add_argument(
+        "--keep-last",
+        action="store_const",
+        const=True,
+        help="train on the last partial batch of an epoch too",
+    )
+
+
+def _add_run_options(group: Any) -> None:
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
+    )
+    group.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="fp32 or, on a GPU, tf32; default: fp32, or that of the run",
+    )
+    _option(
+        group,
+        "--out",
+        _folder,
+        "FOLDER",
+        "the run folder; default: runs/PRESET, or runs/DATA where only that is given, numbered",
+    )
+    _option(group, "--resume", _folder, "RUN", "go on with a run that was stopped")
+    group.add_argument("--best", action="store_true", help="resume from the best checkpoint")
+    _option(group, "--log-every", int, "STEPS", "metrics every so many steps as well")
+    _option(group, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
+    _option(group, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
+    group.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_run_commands(commands: Any) -> None:
     def run_command(name: str, text: str, data: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("run", metavar="RUN", type=Path, help="a run folder")
@@ -110,6 +234,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
     output(export, None, "a .safetensors file, or the .onnx file of encoder and decoder")
 
+
+def _add_tools(commands: Any) -> None:
     gradcheck = commands.add_parser(
         "gradcheck",
         help="compare the hand-derived gradients with central differences",
@@ -118,110 +244,13 @@ def parser() -> argparse.ArgumentParser:
     )
     gradcheck.add_argument("--preset", metavar="NAME", help="default: every preset")
     gradcheck.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
-    _add_bench(commands)
     info = commands.add_parser(
         "info",
         help="show versions, devices and presets, or describe a run",
         description="Show versions, devices and presets, or describe a run.",
     )
     info.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run folder")
-    return parser
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train a model",
-        description="Train a model and leave a run folder with its configuration, metrics, "
-        "checkpoint and pictures. Without options: a dense VAE on embedded digits. "
-        "What is not given comes from the preset.",
-    )
-
-    def option(group: Any, name: str, kind: Any, metavar: str, text: str) -> None:
-        group.add_argument(name, type=kind, metavar=metavar, help=text)
-
-    source = train.add_argument_group("model and data")
-    option(source, "--preset", str, "NAME", f"default: {DEFAULT_PRESET}; see minivae info")
-    option(
-        source,
-        "--data",
-        _name,
-        "NAME|PATH",
-        "glyphs, mnist, fashion-mnist, or a path: IDX files, .npy, .npz, a folder of images",
-    )
-    option(source, "--latent", int, "N", "latent dimensions")
-    option(source, "--hidden", _positive_integers, "N,N", "units of the dense hidden layers")
-    option(source, "--k", int, "N", "draws of z for each image, for the iwae-paper presets")
-    option(
-        *(source, "--likelihood", str, "KIND"),
-        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
-    )
-    option(source, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
-    option(source, "--beta", float, "X", "weight of the KL")
-    option(source, "--beta-warmup", int, "STEPS", "beta rises linearly from 0 over these steps")
-    option(source, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
-    option(source, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
-    option(source, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
-    source.add_argument(
-        "--conditional",
-        action="store_const",
-        const=True,
-        help="the images' labels join encoder and decoder",
-    )
-    option(
-        *(source, "--binarization", str, "KIND"),
-        "none, threshold or stochastic (dynamic: drawn anew in each epoch)",
-    )
-    loop = train.add_argument_group("training")
-    option(loop, "--images", int, "N", "only the first N training images; 0: all")
-    option(loop, "--epochs", int, "N", "passes over the training data")
-    option(loop, "--steps", int, "N", "end after this many steps instead")
-    option(loop, "--batch-size", int, "N", "images in a step")
-    option(loop, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory")
-    option(loop, "--lr", float, "X", "learning rate; of the iwae-paper presets the last of eight")
-    option(loop, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
-    loop.add_argument(
-        "--schedule",
-        choices=("constant", "step", "cosine"),
-        metavar="KIND",
-        help="constant, step or cosine",
-    )
-    option(loop, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
-    option(loop, "--step-every", int, "STEPS", "schedule step: steps between two falls")
-    option(loop, "--gamma", float, "X", "schedule step: factor of each fall")
-    option(loop, "--clip-norm", float, "X", "bound the gradient's global norm")
-    option(loop, "--seed", _seed, "N", "of weights, noise and order")
-    option(loop, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
-    option(loop, "--validation", int, "N", "hold out the last N training images, keep the best")
-    loop.add_argument(
-        "--keep-last",
-        action="store_const",
-        const=True,
-        help="train on the last partial batch of an epoch too",
-    )
-    run = train.add_argument_group("run")
-    run.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
-    )
-    run.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="fp32 or, on a GPU, tf32; default: fp32, or that of the run",
-    )
-    option(
-        *(run, "--out", _folder, "FOLDER"),
-        "the run folder; default: runs/PRESET, or runs/DATA where only that is given, numbered",
-    )
-    option(run, "--resume", _folder, "RUN", "go on with a run that was stopped")
-    run.add_argument("--best", action="store_true", help="resume from the best checkpoint")
-    option(run, "--log-every", int, "STEPS", "metrics every so many steps as well")
-    option(run, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
-    option(run, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
-    run.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_bench(commands)
 
 
 def _add_bench(commands: Any) -> None:

@@ -80,8 +80,11 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def encode(arguments: argparse.Namespace) -> None:
     model, splits = open_run(arguments)
+    training = _training(arguments.run)
     names = ("train", "test") if arguments.split == "all" else (arguments.split,)
-    parts = [getattr(splits, name) for name in names]
+    parts = [
+        getattr(splits, name).binarized(training.binarization, training.seed) for name in names
+    ]
     labels = None
     if all(part.labels is not None for part in parts):
         labels = np.concatenate([part.labels for part in parts])

@@ -18,6 +18,7 @@ from ..evaluate import why_no_likelihood
 from ..models import Autoencoder
 from ..presets import Preset, Training
 from ..presets import preset as find_preset
+from ..tensorboard import TensorBoard
 from ..train import fit, read_metrics
 from .arguments import DEFAULT_PRESET
 from .runs import NO_LIKELIHOOD, data_source
@@ -78,7 +79,7 @@ def train(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {arguments.out}: expected another folder than that of the data")
     folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem or "data")
     try:
-        _run_training(model, splits, training, folder, False, extra, arguments)
+        _run_training(model, splits, training, folder, extra, arguments)
     except BaseException:
         if arguments.out is None:
             with contextlib.suppress(OSError):
@@ -122,7 +123,7 @@ def _resume(arguments: argparse.Namespace) -> None:
     source = data_source(arguments, folder, config)
     splits = load_data(source, seed=training.seed)
     extra = {"source": lasting_name(source), "precision": arguments.precision}
-    _run_training(model, splits, training, folder, True, extra, arguments)
+    _run_training(model, splits, training, folder, extra, arguments)
 
 
 def _run_training(
@@ -130,43 +131,42 @@ def _run_training(
     splits: Splits,
     training: Training,
     folder: Path,
-    resume: bool,
     extra_config: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> None:
+    resume = arguments.resume is not None
     model.to(_device(arguments))
     if not resume:
         extra_config = {**extra_config, "environment": environment(model.backend.name)}
     before = read_metrics(folder / METRICS) if resume else []
     _print_run(model, splits, training, folder)
-    board = _tensorboard(folder) if arguments.tensorboard else None
+    board = TensorBoard(folder / "tensorboard") if arguments.tensorboard else None
 
     def on_step(step: int, model: Autoencoder) -> None:
         from ..pictures import draw_progress
 
         path = folder / "pictures" / f"step_{step:06d}.png"
-        draw_progress(model, splits, path, step)
+        draw_progress(model, splits, training, path, step)
         if board is not None:
             board.picture(path, step)
 
-    metrics = fit(
-        model,
-        splits,
-        training,
-        out=folder,
-        resume=resume,
-        best=arguments.best,
-        progress=not arguments.quiet,
-        on_step=on_step,
-        on_metrics=None if board is None else board.record,
-        extra_config=extra_config,
-    )
+    with contextlib.closing(board) if board else contextlib.nullcontext():
+        metrics = fit(
+            model,
+            splits,
+            training,
+            out=folder,
+            resume=resume,
+            best=arguments.best,
+            progress=not arguments.quiet,
+            on_step=on_step,
+            on_metrics=None if board is None else board.record,
+            extra_config=extra_config,
+        )
     if metrics == before:
         patience = ", or a larger --patience," if training.patience else ""
         print(f"finished   before: more --epochs or --steps{patience} go on")
     _report_run(model, splits, training, metrics, folder)
-    if board is not None:
-        board.close()
 
 
 def _device(arguments: argparse.Namespace) -> ReferenceBackend:
@@ -210,12 +210,6 @@ def _report_run(
 
     paths = draw_run(model, splits, training, metrics, folder / "pictures")
     print(f"pictures   {len(paths)} in {folder / 'pictures'}")
-
-
-def _tensorboard(folder: Path) -> Any:
-    from ..tensorboard import TensorBoard
-
-    return TensorBoard(folder / "tensorboard")
 
 
 def _new_folder(name: str) -> Path:

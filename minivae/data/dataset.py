@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ..errors import InputError, check_is
 from ..ops.batch import gather_batch
@@ -50,7 +50,7 @@ class Dataset:
         Raises InputError, naming `source`, on another shape or type, values outside [0, 1] or not
         finite, or labels that do not fit.
         """
-        array = np.asarray(images)
+        array = as_array(images, f"{source}: images")
         if array.ndim == 3:
             array = array[..., None]
         if array.ndim != 4 or 0 in array.shape or array.shape[3] > MOST_CHANNELS:
@@ -101,6 +101,21 @@ class Splits(NamedTuple):
         return digest.hexdigest()
 
 
+def as_array(values: ArrayLike, what: str, dtype: DTypeLike | None = None) -> NDArray:
+    """The values as an array, of any type or of `dtype`. Raises InputError, naming `what`, where
+    they do not make one."""
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, ValueError):
+        raise InputError(f"{what}: expected an array, or values of one shape") from None
+
+
+def unit_pixels(images: NDArray) -> NDArray[np.float32]:
+    """Images as float32 in [0, 1], from uint8 or as they are."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return np.asarray(images / np.float32(scale), np.float32)
+
+
 def checked_pixels(images: NDArray, source: Path | str) -> NDArray:
     """Images of any shape as uint8 or float32, from uint8, bool (True is white) or floating point.
 
@@ -131,7 +146,7 @@ def _checked_labels(
 ) -> NDArray[np.int64] | None:
     if given is None:
         return None
-    labels = np.asarray(given)
+    labels = as_array(given, f"{source}: labels")
     if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"{source}: labels are {labels.dtype} of shape {labels.shape}, "

@@ -57,8 +57,8 @@ def importance_latent_forward(
     Shapes: head (n, 2 d), z (n k, d), log_ratio (n k,).
     """
     draws = len(z) // len(head)
-    mu, logvar = (np.repeat(half, draws, axis=0) for half in split_head(head))
-    logvar = logvar_factor * logvar
+    mu, h = (np.repeat(half, draws, axis=0) for half in split_head(head))
+    logvar = logvar_factor * h
     eps = standard_normal(z.shape, noise, int(state[STEP]), head.dtype.type)
     z[...] = mu + np.exp(0.5 * logvar) * eps
     log_ratio[...] = 0.5 * np.sum(eps * eps - z * z + logvar, axis=1)
@@ -112,19 +112,19 @@ def importance_latent_backward(
     noise: Noise,
     state: NDArray,
 ) -> None:
-    """dhead = (dmu, dlogvar logvar_factor) by E5 to E7.
+    """dhead = (dmu, dh) by E5 to E7, dh = logvar_factor dlogvar.
 
     Shapes: head and dhead (n, 2 d), dz (n k, d), weights (n k,).
     """
     draws = len(dz) // len(head)
-    mu, logvar = (np.repeat(half, draws, axis=0) for half in split_head(head))
-    dmu, dlogvar = split_head(dhead)
+    mu, h = (np.repeat(half, draws, axis=0) for half in split_head(head))
+    dmu, dh = split_head(dhead)
     eps = standard_normal(dz.shape, noise, int(state[STEP]), head.dtype.type)
-    deviation = np.exp(0.5 * logvar_factor * logvar) * eps
+    deviation = np.exp(0.5 * logvar_factor * h) * eps
     g = dz + scale * weights[:, None] * (mu + deviation)
 
     def sums(rows: NDArray) -> NDArray:
         return np.sum(rows.reshape(len(head), draws, -1), axis=1)
 
     dmu[...] = sums(g)
-    dlogvar[...] = logvar_factor * 0.5 * (sums(g * deviation) - scale)
+    dh[...] = logvar_factor * 0.5 * (sums(g * deviation) - scale)
