@@ -16,6 +16,9 @@ from minivae.presets import Training, preset
 PRESETS = ("mnist-dense", "fashion-dense", "mnist-conv", "mnist-conv-ae", "mnist-class")
 """The engine's five."""
 
+RANDOM = " random"
+"""In the name of a case on random images, where there is one on digits."""
+
 IMAGES = 60_000
 """As many as MNIST has: what is done once an epoch has its true share of a step."""
 
@@ -82,11 +85,20 @@ def preset_case(
     return Case(label or f"{name} b{training.batch_size}", model, training, splits)
 
 
-def step_cases(batch: int | None = None) -> list[Case]:
-    """The engine's five presets, dense 784-400-20 and two of the IWAE paper, at their own batches
-    unless `batch` is given."""
+def step_cases(batch: int | None = None, images: int = IMAGES) -> list[Case]:
+    """Dense 784-400-20, on digits and on random images, the engine's five presets and two of the
+    IWAE paper, at their own batches unless `batch` is given, with so many images."""
     size = batch or 128
-    dense = preset_case("glyphs", label=f"dense-784-400-20 b{size}", batch=size, digits=True)
+    dense = (
+        preset_case(
+            "glyphs",
+            label=f"dense-784-400-20{where} b{size}",
+            batch=size,
+            images=images,
+            digits=not where,
+        )
+        for where in ("", RANDOM)
+    )
     few = batch or 20
     paper = (
         preset_case(
@@ -94,9 +106,12 @@ def step_cases(batch: int | None = None) -> list[Case]:
             label=f"iwae-paper-{kind} k={k} b{few}",
             batch=batch,
             samples=k,
+            images=images,
             digits=True,
         )
         for kind, k in (("vae", 1), ("iwae", 5))
     )
-    presets = (preset_case(name, batch=batch, digits="mnist" in name) for name in PRESETS)
-    return [dense, *presets, *paper]
+    presets = (
+        preset_case(name, batch=batch, images=images, digits="mnist" in name) for name in PRESETS
+    )
+    return [*dense, *presets, *paper]

@@ -13,7 +13,7 @@ from minivae.backends.tiling import (
 from minivae.kernels import MEDIUM, WITH_TILES, Tile
 from minivae.train import Trainer
 
-from .cases import PRESETS, Case, preset_case
+from .cases import RANDOM, Case, step_cases
 from .floor import Rates
 
 H100 = Rates(3350, 67_000)
@@ -144,16 +144,5 @@ def step_launches(case: Case) -> list[Launch]:
 
 
 def counted_cases(batch: int | None = None) -> list[Case]:
-    """The steps that are timed (`step_cases`), with no more images than they count."""
-    dense, few = batch or 128, batch or 20
-    return [
-        preset_case("glyphs", label=f"dense-784-400-20 b{dense}", batch=dense, images=1),
-        *(preset_case(name, batch=batch, images=1) for name in PRESETS),
-        preset_case(
-            "iwae-paper-iwae",
-            label=f"iwae-paper-iwae k=5 b{few}",
-            batch=batch,
-            samples=5,
-            images=1,
-        ),
-    ]
+    """The steps that are timed, but once where only the images differ."""
+    return [case for case in step_cases(batch, images=1) if RANDOM not in case.name]

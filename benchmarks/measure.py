@@ -1,10 +1,10 @@
-"""Timing that a shared, noisy machine cannot spoil: candidates take turns within one process run,
-and each figure is a median with its 20th and 80th percentile."""
+"""Timing that a shared, noisy machine cannot spoil: candidates take turns, and each figure is a
+median with its 20th and 80th percentile."""
 
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,24 +29,47 @@ class Candidate(NamedTuple):
     calls: int = 1
 
 
-def take_turns(
-    candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
-) -> dict[str, list[float]]:
-    """Milliseconds a unit of each candidate in each of `rounds` turns, in which it runs for about
-    `seconds`; one that takes SLOW times as long for a single call has only the first few turns."""
-    repeats = {name: _calibrated(candidate, seconds) for name, candidate in candidates.items()}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds):
-        for name, candidate in candidates.items():
-            slow = times[name] and times[name][0] * candidate.calls > SLOW * 1e3 * seconds
-            if slow and turn >= SLOW_TURNS:
-                continue
-            started = time.perf_counter()
-            for _ in range(repeats[name]):
-                candidate.run()
-            candidate.wait()
-            passed = time.perf_counter() - started
-            times[name].append(1e3 * passed / (repeats[name] * candidate.calls))
+class Turns:
+    """Candidates that take turns of about `seconds` each."""
+
+    def __init__(self, candidates: Mapping[str, Candidate], seconds: float) -> None:
+        self._candidates, self._seconds = dict(candidates), seconds
+        self._repeats: dict[str, int] = {}
+        self._slow: list[str] = []
+        self._taken = 0
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds a unit of each candidate in its next turn. One that takes SLOW times as long
+        for a single call has only the first SLOW_TURNS."""
+        if self._taken == SLOW_TURNS:
+            for name in self._slow:
+                del self._candidates[name]
+        times = {name: self._turn(name) for name in self._candidates}
+        if not self._taken:
+            longest = SLOW * 1e3 * self._seconds
+            self._slow = [n for n, t in times.items() if t * self._candidates[n].calls > longest]
+        self._taken += 1
+        return times
+
+    def _turn(self, name: str) -> float:
+        candidate = self._candidates[name]
+        if name not in self._repeats:
+            self._repeats[name] = _calibrated(candidate, self._seconds)
+        repeats = self._repeats[name]
+        started = time.perf_counter()
+        for _ in range(repeats):
+            candidate.run()
+        candidate.wait()
+        passed = time.perf_counter() - started
+        return 1e3 * passed / (repeats * candidate.calls)
+
+
+def collected(turns: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Each candidate's times, from those of all candidates in each turn."""
+    times: dict[str, list[float]] = {}
+    for turn in turns:
+        for name, milliseconds in turn.items():
+            times.setdefault(name, []).append(milliseconds)
     return times
 
 
@@ -54,7 +77,8 @@ def interleaved(
     candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
 ) -> dict[str, dict[str, float]]:
     """Milliseconds a unit of each candidate, over its turns: median, p20 and p80."""
-    times = take_turns(candidates, rounds, seconds)
+    turns = Turns(candidates, seconds)
+    times = collected(turns.take() for _ in range(rounds))
     return {name: summary(values) for name, values in times.items()}
 
 
@@ -77,9 +101,9 @@ def _calibrated(candidate: Candidate, seconds: float) -> int:
 
 class OwnProcess:
     """A fresh process, whose threads and peak memory are its own. There a module's function
-    prepares some work, which it returns as a callable, to be done when `result` is asked for."""
+    prepares some work, which it returns as a callable, to be called when `ask` says so."""
 
-    def __init__(self, prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+    def __init__(self, prepare: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_prepare_and_work, args=(theirs, prepare, arguments))
@@ -94,11 +118,12 @@ class OwnProcess:
             self._received(limit)
             self._prepared = True
 
-    def result(self, limit: float) -> Any:
-        """What the work returns. Raises what it raised, and as `wait_until_prepared`."""
+    def ask(self, limit: float, *arguments: Any) -> Any:
+        """What the work returns for these arguments. Raises what it raised, and as
+        `wait_until_prepared`."""
         started = time.monotonic()
         self.wait_until_prepared(limit)
-        self._connection.send(None)
+        self._connection.send(arguments)
         return self._received(limit - (time.monotonic() - started))
 
     def _received(self, limit: float) -> Any:
@@ -123,14 +148,14 @@ class OwnProcess:
 
 
 def _prepare_and_work(
-    connection: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
+    connection: Connection, prepare: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]
 ) -> None:
     try:
         work = prepare(*arguments)
         connection.send((None, None))
-        connection.recv()
-        connection.send((work(), None))
-    except EOFError:  # nobody asks for the result any more
+        while True:
+            connection.send((work(*connection.recv()), None))
+    except EOFError:  # nobody asks any more
         pass
     except Exception as error:
         connection.send((None, error))
@@ -140,7 +165,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, limit: float =
     """What a module's function returns when called in a process of its own (OwnProcess)."""
     process = OwnProcess(partial, function, *arguments)
     try:
-        return process.result(limit)
+        return process.ask(limit)
     finally:
         process.end()
 

@@ -35,28 +35,26 @@ def negative_bound(
 
 
 class PaperAdam:
-    """Adam as the authors' code has it: epsilon outside of the bias correction."""
+    """Adam as the authors' code has it, with epsilon outside of the bias correction: PyTorch's with
+    as much more inside, and a second moment that begins elsewhere."""
 
     def __init__(self, parameters: list[torch.Tensor]) -> None:
-        self.parameters = parameters
-        self.first = [torch.zeros_like(p) for p in parameters]
-        self.second = [torch.full_like(p, FIRST_SECOND_MOMENT) for p in parameters]
-        self.steps = 0
+        self._adam = torch.optim.Adam(parameters, betas=(BETA1, BETA2), fused=True)
+        for parameter in parameters:
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.full_like(parameter, FIRST_SECOND_MOMENT),
+            }
+        self._steps = 0
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the parameters' gradients, which it then clears."""
-        self.steps += 1
-        gradients = [p.grad for p in self.parameters]
-        torch._foreach_lerp_(self.first, gradients, 1 - BETA1)
-        torch._foreach_mul_(self.second, BETA2)
-        torch._foreach_addcmul_(self.second, gradients, gradients, 1 - BETA2)
-        divisors = torch._foreach_sqrt(self.second)
-        torch._foreach_add_(divisors, EPSILON)
-        step_size = lr * math.sqrt(1 - BETA2**self.steps) / (1 - BETA1**self.steps)
-        torch._foreach_addcdiv_(self.parameters, self.first, divisors, -step_size)
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._steps += 1
+        (group,) = self._adam.param_groups
+        group["lr"], group["eps"] = lr, EPSILON / math.sqrt(1 - BETA2**self._steps)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
 
 
 class PaperPeer:

@@ -9,6 +9,7 @@ Each table stands between two comments that name it, so that no figure is typed 
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from minivae.errors import InputError
 from minivae.kernels import LARGE, MEDIUM, SMALL, Tile
 
 from .end_to_end import TARGETS
 from .figures import SWEEPS, primitives_figure, scaling_figure
 from .floor import step_counts
 from .launches import H100, counted_cases, step_launches
+from .run import CASE_BY_CASE
 from .runs import OWN_WEIGHTS, RESULTS, SAME_WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +74,12 @@ FRAMEWORKS = {OWN: OWN, SAME_WEIGHTS: "PyTorch, the same weights", OWN_WEIGHTS: 
 
 
 def _load(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text())
+    """A result file. Raises InputError if it is a rehearsal's or has a case that failed."""
+    result = json.loads((RESULTS / name).read_text())
+    cases = [case for section in CASE_BY_CASE for case in result.get(section, [])]
+    if result.get("rehearsal") or any("failure" in case for case in cases):
+        raise InputError(f"{RESULTS / name}: a rehearsal, or with a failed case: not a result")
+    return result
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -143,19 +151,21 @@ def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
     result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
-    # Beside other peers a lead is another figure.
-    others = {(case["case"], *case["milliseconds"]): case for case in other["steps"]}
+    others = {case["case"]: case for case in other["steps"]}
     lead = "times_as_fast_as_the_fastest_peer"
     rows = []
     for case in result["steps"]:
         name, times = case["case"], case["milliseconds"]
         cells = [f"{times[n]['median']:.3g}" if n in times else "-" for n in names]
-        leads = [case[lead], others.get((name, *times), {}).get(lead)]
+        fastest = min((n for n in times if n != OWN), key=lambda n: times[n]["median"])
+        elsewhere = others.get(name, {"milliseconds": {}})
+        # Without the fastest peer a lead is another figure.
+        leads = [case[lead], elsewhere[lead] if fastest in elsewhere["milliseconds"] else None]
         rows.append([name, *cells, *(f"{ratio:.2f}" if ratio else "-" for ratio in leads)])
     table = _table(["step, ms", *names, "speed-up over the fastest peer", "on a Xeon"], rows)
     return (
-        f"{table}\n\nMedians of turns taken within one process, in the last two columns those of "
-        f"each turn's ratio. {_where(result)} The last column: {_where(other)}"
+        f"{table}\n\nMedians over turns, in the last two columns of each turn's ratio. "
+        f"{_where(result)} The last column: {_where(other)}"
     )
 
 
@@ -185,8 +195,8 @@ def costs_table() -> str:
                 _span(smaller),
             ]
         )
-    head = ["a step", "floor grows", "step grows", "times its floor", "times as fast as PyTorch"]
-    table = _table([*head, "share of PyTorch's memory"], rows)
+    head = ["a step", "floor grows", "step grows", "times its floor"]
+    table = _table([*head, "times as fast as PyTorch eager", "share of its memory"], rows)
     return f"{table}\n\n{_where(result)}"
 
 
@@ -315,12 +325,15 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def tables_of(readme: str) -> list[str]:
+    """The names of its tables, in order."""
+    return re.findall(r"<!-- table: (\S+) -->\n.*?\n<!-- end: \1 -->", readme, re.DOTALL)
+
+
 def redrawn(readme: str) -> str:
     """The README with every table drawn anew."""
-    for name, draw in TABLES.items():
-        begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
-        if begin not in readme:
-            continue
+    for name in tables_of(readme):
+        draw, begin, end = TABLES[name], f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
         before, rest = readme.split(begin, 1)
         readme = before + begin + draw() + end + rest.split(end, 1)[1]
     return readme
@@ -331,6 +344,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Draw the READMEs' tables from result files.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     arguments = parser.parse_args()
+    found = sorted(name for path in READMES for name in tables_of(path.read_text()))
+    if found != sorted(TABLES):
+        print(f"the READMEs have the tables {found}, expected each of {sorted(TABLES)} once")
+        return 1
     for path in READMES:
         present = path.read_text()
         wanted = redrawn(present)

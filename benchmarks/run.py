@@ -9,12 +9,12 @@ from minivae import backends
 from minivae.environment import environment
 from minivae.errors import InputError, unknown
 
-from .end_to_end import measure_end_to_end
+from .end_to_end import NOT_INSTALLED, measure_end_to_end
 from .measure import write_result
 from .primitives import measure_primitives
 from .scaling import measure_scaling
 from .startup import measure_start_up
-from .steps import PEERS, measure_steps
+from .steps import OWN, PEERS, measure_steps
 
 SECTIONS = ("steps", "primitives", "scaling", "end-to-end", "start-up")
 CASE_BY_CASE = ("steps", "scaling")
@@ -46,7 +46,11 @@ def run_suite(
             raise unknown("peer", peer, PEERS)
     backend = backends.get(device)
     device = backend.name if device == "auto" else device
-    result: dict[str, Any] = {"environment": environment(device), "rehearsal": quick}
+    result: dict[str, Any] = {
+        "environment": environment(device),
+        "rehearsal": quick,
+        "without": sorted(without),
+    }
     if resume:
         result = _unfinished(output, result)
     measures: dict[str, Callable[[], Iterator[Any]]] = {
@@ -72,6 +76,11 @@ def run_suite(
     print(output)
     cases = [case for section in CASE_BY_CASE for case in result.get(section, [])]
     failed = [f"{case['case']}: {case['failure']}" for case in cases if "failure" in case]
+    failed += [
+        f"{name}: {races['failure']}"
+        for name, races in result.get("end-to-end", {}).items()
+        if races.get("failure", NOT_INSTALLED) != NOT_INSTALLED
+    ]
     if failed:
         raise RuntimeError("; ".join(failed))
 
@@ -137,36 +146,66 @@ IN_WORDS: dict[str, Callable[[Any], Iterator[str]]] = {
 
 def _unfinished(output: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """What a result file has, if it was measured under the same conditions."""
+    beside = [name for name in expected if name != "environment"]
     try:
         found: dict[str, Any] = json.loads(output.read_text())
-        conditions = {**found["environment"], "rehearsal": found["rehearsal"]}
+        present = {**found["environment"], **{name: found[name] for name in beside}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{output}: not a result file to go on with: {error}") from None
-    for name, value in {**expected["environment"], "rehearsal": expected["rehearsal"]}.items():
-        if name != "date" and conditions.get(name) != value:
+    wanted = {**expected["environment"], **{name: expected[name] for name in beside}}
+    for name, value in wanted.items():
+        if name != "date" and present.get(name) != value:
             raise InputError(
-                f"{output}: measured with {name} {conditions.get(name)}, expected {value}"
+                f"{output}: measured with {name} {present.get(name)}, expected {value}"
             )
     return found
 
 
+COMPARABLE = ("device", "machine")
+"""What two result files must have in common, since a lead depends on it."""
+
+
 def compare(old: Path, new: Path, tolerance: float = 1.15) -> list[str]:
     """The step cases whose lead over the fastest peer shrank by more than `tolerance`, or that have
-    none any more, in words.
+    none any more, in words. Only peers that a case has in both files count.
 
-    Ratios within one run are compared, never times: machines and their load differ.
+    Ratios within one run are compared, never times: a machine's load differs. Raises InputError of
+    files from different machines, and where no case has a lead to compare.
     """
-    leads = []
-    for path in (old, new):
-        try:
-            steps = json.loads(path.read_text())["steps"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a result file with steps: {error}") from None
-        leads.append({c["case"]: c.get("times_as_fast_as_the_fastest_peer") for c in steps})
-    slower = []
-    for case, before in leads[0].items():
-        now = leads[1].get(case)
-        if before and (now is None or now * tolerance < before):
-            words = "not measured" if now is None else f"{now:.2f}"
-            slower.append(f"{case}: {before:.2f} times as fast as the fastest peer, now {words}")
+    results = [_with_steps(path) for path in (old, new)]
+    for name in COMPARABLE:
+        before, now = (result["environment"].get(name) for result in results)
+        if before != now:
+            raise InputError(f"{new}: measured with {name} {now}, expected {before} as in {old}")
+    before, now = ({case["case"]: case for case in result["steps"]} for result in results)
+    slower, compared = [], 0
+    for case, times in ((case, found.get("milliseconds", {})) for case, found in before.items()):
+        others = now.get(case, {}).get("milliseconds", {})
+        peers = [name for name in times if not name.startswith(OWN)]
+        if not peers:
+            continue
+        compared += 1
+        common = [name for name in peers if name in others]
+        leads = [_lead(found, common or peers) for found in (times, others if common else times)]
+        if not common:
+            slower.append(f"{case}: {leads[0]:.2f} times as fast as the fastest peer, now alone")
+        elif leads[1] * tolerance < leads[0]:
+            words = f"{leads[0]:.2f} times as fast as the fastest peer, now {leads[1]:.2f}"
+            slower.append(f"{case}: {words}")
+    if not compared:
+        raise InputError(f"{old}: no case has a peer, expected a lead to compare")
     return slower
+
+
+def _with_steps(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["environment"] and found["steps"]:
+            return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a result file with steps: {error}") from None
+    raise InputError(f"{path}: not a result file with steps")
+
+
+def _lead(milliseconds: dict[str, dict[str, float]], peers: list[str]) -> float:
+    return min(milliseconds[name]["median"] for name in peers) / milliseconds[OWN]["median"]

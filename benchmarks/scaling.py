@@ -6,11 +6,22 @@ import resource
 from collections.abc import Iterator
 from typing import Any
 
+from minivae.presets import preset
 from minivae.train import Trainer
 
 from .cases import IMAGES, PRESETS, Case, preset_case
 from .floor import Rates, machine_rates, step_floor
-from .measure import Candidate, in_own_process, interleaved, reason
+from .measure import (
+    LIMIT,
+    ROUNDS,
+    SECONDS_A_TURN,
+    Candidate,
+    OwnProcess,
+    Turns,
+    in_own_process,
+    reason,
+    summary,
+)
 from .steps import OWN, set_peers_precision
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
@@ -78,25 +89,62 @@ def _device_megabytes(framework: str) -> float:
     return float(torch.cuda.max_memory_reserved() / 2**20)
 
 
-def _measure(framework: str, options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
-    """One size, in a process of its own, so that its peak memory is its own too: what it takes
-    beyond the process once it has taken a step of the same kind at a tiny size."""
-    tiny = preset_case(options["name"], batch=2, images=FEW_IMAGES)
-    _candidate(framework, tiny, device).run()
-    before = _peak_megabytes()
-    case = _case(options, device)
-    step = _candidate(framework, case, device)
-    rounds, seconds = (2, 0.01) if quick else (5, 0.3)
-    times = interleaved({case.name: step}, rounds, seconds)[case.name]
-    result = {
-        "milliseconds": times,
-        "steps_per_second": float(f"{1e3 / times['median']:.4g}"),
-        "images_per_second": float(f"{1e3 * case.training.batch_size / times['median']:.4g}"),
-        "host_megabytes": round(_peak_megabytes() - before, 1),
+class _Size:
+    """A size in a process of its own, so that its peak memory is its own too: what it takes beyond
+    the process once it has taken a step of the same kind at a tiny size."""
+
+    def __init__(
+        self, framework: str, options: dict[str, Any], device: str, seconds: float
+    ) -> None:
+        tiny = preset_case(options["name"], batch=2, images=FEW_IMAGES)
+        # Kept, so that none of its memory is found again by the size.
+        self._tiny = _candidate(framework, tiny, device)
+        self._tiny.run()
+        self._before = _peak_megabytes()
+        self._framework, self._device = framework, device
+        case = _case(options, device)  # not kept: PyTorch has weights of its own
+        self._turns = Turns({framework: _candidate(framework, case, device)}, seconds)
+
+    def __call__(self, task: str) -> Any:
+        return {"turn": self._turns.take, "end": self._memory}[task]()
+
+    def _memory(self) -> dict[str, float]:
+        found = {"host_megabytes": round(_peak_megabytes() - self._before, 1)}
+        if self._device == "cuda":
+            found["device_megabytes"] = round(_device_megabytes(self._framework), 1)
+        return found
+
+
+def _rates(milliseconds: dict[str, float], options: dict[str, Any]) -> dict[str, Any]:
+    """A step's time, and as many steps and images a second."""
+    batch = options.get("batch", preset(options["name"]).training.batch_size)
+    steps = 1e3 / milliseconds["median"]
+    return {
+        "milliseconds": milliseconds,
+        "steps_per_second": float(f"{steps:.4g}"),
+        "images_per_second": float(f"{batch * steps:.4g}"),
     }
-    if device == "cuda":
-        result["device_megabytes"] = round(_device_megabytes(framework), 1)
-    return result
+
+
+def _measured(options: dict[str, Any], frameworks: list[str], device: str, quick: bool) -> Any:
+    """Times and memory of each framework, which take turns."""
+    rounds, seconds = (2, 0.01) if quick else (ROUNDS, SECONDS_A_TURN)
+    processes = {}
+    try:
+        for name in frameworks:
+            processes[name] = OwnProcess(_Size, name, options, device, seconds)
+            processes[name].wait_until_prepared(LIMIT)
+        times: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, process in processes.items():
+                times.setdefault(name, []).append(process.ask(LIMIT, "turn")[name])
+        return {
+            name: {**_rates(summary(times[name]), options), **process.ask(LIMIT, "end")}
+            for name, process in processes.items()
+        }
+    finally:
+        for process in processes.values():
+            process.end()
 
 
 def _floor(options: dict[str, Any], device: str, rates: Rates) -> float:
@@ -113,8 +161,7 @@ def _measure_all(options: dict[str, Any], device: str, quick: bool, rates: Rates
         "failures": failures,
     }
     try:
-        for framework in frameworks:
-            result[framework] = in_own_process(_measure, framework, options, device, quick)
+        result |= _measured(options, frameworks, device, quick)
         floor = in_own_process(_floor, options, device, rates)
     except Exception as error:  # the other sizes are measured all the same
         return {**result, "failure": reason(error)}
@@ -128,9 +175,9 @@ def measure_scaling(
     device: str, quick: bool, measured: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every size of `_cases` that is not yet among `measured`: in
-    minivae and, if it is there, PyTorch, each in a fresh process, with the machine's rates behind
-    its floor. A size that fails has a `failure` beside what was measured, and is measured again by
-    the next call."""
+    minivae and, if it is there, PyTorch, in turns of two fresh processes, with the machine's rates
+    behind its floor. A size that fails has a `failure` beside what was measured, and is measured
+    again by the next call."""
     # Not in this process: a child's peak memory begins at its parent's.
     rates = in_own_process(machine_rates, device, quick)
     measured = [size for size in measured if "failure" not in size]

@@ -1,10 +1,10 @@
 """Whole training steps of minivae and its peers: same model, weights, batch, data and optimizer,
-taking turns in one process. Losses are compared before the clock starts, PyTorch's by its model
-before `torch.compile`, and must be lower after it stops. JAX draws each batch anew, the others go
-through a permutation.
+taking turns. Losses are compared before the clock starts, PyTorch's by its model before
+`torch.compile`, and must be lower after it stops. JAX draws each batch anew, the others go through
+a permutation.
 
-On a CPU that process has one OpenMP library, PyTorch's, whose threads wait awake for longer than
-those of minivae by itself (`backends/cpu.py`)."""
+minivae has a process of its own, as at its users': beside PyTorch it would have PyTorch's OpenMP
+library, whose threads wait awake for longer (`backends/cpu.py`)."""
 
 import os
 import time
@@ -27,9 +27,10 @@ from .measure import (
     SECONDS_A_TURN,
     Candidate,
     OwnProcess,
+    Turns,
+    collected,
     reason,
     summary,
-    take_turns,
     times_as_fast,
 )
 
@@ -43,8 +44,8 @@ SCAN = {"cpu": 8, "cuda": 64}
 """Steps of one call of JAX's scan: on a GPU so many that what a call costs is no part of a step."""
 
 PEERS = (
-    *(f"torch {way}" for way in ("eager", "compile", "compile-max-autotune", "compile-graph")),
-    *("torch graph", "torch graph-nchw", "jax jit", "jax scan"),
+    *("torch eager", "torch eager-nchw", "torch compile", "torch compile-max-autotune"),
+    *("torch compile-graph", "torch graph", "torch graph-nchw", "jax jit", "jax scan"),
 )
 """All that there can be."""
 
@@ -58,6 +59,9 @@ SECONDS_OF = {"cuda": 0.05}
 
 FIRST_STEPS = 3
 """Steps that a peer must take before it is timed; some do what they do once in the second."""
+
+Ask = Callable[[str], Any]
+"""A side of a case, or how to ask one in another process."""
 
 
 def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[str]]:
@@ -76,7 +80,7 @@ def peers(case: Case, device: str) -> tuple[dict[str, Callable[[], Any]], list[s
         torch.compiler.reset()  # of what was compiled for other cases
         by_draws = case.model.objective.by_draws
         maker = PaperPeer if by_draws else TorchPeer
-        modes = ["eager", "compile"]
+        modes = ["eager", "compile"] if by_draws else ["eager", "eager-nchw", "compile"]
         if where == "cuda" and not by_draws:
             modes += [*COMPILED, *CAPTURED]
         for mode in dict.fromkeys(modes):
@@ -162,31 +166,72 @@ def _label(case: Case, precision: str) -> str:
     return case.name if precision == "fp32" else f"{case.name} {precision}"
 
 
-def prepare_case(
-    case: Case, device: str, precision: str = "fp32", without: Sequence[str] = ()
-) -> Callable[[int, float], dict[str, Any]]:
-    """What measures a case in so many rounds, in each of which minivae and every peer run for so
-    many seconds, and returns milliseconds a step, and why a peer has none. All have been compiled
-    by then but the peers `without`.
+class Side:
+    """What one process runs of a case: candidates that take turns of `seconds`; `losses`, each
+    before all steps and as a function for afterwards; and why it has no others, `failures`."""
 
-    Both raise RuntimeError: this if a peer's loss differs, the other if what was timed has not
-    lowered a loss.
-    """
-    set_peers_precision(precision)
-    case.model.to(backends.get(device, precision))
+    def __init__(
+        self,
+        candidates: dict[str, Candidate],
+        losses: dict[str, tuple[float, Callable[[], float]]],
+        failures: dict[str, str],
+        seconds: float,
+    ) -> None:
+        self._turns = Turns(candidates, seconds)
+        self._losses, self._failures = losses, failures
+
+    def begin(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The losses before the first turn, and the failures."""
+        return {name: before for name, (before, _) in self._losses.items()}, self._failures
+
+    def turn(self) -> dict[str, float]:
+        """Milliseconds a step of each candidate, in another turn of it."""
+        return self._turns.take()
+
+    def end(self) -> None:
+        """Raises RuntimeError if a loss is no lower than it was."""
+        for name, (before, loss_now) in self._losses.items():
+            now = loss_now()
+            if not now < before:
+                raise RuntimeError(f"after its steps {name} has loss {now}, before {before}")
+
+    def __call__(self, task: str) -> Any:
+        return {"begin": self.begin, "turn": self.turn, "end": self.end}[task]()
+
+
+def _first_batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Images and noise of which all compare the loss."""
     images = case.model.unit_images(case.splits.train.images[: case.training.batch_size])
     shape = (len(images) * case.model.objective.samples, max(case.model.latent, 1))
-    eps = standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
-    own = _own_loss(case, images)
-    trainer = Trainer(case.model, case.splits, case.training)
+    return images, standard_normal(shape, Noise(0, LATENT_STREAM), 0, np.float32)
+
+
+def own_side(case: Case, device: str, precision: str, seconds: float) -> Side:
+    """minivae's side of a case."""
+    case.model.to(backends.get(device, precision))
+    images, _ = _first_batch(case)
     synchronize = case.model.backend.synchronize
+    loss_now = partial(_own_loss, case, images)
+    losses = {OWN: (loss_now(), loss_now)}
+    trainer = Trainer(case.model, case.splits, case.training)
     candidates = {OWN: Candidate(trainer.step, synchronize)}
     if device != "cpu":
         name = f"{OWN}, {SEVERAL} steps a launch"
         candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
+    return Side(candidates, losses, {}, seconds)
+
+
+def peers_side(
+    case: Case, device: str, precision: str, without: Sequence[str], seconds: float
+) -> Side:
+    """The peers' side of a case, all of them compiled but those `without`."""
+    set_peers_precision(precision)
+    case.model.to("reference")
+    images, eps = _first_batch(case)
     builders, missing = peers(case, device)
     failures = dict.fromkeys(missing, "not installed")
-    losses: dict[str, Callable[[], float]] = {OWN: lambda: _own_loss(case, images)}
+    candidates: dict[str, Candidate] = {}
+    losses: dict[str, tuple[float, Callable[[], float]]] = {}
     for name, build in builders.items():
         if name in without:
             failures[name] = "left out"
@@ -200,89 +245,127 @@ def prepare_case(
         except Exception as error:  # a peer that cannot run is named, and the others are timed
             failures[name] = reason(error)
             continue
-        if not abs(loss - own) <= LOSS_TOLERANCE[precision] * abs(own):
-            raise RuntimeError(f"{case.name}: {name} has loss {loss}, minivae {own}")
         candidates[name] = Candidate(peer.step, peer.synchronize, getattr(peer, "scan", 1))
-        losses[name] = partial(_peer_loss, name, peer, images, eps)
-
-    def timed(rounds: int, seconds: float) -> dict[str, Any]:
-        times = take_turns(candidates, rounds, seconds)
-        for name, now in ((name, loss_now()) for name, loss_now in losses.items()):
-            if not now < own:
-                raise RuntimeError(
-                    f"{case.name}: after its steps {name} has loss {now}, before {own}"
-                )
-        peer_times = [times[name] for name in times if not name.startswith(OWN)]
-        leads = [times_as_fast(times[OWN], other) for other in peer_times]
-        return {
-            "case": _label(case, precision),
-            "loss": float(f"{own:.6g}"),
-            "milliseconds": {name: summary(values) for name, values in times.items()},
-            "failures": failures,
-            "times_as_fast_as_the_fastest_peer": min(leads, default=None),
-        }
-
-    return timed
+        losses[name] = loss, partial(_peer_loss, name, peer, images, eps)
+    return Side(candidates, losses, failures, seconds)
 
 
-def _prepare_numbered(
-    number: int,
-    batch: int | None,
-    device: str,
-    precision: str,
-    without: Sequence[str],
-    turns: tuple[int, float],
-) -> Callable[[], dict[str, Any]]:
-    return partial(prepare_case(step_cases(batch)[number], device, precision, without), *turns)
+def measure_case(
+    label: str, own: Ask, peers: Ask, rounds: int, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Milliseconds a step over so many rounds, in each of which minivae and every peer have a turn,
+    and why a peer has none. Raises RuntimeError if a peer's loss differs from minivae's, or if what
+    was timed has not lowered its loss."""
+    (losses, _), (others, failures) = own("begin"), peers("begin")
+    loss = losses[OWN]
+    for name, other in others.items():
+        if not abs(other - loss) <= LOSS_TOLERANCE[precision] * abs(loss):
+            raise RuntimeError(f"{name} has loss {other}, minivae {loss}")
+    times = collected({**own("turn"), **peers("turn")} for _ in range(rounds))
+    for side in (own, peers):
+        side("end")
+    leads = [times_as_fast(times[OWN], times[name]) for name in others]
+    return {
+        "case": label,
+        "loss": float(f"{loss:.6g}"),
+        "milliseconds": {name: summary(values) for name, values in times.items()},
+        "failures": failures,
+        "times_as_fast_as_the_fastest_peer": min(leads, default=None),
+    }
+
+
+def _own_side(number: int, batch: int | None, *options: Any) -> Side:
+    return own_side(step_cases(batch)[number], *options)
+
+
+def _peers_side(number: int, batch: int | None, *options: Any) -> Side:
+    return peers_side(step_cases(batch)[number], *options)
 
 
 def measure_steps(
     device: str, quick: bool, measured: list[dict[str, Any]], without: Sequence[str] = ()
 ) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after every case of `step_cases` that is not yet among `measured`:
-    each in a process of its own, so that the threads of one case's peers do not disturb the next;
+    in two processes of its own, so that the threads of one case's peers do not disturb the next;
     on a GPU in float32 and in TF32; with `quick` at a tiny batch, a few short turns each; `without`
     some peers. A case that fails has a `failure` and no times, and is measured again by the next
     call."""
-    turns = (3, 0.02) if quick else (ROUNDS, SECONDS_OF.get(device, SECONDS_A_TURN))
+    rounds, seconds = (3, 0.02) if quick else (ROUNDS, SECONDS_OF.get(device, SECONDS_A_TURN))
     batch = QUICK_BATCH if quick else None
     measured = [case for case in measured if "failure" not in case]
     known = {case["case"] for case in measured}
     work = {
-        _label(case, precision): (number, batch, device, precision, without, turns)
+        _label(case, precision): (number, precision)
         for number, case in enumerate(step_cases(batch))
         for precision in (("fp32",) if device == "cpu" else backends.PRECISIONS)
         if _label(case, precision) not in known
     }
     at_once = min(AT_ONCE.get(device, 1), cores() or 1)
     for first in range(0, len(work), at_once):
-        labels = list(work)[first : first + at_once]
-        for found in _measured_in_turn({label: work[label] for label in labels}):
+        pairs = {}
+        for label in [*work][first : first + at_once]:
+            number, precision = work[label]
+            case = number, batch, device, precision
+            pairs[label] = _Pair(label, case, without, rounds, seconds)
+        for found in _measured_in_turn(pairs):
             measured = [*measured, found]
             yield measured
 
 
-def _measured_in_turn(work: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+class _Pair:
+    """The two processes of a case."""
+
+    def __init__(
+        self,
+        label: str,
+        case: tuple[int, int | None, str, str],
+        without: Sequence[str],
+        rounds: int,
+        seconds: float,
+    ) -> None:
+        self.label, self.rounds, self.precision = label, rounds, case[-1]
+        self.processes = (
+            OwnProcess(_own_side, *case, seconds),
+            OwnProcess(_peers_side, *case, without, seconds),
+        )
+
+    def wait_until_prepared(self, limit: float) -> None:
+        """As of each process."""
+        end = time.monotonic() + limit
+        for process in self.processes:
+            process.wait_until_prepared(end - time.monotonic())
+
+    def result(self) -> dict[str, Any]:
+        """What `measure_case` finds."""
+        own, peers = (partial(process.ask, LIMIT) for process in self.processes)
+        return measure_case(self.label, own, peers, self.rounds, self.precision)
+
+    def end(self) -> None:
+        """Ends both processes."""
+        for process in self.processes:
+            process.end()
+
+
+def _measured_in_turn(pairs: dict[str, _Pair]) -> Iterator[dict[str, Any]]:
     """The results of cases that were prepared at the same time."""
     end = time.monotonic() + LIMIT
-    processes = {label: OwnProcess(_prepare_numbered, *case) for label, case in work.items()}
     failures: dict[str, Exception] = {}
     try:
-        for label, process in processes.items():
+        for label, pair in pairs.items():
             try:
-                process.wait_until_prepared(end - time.monotonic())
+                pair.wait_until_prepared(end - time.monotonic())
             except Exception as error:  # the other cases are measured all the same
                 failures[label] = error
-                process.end()
-        for label, process in processes.items():
+                pair.end()
+        for label, pair in pairs.items():
             try:
                 if label in failures:
                     raise failures[label]
-                found = process.result(LIMIT) | {"prepared_at_once": len(work)}
+                found = pair.result() | {"prepared_at_once": len(pairs)}
             except Exception as error:
                 found = {"case": label, "failure": reason(error)}
             yield found
-            process.end()
+            pair.end()
     finally:
-        for process in processes.values():
-            process.end()
+        for pair in pairs.values():
+            pair.end()

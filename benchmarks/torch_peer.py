@@ -83,6 +83,8 @@ class TorchPeer:
         self.optimizer = kind(
             self.model.parameters(),
             lr=adam.lr,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.epsilon,
             weight_decay=adam.weight_decay,
             fused=True,
             **capturable,

@@ -1117,10 +1117,6 @@ def test_unknown_backend_names_the_nearest() -> None:
         backends.get("cpuu")
 
 
-def test_auto_is_a_backend() -> None:
-    assert isinstance(backends.get("auto"), ReferenceBackend)
-
-
 def test_a_missing_requirement_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.BACKENDS, "broken", "no_such_module:Backend")
     with pytest.raises(InputError, match="device 'broken' needs"):

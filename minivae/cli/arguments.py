@@ -287,7 +287,8 @@ def _add_bench(commands: Any) -> None:
         type=Path,
         nargs=2,
         metavar=("OLD", "NEW"),
-        help="instead: fail where the lead over the fastest peer shrank between two result files",
+        help="instead: fail where the lead over the fastest peer shrank between two result files "
+        "of a machine",
     )
     bench.add_argument(
         "-o", "--output", metavar="FILE", type=Path, default=Path("bench.json"), help="the result"
