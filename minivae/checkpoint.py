@@ -26,6 +26,7 @@ CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 EXPECTED: dict[str, tuple[type, str]] = {
     "training": (dict, "an object"),
+    "class_names": (list, "a list"),
     **dict.fromkeys(("source", "preset", "precision", "data", "fingerprint"), (str, "a string")),
 }
 """What a configuration holds beside its model, where it does."""
@@ -62,7 +63,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise InputError(f'{path}: expected a JSON object with the key "model"')

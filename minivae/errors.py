@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,10 @@ KINDS: dict[Any, tuple[type, str]] = {
     float: (numbers.Real, "a number"),
     bool: (bool, "True or False"),
 }
+
+
+LARGEST_COUNT = 10**9
+TOO_LARGE = 1e30
 
 
 class InputError(Exception):
@@ -30,11 +33,12 @@ def unknown(what: str, name: str, known: Iterable[str], meant: str = "") -> Inpu
 
 def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:
     """Raises InputError for the first field of a dataclass whose check, (whether it holds, what was
-    expected), does not hold, or that is not finite."""
+    expected), does not hold, or that float32 has no room for."""
     for name, (holds, expected) in checks.items():
         value = getattr(settings, name)
-        if not holds or (isinstance(value, float) and not math.isfinite(value)):
-            raise InputError(f"{name} is {value!r}, expected {expected}")
+        if not holds or (isinstance(value, float) and not abs(value) < TOO_LARGE):
+            beyond = f", below {TOO_LARGE:g}" if holds else ""
+            raise InputError(f"{name} is {value!r}, expected {expected}{beyond}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -51,16 +55,20 @@ def check_seed(seed: Any) -> None:
 
 
 def check_count(name: str, count: Any) -> None:
-    """Raises InputError unless `count` is an integer of 1 or above."""
-    if not isinstance(count, numbers.Integral) or isinstance(count, bool) or int(count) < 1:
-        raise InputError(f"{name} is {count!r}, expected an integer of 1 or above")
+    """Raises InputError unless `count` is an integer of 1 to LARGEST_COUNT."""
+    if (
+        not isinstance(count, numbers.Integral)
+        or isinstance(count, bool)
+        or not 1 <= int(count) <= LARGEST_COUNT
+    ):
+        raise InputError(f"{name} is {count!r}, expected an integer of 1 to {LARGEST_COUNT:,}")
 
 
-def check_is(name: str, value: Any, *kinds: type) -> None:
-    """Raises InputError unless `value` is of one of the kinds."""
+def check_is(name: str, value: Any, *kinds: type, hint: str = "") -> None:
+    """Raises InputError, whose end is `hint`, unless `value` is of one of the kinds."""
     if not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"{name} is of type {type(value).__name__}, expected {expected}")
+        raise InputError(f"{name} is of type {type(value).__name__}, expected {expected}{hint}")
 
 
 def check_kinds(settings: Any) -> None:

@@ -7,7 +7,8 @@ three calls into the backend, those of its `ops/` page: forward, input gradient,
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import numbers
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,13 +27,19 @@ INITIALIZATIONS = ("torch", "he", "glorot", "truncated-normal")
 
 
 def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    """Whether `value` is an integer, and not below `least`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least
 
 
 def _is_pair(value: Any, least: int) -> bool:
     """Whether `value` is an integer or two of them, none below `least`."""
-    numbers = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-    return all(isinstance(number, int) and number >= least for number in numbers)
+    sizes = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(_is_count(size, least) for size in sizes)
 
 
 def _check(holds: bool, layer: "Layer", expected: str) -> None:
@@ -73,9 +80,7 @@ class Reshape(Layer):
     kind = "reshape"
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.shape, tuple) and all(
-            isinstance(size, int) and size >= 1 for size in self.shape
-        )
+        valid = isinstance(self.shape, tuple) and all(map(_is_count, self.shape))
         _check(valid, self, "a tuple of sizes of at least 1")
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -238,7 +243,7 @@ class Dense(WeightedLayer):
     kind = "dense"
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.units, int) and self.units >= 1, self, "at least 1 unit, as an int")
+        _check(_is_count(self.units), self, "at least 1 unit, as an int")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         _check(len(input_shape) == 1, self, f"a vector (put Flatten before), got {input_shape}")
@@ -261,15 +266,11 @@ class Convolution(WeightedLayer):
 
     channels: int
     kernel: Pair
-    stride: Pair = 1
-    padding: Pair | str = 0
+    stride: Pair = field(default=1, kw_only=True)
+    padding: Pair | str = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check(
-            isinstance(self.channels, int) and self.channels >= 1,
-            self,
-            "at least 1 channel, as an int",
-        )
+        _check(_is_count(self.channels), self, "at least 1 channel, as an int")
         _check(_is_pair(self.kernel, 1), self, "a kernel of at least 1 x 1, as one int or two")
         _check(_is_pair(self.stride, 1), self, "a stride of at least 1, as one int or two")
         valid = self.padding == "same" or _is_pair(self.padding, 0)
@@ -338,8 +339,8 @@ class ConvTranspose2d(Convolution):
     must map `output_size` back to the input's size.
     """
 
-    output_padding: Pair = 0
-    output_size: Pair | None = None
+    output_padding: Pair = field(default=0, kw_only=True)
+    output_size: Pair | None = field(default=None, kw_only=True)
     kind = "conv_transpose2d"
 
     def __post_init__(self) -> None:
@@ -402,7 +403,7 @@ class JoinLabel(Layer):
     kind = "join_label"
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.classes, int) and self.classes >= 1
+        valid = _is_count(self.classes)
         _check(valid, self, "at least 1 class, as an int")
 
     def output_shape(self, input_shape: Shape) -> Shape:

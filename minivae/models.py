@@ -77,6 +77,8 @@ class Autoencoder:
             raise InputError(f"estimator is {objective.estimator!r}: only a VAE draws its code")
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
+        if all(isinstance(layer, VIEWS) for layer in (*encoder, *decoder)):
+            raise InputError("the model computes nothing: expected a layer besides its views")
         check_choice("initialization", initialization, INITIALIZATIONS)
         self.image_shape = tuple(image_shape)
         self.objective = objective

@@ -61,7 +61,7 @@ class Adam:
             "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             "warmup_steps": (self.warmup_steps >= 0, "0 or above"),
             "step_every": (self.step_every >= 1, "1 or above"),
-            "gamma": (self.gamma > 0, "above 0"),
+            "gamma": (0 < self.gamma <= 1, "above 0, at most 1"),
             "clip_norm": (self.clip_norm >= 0, "0 or above"),
             "second_moment": (self.second_moment >= 0, "0 or above"),
         }

@@ -25,7 +25,7 @@ def draw_progress(
     """A grid of samples from the prior; for a plain autoencoder, reconstructions of test images, as
     the training binarized them."""
     if isinstance(model, VAE):
-        plots.sample_grid(path, model.sample(GRID), title=f"Samples from the prior, step {step}")
+        _draw_samples(model, path, f"Samples from the prior, step {step}")
         return
     some = splits.test.take(slice(PAIRS)).binarized(training.binarization, training.seed)
     draw_reconstructions(model, some, path, f"{RECONSTRUCTIONS}, step {step}")
@@ -73,7 +73,7 @@ def draw_run(
         )
         kl = np.mean(kl_to_prior(mu, logvar), axis=0)
         plots.kl_per_dimension(path("kl_per_dimension"), kl)
-        plots.sample_grid(path("samples"), model.sample(GRID), title="Samples from the prior")
+        _draw_samples(model, path("samples"), "Samples from the prior")
         _draw_traversals(model, mu[0], label, kl, path("traversals"))
         if model.latent == 2:
             grid = model.decode(plots.manifold_grid(MANIFOLD), label)
@@ -82,6 +82,10 @@ def draw_run(
         codes = model.encode(originals, labels).reshape(len(originals), -1)
         plots.latent_scatter(path("codes"), codes, labels, quantity="code")
     return paths
+
+
+def _draw_samples(model: VAE, path: Path, title: str) -> None:
+    plots.sample_grid(path, model.sample(GRID), title=title, classes=model.classes)
 
 
 def _draw_traversals(model: VAE, start: Any, label: Any, kl: Any, path: Path) -> None:

@@ -19,12 +19,19 @@ from .errors import InputError
 from .files import replacing
 
 DPI = 120
+TITLE_INCHES = 0.1
+"""A character's, and some."""
+
+MOST_CLASSES = 20
+"""That a picture tells apart."""
+
 SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:orange"}
 LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches, or as wide as its title."""
+    width = max(width, TITLE_INCHES * len(title))
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
@@ -108,7 +115,7 @@ def loss_curves(path: Path, metrics: list[dict[str, Any]]) -> None:
                 markersize=3,
                 label=split,
             )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel(unit)
         axes.set_ylabel(f"{label}, mean per image")
         axes.grid(alpha=0.3)
@@ -146,24 +153,29 @@ def _rows(images: NDArray, columns: int) -> NDArray:
     return padded.reshape(rows, columns, *images.shape[1:])
 
 
-def sample_grid(path: Path, images: NDArray, *, title: str = "Samples") -> None:
-    """Images (n, h, w, c) in a grid as square as can be; the last row may be short."""
-    columns = int(np.ceil(np.sqrt(len(images))))
+def sample_grid(path: Path, images: NDArray, *, title: str = "Samples", classes: int = 0) -> None:
+    """Images (n, h, w, c) in a grid as square as can be, or with a column for each of so many
+    `classes`, of which they are in turn; the last row may be short."""
+    by_class = 0 < classes <= min(MOST_CLASSES, len(images))
+    columns = classes if by_class else int(np.ceil(np.sqrt(len(images))))
     grid = _rows(images, columns)
     width, height = _tile(images)
     figure = new_figure(width * columns + 0.8, height * len(grid) + 1.1, title)
     axes = figure.subplots()
     _show(axes, grid)
     first = [row * columns + 1 for row in range(len(grid))]
-    _label(axes, "column", "first image of row", range(1, columns + 1), first)
+    if by_class:
+        _label(axes, "class", "row", range(columns), range(1, len(grid) + 1))
+    else:
+        _label(axes, "column", "first image of row", range(1, columns + 1), first)
     save_figure(path, figure)
 
 
 def class_reconstructions(
     path: Path, originals: NDArray, decoded: NDArray, labels: NDArray
 ) -> None:
-    """For each class its first two originals, each beside its reconstruction."""
-    classes = np.unique(labels)
+    """For each of the first MOST_CLASSES classes two originals, each beside its reconstruction."""
+    classes = np.unique(labels)[:MOST_CLASSES]
     rows = []
     for c in classes:
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
@@ -212,7 +224,9 @@ def latent_scatter(
     colours = [colormaps["tab10"](index % 10) for index in range(len(classes))]
     if dimensions == 1:
         axes.hist(
-            [codes[group, 0] for group in groups],
+            [
+                codes[group, 0].astype(np.float64) for group in groups
+            ],  # float32 has no room for bins
             bins=40,
             stacked=True,
             color=colours,
@@ -237,7 +251,7 @@ def latent_scatter(
         axes.scatter(x, y, s=8, alpha=0.6, c=shades[order], linewidths=0)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
-    if labels is not None and len(classes) <= 20:
+    if labels is not None and len(classes) <= MOST_CLASSES:
         axes.legend(title="class", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     save_figure(path, figure)
@@ -298,7 +312,8 @@ def error_histogram(
     """A histogram of errors (n,), with the median and the 95th percentile."""
     figure = new_figure(6, 3.8, "Reconstruction errors of the test images")
     axes = figure.subplots()
-    axes.hist(errors, bins=min(60, max(5, len(errors) // 10)), color="tab:blue", alpha=0.8)
+    bins = min(60, max(5, len(errors) // 10))
+    axes.hist(errors.astype(np.float64), bins=bins, color="tab:blue", alpha=0.8)
     for share, style in ((50, "-"), (95, "--")):
         value = float(np.percentile(errors, share))
         axes.axvline(

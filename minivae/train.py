@@ -356,14 +356,9 @@ class _Run:
         if trainer.finished_steps % trainer.steps_per_epoch == 0:
             trainer.epoch_totals = trainer.progress.totals
         self.record(line)
-        losses = self.validation_losses()
-        if self.folder is not None and losses and losses[-1] == min(losses):
+        if self.folder is not None and best_epoch(self.metrics) is line:
             write_checkpoint(self.folder, trainer.model, trainer.progress, BEST)
         return line
-
-    def validation_losses(self) -> list[float]:
-        """The loss on the validation images after each epoch."""
-        return [line["validation"]["loss"] for line in self.metrics if "validation" in line]
 
     def checkpoint(self) -> None:
         """Saves the run, if it has a folder."""
@@ -373,13 +368,15 @@ class _Run:
 
     def out_of_patience(self) -> bool:
         """Whether the best validation loss is at least `patience` epochs old."""
-        losses = self.validation_losses()
-        patience = self.trainer.training.patience
-        return bool(patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+        patience, best = self.trainer.training.patience, best_epoch(self.metrics)
+        return bool(patience and best) and self.trainer.epoch - best["epoch"] >= patience
 
 
 DESCRIBED = 1000
 """Images whose posteriors an epoch's metrics describe."""
+
+EARLY_STEPS = 200
+"""Before which no latent dimension need be active."""
 
 FEWEST_ACTIVE = 0.05
 MOST_NATS = 10.0
@@ -399,7 +396,12 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
     if nats > MOST_NATS:
         return f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; {REMEDY}"
     active = line["active_units"]
-    if line["epoch"] >= 2 and active is not None and active < FEWEST_ACTIVE * model.latent:
+    if (
+        line["epoch"] >= 2
+        and line["step"] >= EARLY_STEPS
+        and active is not None
+        and active < FEWEST_ACTIVE * model.latent
+    ):
         return (
             "the posterior collapses: fewer than 5% of the latent dimensions are active; try "
             "--beta-warmup, --free-bits or a smaller --beta"
@@ -440,7 +442,8 @@ def fit(
     longer finite; Interrupted on SIGINT or SIGTERM, after saving.
     """
     check_is("model", model, Autoencoder)
-    check_is("data", data, Splits, str, Path)
+    hint = "; of arrays minivae.data makes Splits(name, Dataset.of(train), Dataset.of(test))"
+    check_is("data", data, Splits, str, Path, hint=hint)
     check_is("training", training, Training)
     check_is("out", out, str, Path, NoneType)
     if (resume and out is None) or (best and not resume):
@@ -473,11 +476,14 @@ def fit(
 
 
 def _check_no_run(folder: Path) -> None:
-    if exists(folder / CONFIG):
-        raise InputError(
-            f"{folder} already holds a run: go on with it (minivae train --resume {folder}, or "
-            "resume=True), or name another folder"
-        )
+    if not exists(folder / CONFIG):
+        return
+    if "training" not in read_config(folder):
+        raise InputError(f"{folder} holds a saved model: name another folder")
+    raise InputError(
+        f"{folder} already holds a run: go on with it (minivae train --resume {folder}, or "
+        "resume=True), or name another folder"
+    )
 
 
 @contextmanager
@@ -499,6 +505,7 @@ def _new_run(trainer: Trainer, folder: Path | None, extra_config: dict[str, Any]
             **extra_config,
             "version": __version__,
             "data": trainer.splits.name,
+            "class_names": list(trainer.splits.class_names),
             "fingerprint": trainer.splits.fingerprint(),
             "model": trainer.model.config(),
             "training": dataclasses.asdict(trainer.training),
@@ -641,6 +648,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: line {number} is not a record of metrics")
         records.append(record)
     return records
+
+
+def best_epoch(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the lowest validation loss, the first of several; empty if there is none."""
+    validated = [record for record in metrics if "validation" in record]
+    return min(validated, key=lambda record: float(record["validation"]["loss"]), default={})
 
 
 def _is_metrics(record: Any) -> bool:

@@ -1061,7 +1061,7 @@ pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 1), dtype=np.uint8
 splits = Splits("noise", Dataset(pixels[:30], None), Dataset(pixels[30:], None))
 dense = VAE([Flatten(), Dense(90), ReLU(), Dense(6)], [Dense(70), Tanh(), Dense(63)],
             Objective(estimator="importance", samples=3), (9, 7, 1))
-convolutions = VAE([Conv2d(5, 3, 2, 1), SiLU(), Flatten(), Dense(4)],
+convolutions = VAE([Conv2d(5, 3, stride=2, padding=1), SiLU(), Flatten(), Dense(4)],
                    [Dense(140), Reshape((7, 5, 4)), ConvTranspose2d(1, 3), Sigmoid()],
                    Objective("squared-error"), (9, 7, 1))
 for model in (dense, convolutions):

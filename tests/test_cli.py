@@ -179,7 +179,7 @@ def test_encode_writes_the_latent_and_the_labels(run: Path, data: Path, tmp_path
     assert main(["encode", str(run), "--data", str(data), "-o", str(output)]) == 0
     with np.load(output) as codes:
         assert codes["mu"].shape == codes["logvar"].shape == (6, 20)
-        assert codes["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+        assert codes["labels"].tolist() == [origin % 2 for origin in codes["origin"]]
 
 
 def test_encode_takes_all_images_in_their_order(run: Path, data: Path, tmp_path: Path) -> None:
@@ -188,6 +188,7 @@ def test_encode_takes_all_images_in_their_order(run: Path, data: Path, tmp_path:
     assert main(["encode", str(run), *arguments]) == 0
     with np.load(output) as codes:
         assert codes["labels"].tolist() == [0, 1] * 30
+        assert codes["origin"].tolist() == list(range(60))
 
 
 def test_encode_binarizes_as_the_run_did(data: Path, tmp_path: Path) -> None:
@@ -195,11 +196,53 @@ def test_encode_binarizes_as_the_run_did(data: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(data), "--epochs", "1", "--batch-size", "10"]
     assert train(folder, *arguments, "--binarization", "threshold") == 0
     assert main(["encode", str(folder), "--device", "cpu", "-o", str(output)]) == 0
-    with np.load(data) as arrays:
-        white = arrays["images"][-6:] >= 128
-    with np.load(output) as codes:
+    with np.load(data) as arrays, np.load(output) as codes:
+        white = arrays["images"][codes["origin"]] >= 128
         expected = load_run(folder, "cpu").encode(white)[0]
         np.testing.assert_allclose(codes["mu"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "export"])
+def test_an_output_replaces_nothing_that_the_run_needs(
+    data: Path, run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    options = ["--to", "torch"] if command == "export" else []
+    files = [run / CHECKPOINT, *([data] if command == "encode" else [])]
+    for path in files:
+        before = path.read_bytes()
+        arguments = [command, str(run), *options, "-o", str(path.parent / "." / path.name)]
+        complains(capsys, arguments, "is of the run or its data")
+        assert path.read_bytes() == before
+
+
+def test_a_class_is_sampled_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        for name in ("round", "square"):
+            path = tmp_path / "shapes" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
+    folder, options = tmp_path / "run", ["--steps", "2", "--batch-size", "4", "--conditional"]
+    assert train(folder, "--data", str(tmp_path / "shapes"), *options) == 0
+    assert "classes    0 round, 1 square" in capsys.readouterr().out
+    output = str(tmp_path / "samples.png")
+    common = ["sample", str(folder), "--device", "cpu", "-o", output]
+    assert main([*common, "--label", "square"]) == 0
+    complains(capsys, [*common, "--label", "squares"], "did you mean 'square'?")
+
+
+def test_a_run_that_stops_early_says_which_epoch_was_best(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(data), "--batch-size", "10", "--validation", "20", "--patience", "1"]
+    assert train(tmp_path / "run", *options, "--epochs", "50", "--lr", "0.03") == 0
+    told = capsys.readouterr().out
+    validated = [line["validation"]["loss"] for line in read_metrics(tmp_path / "run" / METRICS)]
+    best = int(np.argmin(validated)) + 1
+    assert f"stopped    after epoch {best + 1}: 1 without a better one" in told
+    assert f"best       epoch {best}, validation loss {min(validated):.2f}: used with" in told
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert f"best       epoch {best}," in capsys.readouterr().out
 
 
 def test_a_run_that_is_refused_leaves_no_log(
@@ -355,7 +398,7 @@ def test_a_number_below_one_is_refused_by_its_options_name(
     complains(
         capsys,
         [command, str(run), option, "0"],
-        f"{option} is 0, expected an integer of 1 or above",
+        f"{option} is 0, expected an integer of 1 to 1,000,000,000",
     )
 
 
@@ -390,7 +433,7 @@ def test_labels_that_number_no_classes_are_refused(
     labels = np.arange(40) * 10**6
     np.savez(tmp_path / "sparse.npz", images=np.zeros((40, 8, 8), np.uint8), labels=labels)
     options = ["--data", str(tmp_path / "sparse.npz"), "--conditional"]
-    complains(capsys, ["train", *options], "sparse.npz reach 35000000", "36 training images")
+    complains(capsys, ["train", *options], "sparse.npz reach 39000000", "36 training images")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -536,7 +579,8 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--epochs", "2", "--steps", "5"], ["--epochs and --steps exclude each other"]),
         (["--steps", "0"], ["--steps is 0"]),
         (["--out", ""], ["--out", "expected a name or a path"]),
-        (["--latent", "9" * 20], ["out of memory"]),
+        (["--hidden", "9" * 20], ["out of memory"]),
+        (["--latent", "9" * 20], ["latent is 9", "expected an integer of 1 to 1,000,000,000"]),
         (["--batch-size", "-1"], ["batch_size is -1"]),
         (["--batch-size", "99"], ["batch_size is 99", "54"]),
         (["--lr", "nan"], ["lr is nan"]),
@@ -560,7 +604,7 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--k", "5"], ["5", "iwae-paper"]),
         (["--preset", "iwae-paper-iwae", "--k", "0"], ["--k is 0"]),
         (["--sigma", "2"], ["--sigma", "--likelihood gaussian"]),
-        (["--gamma", "2"], ["--gamma", "--schedule step"]),
+        (["--gamma", "0.2"], ["--gamma", "--schedule step"]),
         (["--step-every", "5"], ["--step-every", "--schedule step"]),
         (["--capacity-steps", "5"], ["--capacity-steps", "--capacity"]),
         (["--best"], ["--best", "--resume"]),
@@ -620,7 +664,7 @@ def test_sampling_a_plain_autoencoder_is_refused(
 def test_a_loss_that_is_not_finite_is_one_line_with_exit_code_1(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = train(tmp_path / "run", "--data", str(data), "--batch-size", "10", "--lr", "1e30")
+    code = train(tmp_path / "run", "--data", str(data), "--batch-size", "10", "--lr", "1e29")
     captured = capsys.readouterr()
     assert code == 1
     assert "the loss is not finite at step" in captured.err

@@ -54,11 +54,11 @@ def test_idx_files_give_images_and_labels(tmp_path: Path, zipped: bool) -> None:
     assert np.array_equal(splits.test.labels, LABELS[:7])
 
 
-def test_the_last_tenth_is_held_out_where_no_test_split_is_given(tmp_path: Path) -> None:
+def test_a_tenth_is_held_out_where_no_test_split_is_given(tmp_path: Path) -> None:
     write_idx(tmp_path)
     splits = load(str(tmp_path))
     assert (len(splits.train), len(splits.test)) == (27, 3)
-    assert np.array_equal(splits.test.images[..., 0], IMAGES[-3:])
+    assert np.array_equal(splits.test.images[..., 0], IMAGES[splits.test.origin])
 
 
 def test_one_idx_file_is_enough(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_npy_takes_grey_and_colour_images(tmp_path: Path) -> None:
 
 def test_true_is_white(tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", IMAGES > 127)
-    images = load(str(tmp_path / "data.npy")).train.images
-    assert images.dtype == np.uint8
-    assert np.array_equal(images[..., 0], np.where(IMAGES[: len(images)] > 127, 255, 0))
+    train = load(str(tmp_path / "data.npy")).train
+    assert train.images.dtype == np.uint8
+    assert np.array_equal(train.images[..., 0], np.where(IMAGES[train.origin] > 127, 255, 0))
 
 
 @pytest.mark.parametrize(
@@ -492,3 +492,58 @@ def test_images_of_either_type_come_to_the_same_numbers() -> None:
 def test_images_of_several_sizes_are_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="data: images: expected an array, or values of one shape"):
         Dataset.of([np.zeros((2, 2)), np.zeros((3, 3))])
+
+
+def test_a_test_split_of_sorted_images_has_all_classes(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(4), 50)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "sorted.npz", images=pixels, labels=labels)
+    splits = load(tmp_path / "sorted.npz")
+    assert set(splits.test.labels) == set(range(4))
+    for split in (splits.train, splits.test):
+        np.testing.assert_array_equal(split.images[..., 0], pixels[split.origin])
+        np.testing.assert_array_equal(split.labels, labels[split.origin])
+        assert np.all(np.diff(split.origin) > 0)
+    assert len({*splits.train.origin, *splits.test.origin}) == 200
+    other = load(tmp_path / "sorted.npz", seed=1)
+    assert not np.array_equal(other.test.origin, splits.test.origin)
+
+
+def draw(path: Path, colour: Any, mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (3, 2), colour).save(path)
+
+
+def test_a_folder_names_its_classes_and_where_its_images_came_from(tmp_path: Path) -> None:
+    for number in range(10):
+        draw(tmp_path / "b" / f"{number}.png", 10 + number)
+        draw(tmp_path / "a" / f"{number}.png", 100 + number)
+    draw(tmp_path / ".ipynb_checkpoints" / "0.png", 255)
+    (tmp_path / "a" / "._0.png").write_text("of another system")
+    splits = load(tmp_path)
+    assert splits.class_names == ("a", "b")
+    for split in (splits.train, splits.test):
+        for image, label, origin in zip(split.images, split.labels, split.origin, strict=True):
+            name, number = origin.removesuffix(".png").split("/")
+            assert name == splits.class_names[label]
+            assert image[0, 0, 0] == {"a": 100, "b": 10}[name] + int(number)
+
+
+def test_a_folder_of_another_second_split_is_refused(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "0.png", 1)
+    draw(tmp_path / "val" / "0.png", 1)
+    refused(tmp_path, "has folders train and val, expected train and test")
+
+
+@pytest.mark.parametrize(("mode", "drawn"), [("LA", (0, 0)), ("RGBA", (0, 0, 0, 0))])
+def test_what_is_transparent_is_white(tmp_path: Path, mode: str, drawn: Any) -> None:
+    opaque = (*drawn[:-1], 255)
+    for name, colour in (("0", drawn), ("1", opaque)):
+        draw(tmp_path / f"{name}.png", colour, mode)
+    splits = load(tmp_path)
+    images = {
+        o: i for split in splits[1:3] for o, i in zip(split.origin, split.images, strict=True)
+    }
+    assert np.all(images["0.png"] == 255)
+    assert np.all(images["1.png"] == 0)
+    assert images["0.png"].shape == (2, 3, len(drawn) - 1)

@@ -54,8 +54,21 @@ def colour_vae(encoder: list[Layer], decoder: list[Layer], shape: Shape = COLOUR
 
 def with_activation(activation: Layer) -> VAE:
     """Every place where an activation can stand."""
-    encoder = [activation, Conv2d(4, 3, 2, 1), activation, Flatten(), activation, Dense(9)]
-    decoder = [Dense(60), activation, Reshape((5, 4, 3)), activation, ConvTranspose2d(3, 3, 2, 1)]
+    encoder = [
+        activation,
+        Conv2d(4, 3, stride=2, padding=1),
+        activation,
+        Flatten(),
+        activation,
+        Dense(9),
+    ]
+    decoder = [
+        Dense(60),
+        activation,
+        Reshape((5, 4, 3)),
+        activation,
+        ConvTranspose2d(3, 3, stride=2, padding=1),
+    ]
     return VAE([*encoder, activation, Dense(4)], [*decoder, activation], SQUARED, COLOUR)
 
 
@@ -91,47 +104,62 @@ ODD_MODELS: dict[str, Autoencoder] = {
         COLOUR,
     ),
     "same padding": colour_vae(
-        [Conv2d(4, 3, 2, "same"), ReLU(), Conv2d(5, (2, 4), (1, 3), "same")],
         [
-            ConvTranspose2d(4, (2, 4), (1, 3), "same", output_size=(5, 4)),
+            Conv2d(4, 3, stride=2, padding="same"),
             ReLU(),
-            ConvTranspose2d(3, 3, 2, "same", output_size=(9, 7)),
+            Conv2d(5, (2, 4), stride=(1, 3), padding="same"),
+        ],
+        [
+            ConvTranspose2d(4, (2, 4), stride=(1, 3), padding="same", output_size=(5, 4)),
+            ReLU(),
+            ConvTranspose2d(3, 3, stride=2, padding="same", output_size=(9, 7)),
         ],
     ),
     "same padding on even sizes": colour_vae(
-        [Conv2d(4, 3, 2, "same"), ReLU(), Conv2d(5, 2, 2, "same")],
-        [ConvTranspose2d(4, 2, 2, "same"), ReLU(), ConvTranspose2d(3, 3, 2, "same")],
+        [Conv2d(4, 3, stride=2, padding="same"), ReLU(), Conv2d(5, 2, stride=2, padding="same")],
+        [
+            ConvTranspose2d(4, 2, stride=2, padding="same"),
+            ReLU(),
+            ConvTranspose2d(3, 3, stride=2, padding="same"),
+        ],
         (12, 8, 3),
     ),
     "same padding with a kernel below the stride": colour_vae(
-        [Conv2d(4, 1, 2, "same"), Conv2d(4, (2, 1), (3, 2), "same")],
+        [Conv2d(4, 1, stride=2, padding="same"), Conv2d(4, (2, 1), stride=(3, 2), padding="same")],
         [
-            ConvTranspose2d(4, (2, 1), (3, 2), "same", output_size=(5, 4)),
-            ConvTranspose2d(3, 1, 2, "same", output_size=(9, 7)),
+            ConvTranspose2d(4, (2, 1), stride=(3, 2), padding="same", output_size=(5, 4)),
+            ConvTranspose2d(3, 1, stride=2, padding="same", output_size=(9, 7)),
         ],
     ),
     "same padding lopsided along one axis": colour_vae(
-        [Conv2d(4, (2, 3), 1, "same"), ELU(), Conv2d(4, (3, 1), (1, 2), "same")],
         [
-            ConvTranspose2d(4, (4, 1), (1, 2), "same", output_size=(9, 7)),
-            ConvTranspose2d(3, (1, 4), 1, "same"),
+            Conv2d(4, (2, 3), stride=1, padding="same"),
+            ELU(),
+            Conv2d(4, (3, 1), stride=(1, 2), padding="same"),
+        ],
+        [
+            ConvTranspose2d(4, (4, 1), stride=(1, 2), padding="same", output_size=(9, 7)),
+            ConvTranspose2d(3, (1, 4), stride=1, padding="same"),
         ],
     ),
     "same padding lopsided along one axis, windows that miss the edge of the other": colour_vae(
-        [Conv2d(4, 3, (1, 2), "same"), ReLU()],
-        [ConvTranspose2d(3, (4, 1), (1, 2), "same")],
+        [Conv2d(4, 3, stride=(1, 2), padding="same"), ReLU()],
+        [ConvTranspose2d(3, (4, 1), stride=(1, 2), padding="same")],
         (9, 8, 3),
     ),
     "integer padding, windows that miss the edge, output padding": colour_vae(
-        [Conv2d(4, (2, 5), (3, 1), (0, 2)), ELU(), Conv2d(2, 1, 2)],
+        [Conv2d(4, (2, 5), stride=(3, 1), padding=(0, 2)), ELU(), Conv2d(2, 1, stride=2)],
         [
-            ConvTranspose2d(4, 1, 2),
+            ConvTranspose2d(4, 1, stride=2),
             Softplus(),
-            ConvTranspose2d(3, (2, 5), (3, 1), (0, 2), output_padding=(1, 0)),
+            ConvTranspose2d(3, (2, 5), stride=(3, 1), padding=(0, 2), output_padding=(1, 0)),
         ],
     ),
     "an image as the code": Autoencoder(
-        [Conv2d(4, 3, 2, 1), LeakyReLU(0.1)], [ConvTranspose2d(3, 3, 2, 1)], SQUARED, COLOUR
+        [Conv2d(4, 3, stride=2, padding=1), LeakyReLU(0.1)],
+        [ConvTranspose2d(3, 3, stride=2, padding=1)],
+        SQUARED,
+        COLOUR,
     ),
     "colour logits": VAE([Flatten(), Dense(4)], [Dense(189), Reshape(COLOUR)], Objective(), COLOUR),
     "logits as a vector": VAE([Flatten(), Dense(4)], [Dense(63)], Objective(), (9, 7, 1)),

@@ -154,19 +154,20 @@ def test_a_posterior_in_use_is_not_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kl", "active", "epoch", "said"),
+    ("kl", "active", "epoch", "step", "said"),
     [
-        (21.0, 2, 1, "the KL explodes"),
-        (np.inf, 2, 1, "the loss of the test images is not finite"),
-        (0.0, 0, 1, ""),
-        (0.0, 0, 2, "collapses"),
-        (5.0, 2, 9, ""),
+        (21.0, 2, 1, 500, "the KL explodes"),
+        (np.inf, 2, 1, 500, "the loss of the test images is not finite"),
+        (0.0, 0, 1, 500, ""),
+        (0.0, 0, 2, 1000, "collapses"),
+        (0.0, 0, 2, 10, ""),
+        (5.0, 2, 9, 5000, ""),
     ],
 )
 def test_a_symptom_follows_from_an_epochs_figures(
-    kl: float, active: int, epoch: int, said: str
+    kl: float, active: int, epoch: int, step: int, said: str
 ) -> None:
-    line: dict[str, Any] = {"epoch": epoch, "test": {"loss": 90 + kl}}
+    line: dict[str, Any] = {"epoch": epoch, "step": step, "test": {"loss": 90 + kl}}
     line |= {"posterior_kl": kl, "active_units": active}
     found = symptom(line, small_vae())
     assert said in found

@@ -113,9 +113,9 @@ def test_same_padding_puts_the_odd_pixel_at_the_bottom_right(
     sizes: tuple[int, int, int], expected: tuple[int, int, int]
 ) -> None:
     (size, kernel, stride), (windows, before, after) = sizes, expected
-    same = BoundNetwork([Conv2d(3, kernel, stride, "same")], (size, size, 2))
+    same = BoundNetwork([Conv2d(3, kernel, stride=stride, padding="same")], (size, size, 2))
     padded_size = before + size + after
-    explicit = BoundNetwork([Conv2d(3, kernel, stride)], (padded_size, padded_size, 2))
+    explicit = BoundNetwork([Conv2d(3, kernel, stride=stride)], (padded_size, padded_size, 2))
     explicit.x[...] = np.pad(same.x, ((0, 0), (before, after), (before, after), (0, 0)))
     output = same.forward()
     assert output.shape[1:3] == (windows, windows)
@@ -126,10 +126,10 @@ def test_same_padding_puts_the_odd_pixel_at_the_bottom_right(
 def test_a_transposed_same_convolution_is_the_adjoint_of_the_same_convolution(
     size: int, kernel: int, stride: int
 ) -> None:
-    back = BoundNetwork([Conv2d(3, kernel, stride, "same")], (size, size, 2))
+    back = BoundNetwork([Conv2d(3, kernel, stride=stride, padding="same")], (size, size, 2))
     small = back.network.output_shape
     forth = BoundNetwork(
-        [ConvTranspose2d(2, kernel, stride, "same", output_size=size)], small, seed=1
+        [ConvTranspose2d(2, kernel, stride=stride, padding="same", output_size=size)], small, seed=1
     )
     weight = "network.0.weight"
     forth.parameters.values[weight][...] = back.parameters.values[weight]
@@ -159,7 +159,7 @@ def test_a_transposed_same_convolution_is_the_adjoint_of_the_same_convolution(
         (lambda: Conv2d(1.5, 3), "at least 1 channel"),  # type: ignore[arg-type]
         (lambda: Conv2d(4, 3, padding=(1, 1, 1)), "a padding of 0 or above"),
         (lambda: ConvTranspose2d(4, 3, output_size=(0, 5)), "an output_size of at least 1"),
-        (lambda: ConvTranspose2d(4, 3, 2, output_padding=(1,)), "below the stride"),
+        (lambda: ConvTranspose2d(4, 3, stride=2, output_padding=(1,)), "below the stride"),
         (lambda: Conv2d(4, 3, stride=0), "a stride of at least 1"),
         (lambda: Conv2d(4, 3, padding=-1), "a padding of 0 or above"),
         (lambda: Conv2d(4, 3, padding=(1, -1)), "a padding of 0 or above"),
@@ -212,7 +212,10 @@ def test_an_input_that_does_not_fit_is_refused(
 CONFIGURED = [
     *(Dense(7), Flatten(), Reshape((2, 3, 4)), LeakyReLU(0.3), JoinLabel(10)),
     *(Conv2d(4, 3), Conv2d(4, (3, 5), stride=(2, 1), padding=(1, 0)), Conv2d(4, 2, padding="same")),
-    *(ConvTranspose2d(4, 3, 2, 1, output_padding=1), ConvTranspose2d(4, 3, 2, output_size=(9, 8))),
+    *(
+        ConvTranspose2d(4, 3, stride=2, padding=1, output_padding=1),
+        ConvTranspose2d(4, 3, stride=2, output_size=(9, 8)),
+    ),
     *(layer for layer in ACTIVATIONS if not isinstance(layer, LeakyReLU)),
 ]
 
@@ -379,21 +382,31 @@ NETWORKS: dict[str, tuple[list[Layer], Shape]] = {
     "a flattened vector": ([Flatten(), Flatten(), Dense(4), Flatten(), Dense(2)], (5,)),
     "an image from a vector and back": (
         [
-            *(Dense(12), Reshape((2, 2, 3)), ConvTranspose2d(2, 3, 2, "same"), ELU()),
-            *(Conv2d(3, 3, 2, "same"), SiLU(), Flatten(), Dense(3)),
+            *(
+                Dense(12),
+                Reshape((2, 2, 3)),
+                ConvTranspose2d(2, 3, stride=2, padding="same"),
+                ELU(),
+            ),
+            *(Conv2d(3, 3, stride=2, padding="same"), SiLU(), Flatten(), Dense(3)),
         ],
         (5,),
     ),
     **{
         f"conv2d and {activation.kind}": (
-            [Conv2d(3, 3, 2, 1), activation, Conv2d(2, 2), activation],
+            [Conv2d(3, 3, stride=2, padding=1), activation, Conv2d(2, 2), activation],
             (7, 5, 2),
         )
         for activation in ACTIVATIONS
     },
     **{
         f"conv_transpose2d and {activation.kind}": (
-            [ConvTranspose2d(2, 3, 2, 1), activation, ConvTranspose2d(1, 2), activation],
+            [
+                ConvTranspose2d(2, 3, stride=2, padding=1),
+                activation,
+                ConvTranspose2d(1, 2),
+                activation,
+            ],
             (3, 2, 2),
         )
         for activation in ACTIVATIONS

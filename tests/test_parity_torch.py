@@ -106,7 +106,7 @@ LAYERS: dict[str, tuple[list[Layer], Shape]] = {
     },
     **{
         f"conv_transpose2d and {layer.kind}": (
-            [ConvTranspose2d(3, 3, 2), layer, ConvTranspose2d(2, 2), layer],
+            [ConvTranspose2d(3, 3, stride=2), layer, ConvTranspose2d(2, 2), layer],
             IMAGE,
         )
         for layer in ACTIVATIONS

@@ -34,6 +34,10 @@ PICTURES: dict[str, Callable[[Path], None]] = {
         p, IMAGES[:15], IMAGES[:15], title="T"
     ),
     "samples": lambda p: plots.sample_grid(p, IMAGES),
+    "samples by class": lambda p: plots.sample_grid(p, IMAGES, classes=3),
+    "errors one step of float32 apart": lambda p: plots.error_histogram(
+        p, np.array([1, 1 + 2**-23], np.float32)
+    ),
     "one sample": lambda p: plots.sample_grid(p, IMAGES[:1]),
     "an odd number of colour samples": lambda p: plots.sample_grid(p, COLOUR[:11]),
     "classes": lambda p: plots.class_reconstructions(p, IMAGES, IMAGES, LABELS),

@@ -153,7 +153,7 @@ def _add_run_options(group: Any) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="auto, cpu, cuda, numba_cuda or emulated; default: auto",
+        help="auto, cpu, cuda, numba_cuda, emulated or reference; default: auto",
     )
     group.add_argument(
         "--precision",
@@ -206,7 +206,7 @@ def _add_run_commands(commands: Any) -> None:
     sample = run_command("sample", "draw samples from the prior", data=False)
     sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
     sample.add_argument(
-        "--label", type=int, metavar="N", help="of a conditional model; default: each in turn"
+        "--label", metavar="NAME|N", help="of a conditional model; default: each in turn"
     )
     sample.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     output(sample, "samples.png", "the picture")
@@ -214,7 +214,11 @@ def _add_run_commands(commands: Any) -> None:
     encode.add_argument(
         "--split", choices=("test", "train", "all"), default="test", help="default: test"
     )
-    output(encode, None, "an .npz file of mu and logvar (or code) and the labels")
+    output(
+        encode,
+        None,
+        "an .npz file of mu and logvar (or code), the labels, and where images came from",
+    )
     evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
     text = "draws for each image; default: 5000; of a loss that is no likelihood at most 100"
     evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help=text)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import METRICS, load, read_config, read_training
+from ..checkpoint import BEST, CHECKPOINT, CONFIG, METRICS, load, read_config, read_training
 from ..data import Splits
 from ..data import load as load_data
-from ..errors import InputError, check_count
+from ..data.dataset import joined
+from ..errors import InputError, check_count, unknown
 from ..export import EXPORTERS
 from ..files import replacing
 from ..models import VAE, Autoencoder
@@ -49,10 +50,19 @@ def data_source(arguments: argparse.Namespace, folder: Path, config: dict[str, A
     return source
 
 
+def _check_output(arguments: argparse.Namespace, source: str | None = None) -> None:
+    """Raises InputError if the output would replace a file of the run, or its data."""
+    read = [arguments.run / name for name in (CONFIG, METRICS, CHECKPOINT, BEST)]
+    read += [] if source is None else [Path(source)]
+    if arguments.output.resolve() in [path.resolve() for path in read]:
+        raise InputError(f"-o {arguments.output}: is of the run or its data, expected another file")
+
+
 def reconstruct(arguments: argparse.Namespace) -> None:
     from ..pictures import draw_reconstructions
 
     check_count("--count", arguments.count)
+    _check_output(arguments)
     model, splits = open_run(arguments)
     training = _training(arguments.run)
     some = splits.test.take(slice(arguments.count))
@@ -65,36 +75,48 @@ def sample(arguments: argparse.Namespace) -> None:
     from .. import plots
 
     check_count("--count", arguments.count)
+    _check_output(arguments)
     model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
-    title = "Samples from the prior"
+    title, label, classes = "Samples from the prior", None, model.classes
     if arguments.label is not None:
         if not model.classes:
             raise InputError(f"{arguments.run} is not conditional: it takes no --label")
+        label, classes = _label(arguments), 0
         title = f"Samples of class {arguments.label}"
-    images = model.sample(arguments.count, seed=arguments.seed, labels=arguments.label)
-    plots.sample_grid(arguments.output, images, title=title)
+    images = model.sample(arguments.count, seed=arguments.seed, labels=label)
+    plots.sample_grid(arguments.output, images, title=title, classes=classes)
     print(arguments.output)
 
 
+def _label(arguments: argparse.Namespace) -> int:
+    """The number of the class that --label names or counts."""
+    names: list[str] = read_config(arguments.run).get("class_names", [])
+    if arguments.label in names:
+        return names.index(arguments.label)
+    try:
+        return int(arguments.label)
+    except ValueError:
+        raise unknown("class", arguments.label, names or ["a number"]) from None
+
+
 def encode(arguments: argparse.Namespace) -> None:
+    _check_output(arguments, data_source(arguments, arguments.run, read_config(arguments.run)))
     model, splits = open_run(arguments)
     training = _training(arguments.run)
-    names = ("train", "test") if arguments.split == "all" else (arguments.split,)
-    parts = [
-        getattr(splits, name).binarized(training.binarization, training.seed) for name in names
-    ]
-    labels = None
-    if all(part.labels is not None for part in parts):
-        labels = np.concatenate([part.labels for part in parts])
-    code = model.encode(np.concatenate([part.images for part in parts]), labels)
+    if arguments.split == "all":
+        data = joined(splits.train, splits.test)
+    else:
+        data = getattr(splits, arguments.split)
+    data = data.binarized(training.binarization, training.seed)
+    code = model.encode(data.images, data.labels)
     if isinstance(model, VAE):
         arrays = dict(zip(("mu", "logvar"), code, strict=True))
     else:
         arrays = {"code": code}
-    if labels is not None:
-        arrays["labels"] = labels
+    beside = {"labels": data.labels, "origin": data.origin}
+    arrays |= {name: array for name, array in beside.items() if array is not None}
     with replacing(arguments.output) as path, open(path, "wb") as file:
         np.savez(file, **arrays)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -112,6 +134,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
+    _check_output(arguments)
     model = load(arguments.run, arguments.device, best=arguments.best)
     for path in EXPORTERS[arguments.to](model, arguments.output):
         print(path)

@@ -11,7 +11,7 @@ from ..checkpoint import METRICS, load, read_config
 from ..gradcheck import ENTRIES, TOLERANCE, check_gradients
 from ..network import Network
 from ..presets import PRESETS, preset
-from ..train import read_metrics
+from ..train import best_epoch, read_metrics
 
 
 def gradcheck(arguments: argparse.Namespace) -> None:
@@ -81,3 +81,7 @@ def _describe(folder: Path) -> None:
     if epochs:
         last = epochs[-1]
         print(f"epoch {last['epoch']}    test loss {last['test']['loss']:.2f}")
+    best = best_epoch(epochs)
+    if best:
+        loss = best["validation"]["loss"]
+        print(f"best       epoch {best['epoch']}, validation loss {loss:.2f}: used with --best")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import backends
 from ..backends.reference import ReferenceBackend
 from ..checkpoint import METRICS, read_config, read_model, read_training
@@ -19,7 +21,7 @@ from ..models import Autoencoder
 from ..presets import Preset, Training
 from ..presets import preset as find_preset
 from ..tensorboard import TensorBoard
-from ..train import fit, read_metrics
+from ..train import best_epoch, fit, read_metrics
 from .arguments import DEFAULT_PRESET
 from .runs import NO_LIKELIHOOD, data_source
 
@@ -71,11 +73,11 @@ def train(arguments: argparse.Namespace) -> None:
     splits = load_data(source, seed=training.seed)
     if arguments.conditional:
         _check_classes(splits)
-    model = _model(preset, arguments, splits.train.image_shape, splits.train.classes)
+    model = _model(preset, arguments, splits.train.image_shape, splits.classes)
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
     extra = {"preset": name, "source": lasting_name(source), "precision": arguments.precision}
-    if arguments.out is not None and arguments.out.absolute() == Path(extra["source"]):
+    if arguments.out is not None and arguments.out.resolve() == Path(extra["source"]).resolve():
         raise InputError(f"--out {arguments.out}: expected another folder than that of the data")
     folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem or "data")
     try:
@@ -90,11 +92,15 @@ def train(arguments: argparse.Namespace) -> None:
 def _check_classes(splits: Splits) -> None:
     if splits.train.labels is None:
         raise InputError(f"--conditional: {splits.name} has no labels")
-    if splits.train.classes > len(splits.train):
+    if splits.classes > len(splits.train):
         raise InputError(
-            f"--conditional: the labels of {splits.name} reach {splits.train.classes - 1}, "
+            f"--conditional: the labels of {splits.name} reach {splits.classes - 1}, "
             f"expected numbers below that of the {len(splits.train)} training images, from 0 on"
         )
+    untrained = np.setdiff1d(np.arange(splits.classes), splits.train.labels)
+    if len(untrained):
+        shown = ", ".join(map(str, untrained[:5])) + (", ..." if len(untrained) > 5 else "")
+        print(f"warning    no training image has the label {shown}: samples of it mean nothing")
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -184,6 +190,9 @@ def _print_run(model: Autoencoder, splits: Splits, training: Training, folder: P
     print(
         f"data       {splits.name}: {len(splits.train):,} train, {len(splits.test):,} test images"
     )
+    if splits.class_names:
+        named = ", ".join(f"{label} {name}" for label, name in enumerate(splits.class_names))
+        print(f"classes    {named}")
     print(f"objective  {model.describe(model.objective)}; binarization {training.binarization}")
     reason = why_no_likelihood(model, splits.test.images, training.binarization)
     if reason:
@@ -202,10 +211,15 @@ def _report_run(
     tested = [record for record in metrics if "test" in record]
     if not tested:
         raise InputError(f"{folder} has not been tested yet: --resume it with more --steps")
-    last = tested[-1]
+    last, best = tested[-1], best_epoch(metrics)
+    if training.patience and best and last["epoch"] - best["epoch"] >= training.patience:
+        print(f"stopped    after epoch {last['epoch']}: {training.patience} without a better one")
     for split in (name for name in ("train", "validation", "test") if name in last):
         values = "  ".join(f"{name} {value:.2f}" for name, value in last[split].items())
         print(f"{split:<10} {values}")
+    if best:
+        loss = best["validation"]["loss"]
+        print(f"best       epoch {best['epoch']}, validation loss {loss:.2f}: used with --best")
     from ..pictures import draw_run  # only now: matplotlib takes as long to load as many steps
 
     paths = draw_run(model, splits, training, metrics, folder / "pictures")

@@ -20,7 +20,7 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
 
     A path is a folder with MNIST's IDX files (gzipped or not), one IDX file of images, a `.npy` or
     `.npz` of images, or a folder of image files whose subfolders are classes. Where no test split
-    is given, the last tenth is held out; of a folder of image files, a tenth drawn by `seed`.
+    is given, a tenth drawn by `seed` is held out.
 
     Raises InputError, naming the file and what was expected.
     """
@@ -34,7 +34,7 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
         from .download import find_or_download
         from .idx import load_idx_folder
 
-        return load_idx_folder(find_or_download(source), source)
+        return load_idx_folder(find_or_download(source), source, seed)
     return _load_path(Path(source), seed)
 
 
@@ -45,7 +45,7 @@ def lasting_name(source: str | Path) -> str:
 
 def _load_path(path: Path, seed: int) -> Splits:
     from .arrays import load_npy, load_npz
-    from .folder import load_image_folder
+    from .folder import SUFFIXES, load_image_folder
     from .idx import has_idx_files, load_idx_file, load_idx_folder
 
     if not exists(path):
@@ -57,9 +57,11 @@ def _load_path(path: Path, seed: int) -> Splits:
     try:
         if path.is_dir():
             if has_idx_files(path):
-                return load_idx_folder(path, path.name)
+                return load_idx_folder(path, path.resolve().name, seed)
             return load_image_folder(path, seed)
+        if path.suffix.lower() in SUFFIXES:
+            raise InputError(f"{path}: one image, expected a folder of several")
         readers = {".npy": load_npy, ".npz": load_npz}
-        return readers.get(path.suffix, load_idx_file)(path)
+        return readers.get(path.suffix, load_idx_file)(path, seed)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

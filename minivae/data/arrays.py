@@ -45,13 +45,14 @@ def _load(path: Path) -> dict[str, NDArray]:
             raise _damaged(path, error) from None
 
 
-def load_npy(path: Path) -> Splits:
+def load_npy(path: Path, seed: int) -> Splits:
     """Images n x h x w or n x h x w x c of an .npy file, without labels. Raises InputError on
     any other file or array."""
-    return hold_out(Dataset.of(_load(path)["images"], None, path), path.name, path)
+    images = Dataset.of(_load(path)["images"], None, path)
+    return Splits(path.name, *hold_out(images, path, seed))
 
 
-def load_npz(path: Path) -> Splits:
+def load_npz(path: Path, seed: int) -> Splits:
     """The arrays `images`, and if they are there `labels`, `test_images` and `test_labels`, or
     `x_train`, `y_train`, `x_test` and `y_test`, of an .npz file. Raises InputError on any other
     file or arrays."""
@@ -72,7 +73,7 @@ def load_npz(path: Path) -> Splits:
     if test_images is None:
         if parts["test_labels"] is not None:
             raise InputError(f"{path}: has labels of test images, expected the images as well")
-        return hold_out(train, path.name, path)
+        return Splits(path.name, *hold_out(train, path, seed))
     test = Dataset.of(test_images, _flat(parts["test_labels"]), f"{path}, test images")
     same_image_shape(train, test, path)
     return Splits(path.name, train, test)

@@ -1,7 +1,7 @@
 """Images with their labels, checked once where they enter."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from ..ops.batch import gather_batch
 from ..ops.philox import EVALUATION_BINARIZATION_STREAM, Noise
 from ..ops.state import new_state
 
-HELD_OUT = 10
-"""One image of so many is held out where a source has no test split."""
+HELD_OUT, HOLD_OUT_STREAM = 10, 6
+"""One image of so many is held out where a source has no test split, drawn by this stream."""
 
 MOST_CHANNELS = 4
 
@@ -22,10 +22,12 @@ MOST_CHANNELS = 4
 @dataclass(frozen=True)
 class Dataset:
     """Images (n, h, w, c), uint8 or float32 in [0, 1], and labels (n,) if there are any. `of` makes
-    one of other arrays."""
+    one of other arrays. `origin` (n,) says of a part of a source which images it has: their
+    numbers there, or files."""
 
     images: NDArray
     labels: NDArray[np.int64] | None
+    origin: NDArray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,8 +65,8 @@ class Dataset:
 
     def take(self, index: slice | NDArray) -> "Dataset":
         """The images and labels of an index."""
-        labels = None if self.labels is None else self.labels[index]
-        return Dataset(np.ascontiguousarray(self.images[index]), labels)
+        labels, origin = (None if a is None else a[index] for a in (self.labels, self.origin))
+        return Dataset(np.ascontiguousarray(self.images[index]), labels, origin)
 
     def binarized(self, binarization: str, seed: int) -> "Dataset":
         """The images as float32, binarized once, as `Autoencoder.evaluate` does it."""
@@ -72,23 +74,35 @@ class Dataset:
         x = np.empty(flat.shape, np.float32)
         noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
         gather_batch(flat, np.arange(len(flat)), new_state(), x, binarization, noise)
-        return Dataset(x.reshape(self.images.shape), self.labels)
+        return replace(self, images=x.reshape(self.images.shape))
 
 
 class Splits(NamedTuple):
-    """A data set's name, what is trained on and what is tested on."""
+    """A data set's name, what is trained on, what is tested on, and what its classes are called, in
+    order, if they have names."""
 
     name: str
     train: Dataset
     test: Dataset
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest label of both splits; 0 without labels."""
+        return max(self.train.classes, self.test.classes)
 
     def checked(self) -> "Splits":
         """The same by `Dataset.of`, which a data set need not have come from."""
         check_is("the name of the splits", self.name, str)
         for split in (self.train, self.test):
-            check_is(f"a split of {self.name}", split, Dataset)
-        made = (Dataset.of(split.images, split.labels, self.name) for split in self[1:])
-        return Splits(self.name, *made)
+            hint = ": make one by Dataset.of"
+            check_is(f"a split of {self.name}", split, Dataset, hint=hint)
+        train, test = (
+            replace(split, images=made.images, labels=made.labels)
+            for split in (self.train, self.test)
+            for made in [Dataset.of(split.images, split.labels, self.name)]
+        )
+        return Splits(self.name, train, test, self.class_names)
 
     def fingerprint(self) -> str:
         """A hash of all images and labels: two splits with the same one train the same model."""
@@ -157,14 +171,32 @@ def _checked_labels(
     return labels.astype(np.int64)
 
 
-def hold_out(data: Dataset, name: str, source: Path | str) -> Splits:
-    """The last tenth of the data, and at least one image, as the test split. Raises InputError of
-    fewer than two images."""
+def hold_out(data: Dataset, source: Path, seed: int) -> tuple[Dataset, Dataset]:
+    """The data without a tenth, and at least one image, that is drawn by `seed`: sources may be
+    sorted by class. Both parts keep the order of the data. Raises InputError of fewer than two
+    images."""
     images = len(data)
     if images < 2:
         raise InputError(f"{source}: holds {images} image, expected at least 2")
-    first = images - max(1, images // HELD_OUT)
-    return Splits(name, data.take(slice(first)), data.take(slice(first, None)))
+    if data.origin is None:
+        data = replace(data, origin=np.arange(images))
+    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(images)
+    tested = np.isin(np.arange(images), order[: max(1, images // HELD_OUT)])
+    return data.take(~tested), data.take(tested)
+
+
+def joined(first: Dataset, second: Dataset) -> Dataset:
+    """Both as one, in the order of their origin if they have one."""
+
+    def both(one: NDArray | None, other: NDArray | None) -> NDArray | None:
+        return None if one is None or other is None else np.concatenate([one, other])
+
+    data = Dataset(
+        np.concatenate([first.images, second.images]),
+        both(first.labels, second.labels),
+        both(first.origin, second.origin),
+    )
+    return data if data.origin is None else data.take(np.argsort(data.origin))
 
 
 def same_image_shape(train: Dataset, test: Dataset, source: Path | str) -> None:

@@ -1,12 +1,17 @@
 """A folder of image files; its subfolders, in alphabetical order, are the classes."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from .dataset import Dataset, Splits, hold_out, same_image_shape
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 GREY = ("1", "L", "LA")
@@ -15,40 +20,57 @@ GREY = ("1", "L", "LA")
 MOST_GREY = 2**16 - 1
 """White in Pillow's modes I and I;16, which files of more than 8 bits have."""
 
-HOLD_OUT_STREAM = 6
+VALIDATION = ("val", "valid", "validation")
+"""What others call a split that is not for training."""
 
 
 def load_image_folder(folder: Path, seed: int) -> Splits:
-    """The images below a folder. With subfolders `train` and `test` these are the splits, else a
-    tenth, drawn by `seed`, is the test split.
+    """The images below a folder. With subfolders `train` and `test` these are the splits, and
+    nothing else is read; else a tenth, drawn by `seed`, is the test split. Names that begin with a
+    dot are passed over.
 
     Raises InputError on a folder without images, images beside subfolders of images, images of
-    mixed sizes, an unreadable file, or splits of different classes.
+    mixed sizes, an unreadable file, splits of different classes, or one of VALIDATION in place of
+    `test`.
     """
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        classes = [[part.name for part in _classes(folder / split)] for split in ("train", "test")]
-        if classes[0] != classes[1]:
-            raise InputError(
-                f"{folder}: train has the classes {classes[0]}, test {classes[1]}, expected the "
-                "same"
-            )
-        train, test = _read(folder / "train"), _read(folder / "test")
-        same_image_shape(train, test, folder)
-        return Splits(folder.name, train, test)
-    data = _read(folder)
-    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(len(data))
-    return hold_out(data.take(order), folder.name, folder)
+    name = folder.resolve().name
+    if (folder / "train").is_dir():
+        if (folder / "test").is_dir():
+            return _read_splits(folder, name)
+        for other in VALIDATION:
+            if (folder / other).is_dir():
+                raise InputError(
+                    f"{folder}: has folders train and {other}, expected train and test"
+                )
+    names = tuple(part.name for part in _classes(folder))
+    return Splits(name, *hold_out(_read(folder, folder), folder, seed), names)
+
+
+def _read_splits(folder: Path, name: str) -> Splits:
+    names = [tuple(part.name for part in _classes(folder / split)) for split in ("train", "test")]
+    if names[0] != names[1]:
+        raise InputError(
+            f"{folder}: train has the classes {[*names[0]]}, test {[*names[1]]}, expected the same"
+        )
+    train, test = (_read(folder / split, folder) for split in ("train", "test"))
+    same_image_shape(train, test, folder)
+    return Splits(name, train, test, names[0])
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def _classes(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _image_files(path))
+    return [path for path in _visible(folder) if path.is_dir() and _image_files(path)]
 
 
-def _read(folder: Path) -> Dataset:
+def _read(folder: Path, root: Path) -> Dataset:
+    """The images in a folder, or in its classes, whose origin is below `root`."""
     classes, loose = _classes(folder), _image_files(folder)
     if classes and loose:
         raise InputError(
@@ -70,12 +92,14 @@ def _read(folder: Path) -> Dataset:
         found, expected = (f"{i.shape} in {i.dtype}" for i in (image, images[0]))
         if found != expected:
             raise InputError(f"{path}: an image of {found}, expected {expected} like {files[0][0]}")
-    return Dataset.of(np.stack(images), labels, folder)
+    origin = np.array([path.relative_to(root).as_posix() for path, _ in files])
+    return replace(Dataset.of(np.stack(images), labels, folder), origin=origin)
 
 
 def _read_image(path: Path) -> NDArray:
-    """One image (h, w, c): grey stays one channel, everything else becomes three. Grey of more than
-    8 bits is float32: 16 bits scaled to [0, 1], floating point as it is."""
+    """One image (h, w, c): grey stays one channel, everything else becomes three; what is
+    transparent is white. Grey of more than 8 bits is float32: 16 bits scaled to [0, 1], floating
+    point as it is."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -85,7 +109,15 @@ def _read_image(path: Path) -> NDArray:
             elif image.mode == "F":
                 pixels = np.asarray(image)
             else:
-                pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+                shown = _on_white(image) if image.has_transparency_data else image
+                pixels = np.asarray(shown.convert("L" if image.mode in GREY else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from None
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _on_white(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    drawn = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)

@@ -85,18 +85,18 @@ def _read_split(folder: Path, split: str) -> Dataset | None:
     return Dataset.of(read_idx(images, 3), numbers, f"{folder}, {split} images")
 
 
-def load_idx_folder(folder: Path, name: str) -> Splits:
+def load_idx_folder(folder: Path, name: str, seed: int) -> Splits:
     """The splits of a folder with `train-images-idx3-ubyte`, and its labels and test files if they
     are there. Raises InputError on damaged files and on those that do not fit each other."""
     train, test = _read_split(folder, TRAIN), _read_split(folder, TEST)
     if train is None:
         raise InputError(f"{folder}: expected a file {file_name(TRAIN, 3)}[.gz]")
     if test is None:
-        return hold_out(train, name, folder)
+        return Splits(name, *hold_out(train, folder, seed))
     same_image_shape(train, test, folder)
     return Splits(name, train, test)
 
 
-def load_idx_file(path: Path) -> Splits:
+def load_idx_file(path: Path, seed: int) -> Splits:
     """The images of one IDX file, without labels."""
-    return hold_out(Dataset.of(read_idx(path, 3), None, path), path.name, path)
+    return Splits(path.name, *hold_out(Dataset.of(read_idx(path, 3), None, path), path, seed))
