@@ -126,9 +126,9 @@ def set_peers_precision(precision: str) -> None:
 def _own_loss(case: Case, images: np.ndarray) -> float:
     """The loss of some images, with the noise of the first step."""
     model = case.model
-    bound = model.bind(len(images))
-    bound.x[...] = model.backend.asarray(images.reshape(bound.x.shape))
-    return bound.mean_loss(Noise(0, LATENT_STREAM))
+    model_pass = model.bind(len(images))
+    model_pass.x[...] = model.backend.asarray(images.reshape(model_pass.x.shape))
+    return model_pass.mean_loss(Noise(0, LATENT_STREAM))
 
 
 def _peer_loss(name: str, peer: Any, images: np.ndarray, eps: np.ndarray) -> float:
