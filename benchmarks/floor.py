@@ -1,5 +1,6 @@
 """The floor: bytes over the machine's copy bandwidth, or operations over the rate of its library's
-matrix product, whichever takes longer. Below it is what stays in a cache, or a better product."""
+matrix product, whichever takes longer, both measured in the same turns as what is compared. Below
+it is what stays in a cache, or a better product."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,9 +15,10 @@ from minivae.environment import cores
 from minivae.train import Trainer
 
 from .cases import Case
-from .measure import ROUNDS, Candidate, interleaved
+from .measure import SECONDS_A_TURN, Candidate, Turns
 
 FLOAT = 4
+QUICK_SECONDS = 0.01
 ADAM_ARRAYS = 6
 """Parameters and both moments, read and written."""
 
@@ -33,33 +35,53 @@ class Rates(NamedTuple):
         return max(billionths) / 1e6
 
 
-def machine_rates(device: str, quick: bool) -> Rates:
-    """The rates of a device; those of the CPU where it is emulated."""
-    on_gpu = device in ("cuda", "numba_cuda")
-    size, edge = (1 << 22, 512) if quick else (1 << 26, 8192 if on_gpu else 2048)
-    if on_gpu:
-        import cupy as xp
-    else:
-        xp = np
-    wait = backends.get(device if on_gpu else "cpu").synchronize
-    # Of random numbers, as a model's are: equal ones take a GPU less power.
-    rng = np.random.default_rng(0)
-    source, a, b = (
-        xp.asarray(rng.random(shape, np.float32)) for shape in (size, (edge, edge), (edge, edge))
-    )
-    target, c = xp.empty_like(source), xp.empty_like(a)
-    times = interleaved(
-        {
+class RateMeter:
+    """The rates of a device, or of the CPU where it is emulated, at this moment."""
+
+    def __init__(self, device: str, quick: bool) -> None:
+        on_gpu = device in ("cuda", "numba_cuda")
+        self._size, self._edge = (1 << 22, 512) if quick else (1 << 26, 8192 if on_gpu else 2048)
+        if on_gpu:
+            import cupy as xp
+        else:
+            xp = np
+        wait = backends.get(device if on_gpu else "cpu").synchronize
+        # Of random numbers, as a model's are: equal ones take a GPU less power.
+        rng, square = np.random.default_rng(0), (self._edge, self._edge)
+        source, a, b = (
+            xp.asarray(rng.random(shape, np.float32)) for shape in (self._size, square, square)
+        )
+        target, c = xp.empty_like(source), xp.empty_like(a)
+        candidates = {
             "copy": Candidate(_copy(xp, target, source), wait),
             "product": Candidate(lambda: xp.matmul(a, b, out=c), wait),
-        },
-        3 if quick else ROUNDS,
-    )
-    # The fastest fifth: a floor is what the machine can do when nobody disturbs it.
-    return Rates(
-        2 * FLOAT * size / times["copy"]["p20"] / 1e6,
-        2 * edge**3 / times["product"]["p20"] / 1e6,
-    )
+        }
+        self._turns = Turns(candidates, QUICK_SECONDS if quick else SECONDS_A_TURN)
+
+    def __call__(self) -> Rates:
+        times = self._turns.take()
+        copied = 2 * FLOAT * self._size / times["copy"] / 1e6
+        return Rates(copied, 2 * self._edge**3 / times["product"] / 1e6)
+
+
+class Floor(NamedTuple):
+    """A floor beside times of the same turns: what slows the machine down slows both."""
+
+    milliseconds: float
+    times_the_floor: float
+
+    @staticmethod
+    def of(counter: "Counter", times: Sequence[float], rates: Sequence[Rates]) -> "Floor":
+        """Medians over turns, each with a time and rates, of something so counted."""
+        floors = [rate.milliseconds(counter.moved, counter.operations) for rate in rates]
+        ratios = [time / floor for time, floor in zip(times, floors, strict=False)]
+        return Floor(*(float(f"{np.median(values):.3g}") for values in (floors, ratios)))
+
+
+def median_rates(rates: Sequence[Rates]) -> dict[str, float]:
+    """For the result file."""
+    medians = np.median(np.array(rates), axis=0)
+    return {name: float(f"{m:.4g}") for name, m in zip(Rates._fields, medians, strict=True)}
 
 
 def _copy(xp: Any, target: Any, source: Any) -> Callable[[], None]:
@@ -125,9 +147,3 @@ def step_counts(case: Case) -> Counter:
     counter = Counter(fused=True)
     Trainer(case.model.to(counter), case.splits, case.training).step()
     return counter
-
-
-def step_floor(case: Case, rates: Rates) -> float:
-    """Milliseconds that a step needs at least."""
-    counter = step_counts(case)
-    return rates.milliseconds(counter.moved, counter.operations)

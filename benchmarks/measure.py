@@ -73,15 +73,6 @@ def collected(turns: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
     return times
 
 
-def interleaved(
-    candidates: Mapping[str, Candidate], rounds: int = ROUNDS, seconds: float = SECONDS_A_TURN
-) -> dict[str, dict[str, float]]:
-    """Milliseconds a unit of each candidate, over its turns: median, p20 and p80."""
-    turns = Turns(candidates, seconds)
-    times = collected(turns.take() for _ in range(rounds))
-    return {name: summary(values) for name, values in times.items()}
-
-
 def times_as_fast(own: list[float], other: list[float]) -> float:
     """How many times as long `other` takes, in the median turn: what slows a machine down for
     longer than a turn slows both."""

@@ -13,8 +13,17 @@ from minivae.ops.elbo import TOTALS_SIZE
 from minivae.ops.philox import Noise
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
 
-from .floor import Counter, machine_rates
-from .measure import ROUNDS, SECONDS_A_TURN, Candidate, interleaved
+from .floor import Counter, Floor, RateMeter, median_rates
+from .measure import (
+    LIMIT,
+    ROUNDS,
+    SECONDS_A_TURN,
+    Candidate,
+    OwnProcess,
+    Turns,
+    collected,
+    summary,
+)
 
 RELU = Activation("relu")
 CALLS_A_GRAPH = 20
@@ -190,7 +199,6 @@ def measure_primitives(device: str, quick: bool) -> dict[str, Any]:
     """The machine's rates, and each primitive's time, floor and their ratio."""
     backend = backends.get(device)
     n = 8 if quick else 128
-    rates = machine_rates(device, quick)
     rounds, seconds = (3, 0.01) if quick else (ROUNDS, SECONDS_A_TURN)
     repeats = CALLS_A_GRAPH if device == "cuda" else 1
 
@@ -202,20 +210,25 @@ def measure_primitives(device: str, quick: bool) -> dict[str, Any]:
         return Candidate(backend.capture(run), backend.synchronize, repeats)
 
     calls = primitive_calls(backend, n)
-    times = interleaved({name: candidate(call) for name, call in calls.items()}, rounds, seconds)
+    turns = Turns({name: candidate(call) for name, call in calls.items()}, seconds)
+    meter = OwnProcess(RateMeter, device, quick)
+    try:
+        taken = [(turns.take(), meter.ask(LIMIT)) for _ in range(rounds)]
+    finally:
+        meter.end()
+    times, rates = collected(turn for turn, _ in taken), [rate for _, rate in taken]
     counter = Counter(fused=False)
     results = []
     for name, call in primitive_calls(counter, n).items():
         counter.moved = counter.operations = 0.0
         call.run(counter)
-        floor = rates.milliseconds(counter.moved, counter.operations)
+        floor = Floor.of(counter, times[name], rates)
         results.append(
             {
                 "primitive": name,
-                "milliseconds": times[name],
-                "floor_milliseconds": float(f"{floor:.4g}"),
-                "times_the_floor": float(f"{times[name]['median'] / floor:.3g}"),
+                "milliseconds": summary(times[name]),
+                "floor_milliseconds": floor.milliseconds,
+                "times_the_floor": floor.times_the_floor,
             }
         )
-    rounded = {name: float(f"{rate:.4g}") for name, rate in rates._asdict().items()}
-    return {"rates": rounded, "primitives": results}
+    return {"rates": median_rates(rates), "primitives": results}

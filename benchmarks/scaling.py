@@ -10,7 +10,7 @@ from minivae.presets import preset
 from minivae.train import Trainer
 
 from .cases import IMAGES, PRESETS, Case, preset_case
-from .floor import Rates, machine_rates, step_floor
+from .floor import QUICK_SECONDS, Counter, Floor, RateMeter, median_rates, step_counts
 from .measure import (
     LIMIT,
     ROUNDS,
@@ -27,6 +27,7 @@ from .steps import OWN, set_peers_precision
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
 IMAGE_SIZES = (28, 64, 128)
+METER = "rates"
 FEW_IMAGES = 1024
 """So few that the memory of a data set is small beside a step's. Not for small images on a GPU,
 where an epoch's end would take longer than its steps."""
@@ -126,49 +127,54 @@ def _rates(milliseconds: dict[str, float], options: dict[str, Any]) -> dict[str,
     }
 
 
+def _counts(options: dict[str, Any], device: str) -> Counter:
+    return step_counts(_case(options, device))
+
+
 def _measured(options: dict[str, Any], frameworks: list[str], device: str, quick: bool) -> Any:
-    """Times and memory of each framework, which take turns."""
-    rounds, seconds = (2, 0.01) if quick else (ROUNDS, SECONDS_A_TURN)
+    """Times and memory of each framework, in turns with each other and with the machine's rates,
+    and a step's floor."""
+    rounds, seconds = (2, QUICK_SECONDS) if quick else (ROUNDS, SECONDS_A_TURN)
+    counts = in_own_process(_counts, options, device)
     processes = {}
     try:
         for name in frameworks:
             processes[name] = OwnProcess(_Size, name, options, device, seconds)
             processes[name].wait_until_prepared(LIMIT)
-        times: dict[str, list[float]] = {}
+        processes[METER] = OwnProcess(RateMeter, device, quick)
+        times: dict[str, list[float]] = {name: [] for name in frameworks}
+        rates = []
         for _ in range(rounds):
-            for name, process in processes.items():
-                times.setdefault(name, []).append(process.ask(LIMIT, "turn")[name])
+            for name in frameworks:
+                times[name].append(processes[name].ask(LIMIT, "turn")[name])
+            rates.append(processes[METER].ask(LIMIT))
+        floor = Floor.of(counts, times[OWN], rates)
         return {
-            name: {**_rates(summary(times[name]), options), **process.ask(LIMIT, "end")}
-            for name, process in processes.items()
+            "rates": median_rates(rates),
+            "floor_milliseconds": floor.milliseconds,
+            "times_the_floor": floor.times_the_floor,
+            **{
+                name: {
+                    **_rates(summary(times[name]), options),
+                    **processes[name].ask(LIMIT, "end"),
+                }
+                for name in frameworks
+            },
         }
     finally:
         for process in processes.values():
             process.end()
 
 
-def _floor(options: dict[str, Any], device: str, rates: Rates) -> float:
-    return step_floor(_case(options, device), rates)
-
-
-def _measure_all(options: dict[str, Any], device: str, quick: bool, rates: Rates) -> dict[str, Any]:
+def _measure_all(options: dict[str, Any], device: str, quick: bool) -> dict[str, Any]:
     frameworks, failures = [OWN, _peer(device)], {}
     if importlib.util.find_spec("torch") is None:
         failures[frameworks.pop()] = "not installed"
-    result: dict[str, Any] = {
-        "case": options["label"],
-        "rates": {name: float(f"{rate:.4g}") for name, rate in rates._asdict().items()},
-        "failures": failures,
-    }
+    result: dict[str, Any] = {"case": options["label"], "failures": failures}
     try:
-        result |= _measured(options, frameworks, device, quick)
-        floor = in_own_process(_floor, options, device, rates)
+        return result | _measured(options, frameworks, device, quick)
     except Exception as error:  # the other sizes are measured all the same
         return {**result, "failure": reason(error)}
-    own = result[OWN]["milliseconds"]["median"]
-    result["floor_milliseconds"] = float(f"{floor:.4g}")
-    result["times_the_floor"] = float(f"{own / floor:.3g}")
-    return result
 
 
 def measure_scaling(
@@ -178,10 +184,8 @@ def measure_scaling(
     minivae and, if it is there, PyTorch, in turns of two fresh processes, with the machine's rates
     behind its floor. A size that fails has a `failure` beside what was measured, and is measured
     again by the next call."""
-    # Not in this process: a child's peak memory begins at its parent's.
-    rates = in_own_process(machine_rates, device, quick)
     measured = [size for size in measured if "failure" not in size]
     for options in _cases(quick):
         if options["label"] not in {known["case"] for known in measured}:
-            measured = [*measured, _measure_all(options, device, quick, rates)]
+            measured = [*measured, _measure_all(options, device, quick)]
             yield measured

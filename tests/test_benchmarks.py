@@ -21,7 +21,7 @@ from minivae import Adam, cli, environment
 from minivae.backends.reference import PRIMITIVES, Call
 from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
-from minivae.benchmarks.floor import FLOAT, Counter, Rates, step_counts, step_floor
+from minivae.benchmarks.floor import FLOAT, Counter, Floor, Rates, step_counts
 from minivae.benchmarks.launches import CYCLES_PER_MICROSECOND, counted_cases, step_launches
 from minivae.benchmarks.primitives import primitive_calls
 from minivae.benchmarks.runs import RESULTS
@@ -38,11 +38,11 @@ CONVOLUTIONAL = (
 
 
 def operations(name: str, batch: int) -> float:
-    return 1e6 * step_floor(preset_case(name, batch=batch, images=batch), Rates(1e300, 1))
+    return step_counts(preset_case(name, batch=batch, images=batch)).operations
 
 
 def megabytes(name: str, batch: int) -> float:
-    return step_floor(preset_case(name, batch=batch, images=batch), Rates(1, 1e300))
+    return step_counts(preset_case(name, batch=batch, images=batch)).moved / 1e6
 
 
 def test_the_floor_of_a_step_has_the_operations_of_its_products() -> None:
@@ -58,6 +58,15 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
     image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
     assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
     assert 16 < image / 64 * 1e6 / (784 * FLOAT) < 17  # the pixels pass from layer to layer
+
+
+def test_a_floor_is_compared_in_each_turn() -> None:
+    counter = Counter(fused=True)
+    counter.moved, counter.operations = 4e6, 3e6
+    # A copy takes 2 ms, then 4 ms in a turn in which everything takes twice as long, and 3 ms where
+    # it's the product that is slow.
+    rates = [Rates(2, 30), Rates(1, 15), Rates(2, 1)]
+    assert Floor.of(counter, [3.0, 6.0, 3.0], rates) == Floor(3.0, 1.5)
 
 
 def test_every_primitive_that_moves_something_is_measured() -> None:
