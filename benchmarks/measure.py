@@ -19,6 +19,8 @@ SECONDS_A_TURN = 0.15
 SLOW, SLOW_TURNS = 10, 3
 LINE = 240
 LIMIT, SECONDS_TO_END = 600, 10
+SECONDS_TO_SETTLE = 0.1
+"""After which a library's threads no longer wait awake, on cores that the next process needs."""
 
 
 class Candidate(NamedTuple):
@@ -145,7 +147,9 @@ def _prepare_and_work(
         work = prepare(*arguments)
         connection.send((None, None))
         while True:
-            connection.send((work(*connection.recv()), None))
+            done = work(*connection.recv())
+            time.sleep(SECONDS_TO_SETTLE)
+            connection.send((done, None))
     except EOFError:  # nobody asks any more
         pass
     except Exception as error:
