@@ -161,11 +161,17 @@ def steps_table() -> str:
         elsewhere = others.get(name, {"milliseconds": {}})
         # Without the fastest peer a lead is another figure.
         leads = [case[lead], elsewhere[lead] if fastest in elsewhere["milliseconds"] else None]
-        rows.append([name, *cells, *(f"{ratio:.2f}" if ratio else "-" for ratio in leads)])
-    table = _table(["step, ms", *names, "speed-up over the fastest peer", "on a Xeon"], rows)
+        trip = case["core_round_trip_nanoseconds"]
+        rows.append(
+            [
+                *(name, *cells, *(f"{ratio:.2f}" if ratio else "-" for ratio in leads)),
+                f"{trip['median']:.0f} ({trip['p20']:.0f} to {trip['p80']:.0f})",
+            ]
+        )
+    heads = ["speed-up over the fastest peer", "on a Xeon", "cores apart, ns"]
     return (
-        f"{table}\n\nMedians over turns, in the last two columns of each turn's ratio. "
-        f"{_where(result)} The last column: {_where(other)}"
+        f"{_table(['step, ms', *names, *heads], rows)}\n\nMedians over turns, of speed-ups each "
+        f"turn's; in brackets p20 and p80. {_where(result)} On a Xeon: {_where(other)}"
     )
 
 

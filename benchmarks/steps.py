@@ -21,6 +21,7 @@ from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
 from minivae.train import Trainer
 
 from .cases import Case, step_cases
+from .cores import round_trip
 from .measure import (
     LIMIT,
     ROUNDS,
@@ -37,6 +38,7 @@ from .measure import (
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
 QUICK_BATCH = 4
 OWN = "minivae"
+ROUND_TRIP = "a cache line between two cores"
 SEVERAL = 8
 """Steps of minivae that are one launch in `several_steps`."""
 
@@ -215,9 +217,12 @@ def own_side(case: Case, device: str, precision: str, seconds: float) -> Side:
     losses = {OWN: (loss_now(), loss_now)}
     trainer = Trainer(case.model, case.splits, case.training)
     candidates = {OWN: Candidate(trainer.step, synchronize)}
+    trip = round_trip()
     if device != "cpu":
         name = f"{OWN}, {SEVERAL} steps a launch"
         candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
+    elif trip is not None:
+        candidates[ROUND_TRIP] = trip
     return Side(candidates, losses, {}, seconds)
 
 
@@ -254,7 +259,7 @@ def measure_case(
     label: str, own: Ask, peers: Ask, rounds: int, precision: str = "fp32"
 ) -> dict[str, Any]:
     """Milliseconds a step over so many rounds, in each of which minivae and every peer have a turn,
-    and why a peer has none. Raises RuntimeError if a peer's loss differs from minivae's, or if what
+    why a peer has none, and how far apart the cores were. Raises RuntimeError if a peer's loss differs from minivae's, or if what
     was timed has not lowered its loss."""
     (losses, _), (others, failures) = own("begin"), peers("begin")
     loss = losses[OWN]
@@ -265,9 +270,11 @@ def measure_case(
     for side in (own, peers):
         side("end")
     leads = [times_as_fast(times[OWN], times[name]) for name in others]
+    trips = [1e6 * milliseconds for milliseconds in times.pop(ROUND_TRIP, [])]
     return {
         "case": label,
         "loss": float(f"{loss:.6g}"),
+        **({"core_round_trip_nanoseconds": summary(trips)} if trips else {}),
         "milliseconds": {name: summary(values) for name, values in times.items()},
         "failures": failures,
         "times_as_fast_as_the_fastest_peer": min(leads, default=None),

@@ -19,7 +19,7 @@ import pytest
 
 from minivae import Adam, cli, environment
 from minivae.backends.reference import PRIMITIVES, Call
-from minivae.benchmarks import end_to_end, gpu_check, measure, report, run, startup, steps
+from minivae.benchmarks import cores, end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
 from minivae.benchmarks.floor import FLOAT, Counter, Floor, Rates, step_counts
 from minivae.benchmarks.launches import CYCLES_PER_MICROSECOND, counted_cases, step_launches
@@ -58,6 +58,15 @@ def test_the_floor_of_a_step_has_the_bytes_of_adam_and_of_each_image() -> None:
     image = megabytes("glyphs", 65) - megabytes("glyphs", 1)
     assert abs(image / 64 - (megabytes("glyphs", 129) - megabytes("glyphs", 65)) / 64) < 1e-9
     assert 16 < image / 64 * 1e6 / (784 * FLOAT) < 17  # the pixels pass from layer to layer
+
+
+def test_a_cache_line_goes_there_and_back_in_nanoseconds() -> None:
+    trip = cores.round_trip()
+    if trip is None:
+        pytest.skip("there is one core")
+    times = measure.collected(measure.Turns({"trip": trip}, 0.01).take() for _ in range(3))
+    # A system with other work may hold one of the two threads back for milliseconds.
+    assert 5 < 1e6 * min(times["trip"]) < 1e5
 
 
 def test_a_floor_is_compared_in_each_turn() -> None:
@@ -137,6 +146,7 @@ def test_every_peer_has_the_same_loss_and_lowers_it(name: str, device: str, prec
     several = {"minivae, 8 steps a launch"} if device == "emulated" else set()
     assert several <= found["milliseconds"].keys()
     assert {name for name in found["milliseconds"] if steps.OWN not in name} <= set(steps.PEERS)
+    assert (device == "cpu") == ("core_round_trip_nanoseconds" in found)
     frameworks = {name.split()[0].strip(",") for name in found["milliseconds"]}
     assert frameworks == {"minivae", "torch", "jax"}
 
