@@ -259,8 +259,8 @@ def measure_case(
     label: str, own: Ask, peers: Ask, rounds: int, precision: str = "fp32"
 ) -> dict[str, Any]:
     """Milliseconds a step over so many rounds, in each of which minivae and every peer have a turn,
-    why a peer has none, and how far apart the cores were. Raises RuntimeError if a peer's loss differs from minivae's, or if what
-    was timed has not lowered its loss."""
+    why a peer has none, and how far apart the cores were. Raises RuntimeError if a peer's loss
+    differs from minivae's, or if what was timed has not lowered its loss."""
     (losses, _), (others, failures) = own("begin"), peers("begin")
     loss = losses[OWN]
     for name, other in others.items():
