@@ -454,7 +454,7 @@ def test_sample_draws_the_class_asked_for(
     conditional_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[NDArray] = []
-    monkeypatch.setattr("minivae.plots.sample_grid", lambda path, x, title: drawn.append(x))
+    monkeypatch.setattr("minivae.plots.sample_grid", lambda path, x, **_: drawn.append(x))
     arguments = ["sample", str(conditional_run), "--count", "4", "--device", "cpu"]
     assert main([*arguments, "--label", "2"]) == 0
     model = load_run(conditional_run, "cpu")

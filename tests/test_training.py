@@ -165,7 +165,7 @@ class Watched(ReferenceBackend):
 
 def test_the_host_looks_at_the_device_as_often_as_it_logs_however_many_steps_are_between() -> None:
     looks = []
-    _, train, test = splits()
+    _, train, test, _ = splits()
     many = Splits("many", Dataset(np.tile(train.images, (10, 1, 1, 1)), None), test)
     for interval in (3, 120):
         backend = Watched()
@@ -428,7 +428,7 @@ def test_a_run_names_the_data_that_it_was_given_by_path(tmp_path: Path) -> None:
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, other: str) -> None:
     train(small_vae(), BUSY, out=tmp_path / "run")
     before = (tmp_path / "run" / METRICS).read_bytes()
-    _, first, test = splits()
+    _, first, test, _ = splits()
     images = first.images.copy()
     images[-1, 0, 0, 0] ^= other == "images"
     labels = np.zeros(IMAGES, np.int64) if other == "labels" else None
@@ -439,7 +439,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, other: str) -> None:
 
 
 def test_a_single_test_image_tells_nothing_of_active_units() -> None:
-    _, first, test = splits()
+    _, first, test, _ = splits()
     one = Splits("one", first, test.take(slice(1)))
     metrics = fit(small_vae(), one, Training(epochs=3, batch_size=10), progress=False)
     assert [record["active_units"] for record in metrics] == [None] * 3
@@ -508,7 +508,7 @@ def test_a_data_set_that_was_never_checked_is_checked_before_training() -> None:
 
 
 def test_images_without_an_axis_of_channels_train_like_those_with_one() -> None:
-    _, first, test = splits()
+    _, first, test, _ = splits()
     bare = Splits("noise", *(Dataset(split.images[..., 0], None) for split in (first, test)))
     training = Training(epochs=1, batch_size=10)
     found = [fit(small_vae(), data, training, progress=False) for data in (splits(), bare)]
