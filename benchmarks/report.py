@@ -150,8 +150,10 @@ def truth_table() -> str:
 def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
     result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
+    apart = _load("steps-cpu-apart.json")
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
     others = {case["case"]: case for case in other["steps"]}
+    aparts = {case["case"]: case for case in apart["steps"]}
     lead = "times_as_fast_as_the_fastest_peer"
     rows = []
     for case in result["steps"]:
@@ -160,7 +162,8 @@ def steps_table() -> str:
         fastest = min((n for n in times if n != OWN), key=lambda n: times[n]["median"])
         elsewhere = others.get(name, {"milliseconds": {}})
         # Without the fastest peer a lead is another figure.
-        leads = [case[lead], elsewhere[lead] if fastest in elsewhere["milliseconds"] else None]
+        on_xeon = elsewhere[lead] if fastest in elsewhere["milliseconds"] else None
+        leads = [case[lead], aparts[name][lead], on_xeon]
         trip = case["core_round_trip_nanoseconds"]
         rows.append(
             [
@@ -168,10 +171,11 @@ def steps_table() -> str:
                 f"{trip['median']:.0f} ({trip['p20']:.0f} to {trip['p80']:.0f})",
             ]
         )
-    heads = ["speed-up over the fastest peer", "on a Xeon", "cores apart, ns"]
+    heads = ["speed-up over the fastest peer", "another run's", "on a Xeon", "cores apart, ns"]
     return (
         f"{_table(['step, ms', *names, *heads], rows)}\n\nMedians over turns, of speed-ups each "
-        f"turn's; in brackets p20 and p80. {_where(result)} On a Xeon: {_where(other)}"
+        f"turn's; in brackets p20 and p80. {_where(result)} The other run: commit "
+        f"{apart['environment']['commit']}. On a Xeon: {_where(other)}"
     )
 
 
