@@ -1,5 +1,6 @@
 """The pictures of a run: what a trained model is asked, and which plot shows the answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def draw_progress(
     """A grid of samples from the prior; for a plain autoencoder, reconstructions of test images, as
     the training binarized them."""
     if isinstance(model, VAE):
-        _draw_samples(model, path, f"Samples from the prior, step {step}")
+        _draw_samples(model, splits.class_names, path, f"Samples from the prior, step {step}")
         return
     some = splits.test.take(slice(PAIRS)).binarized(training.binarization, training.seed)
     draw_reconstructions(model, some, path, f"{RECONSTRUCTIONS}, step {step}")
@@ -55,7 +56,7 @@ def draw_run(
         return paths[-1]
 
     some = splits.test.take(slice(SCATTER)).binarized(training.binarization, training.seed)
-    originals, labels = some.images, some.labels
+    originals, labels, names = some.images, some.labels, splits.class_names
     if metrics:
         plots.loss_curves(path("loss_curves"), metrics)
     draw_reconstructions(model, some.take(slice(PAIRS)), path("reconstructions"))
@@ -63,29 +64,32 @@ def draw_run(
     errors = np.sum((originals - decoded) ** 2, axis=(1, 2, 3))
     plots.error_histogram(path("error_histogram"), errors)
     if labels is not None:
-        plots.class_reconstructions(path("class_reconstructions"), originals, decoded, labels)
+        classes = path("class_reconstructions")
+        plots.class_reconstructions(classes, originals, decoded, labels, names=names)
     if isinstance(model, VAE):
         mu, logvar = model.encode(originals, labels)
         label = None if labels is None else labels[0]
-        plots.latent_scatter(path("latent_means"), mu, labels, quantity="posterior mean")
-        plots.latent_scatter(
-            path("latent_logvars"), logvar, labels, quantity="posterior log-variance"
-        )
+        for name, quantity, codes in (
+            ("latent_means", "posterior mean", mu),
+            ("latent_logvars", "posterior log-variance", logvar),
+        ):
+            plots.latent_scatter(path(name), codes, labels, names=names, quantity=quantity)
         kl = np.mean(kl_to_prior(mu, logvar), axis=0)
         plots.kl_per_dimension(path("kl_per_dimension"), kl)
-        _draw_samples(model, path("samples"), "Samples from the prior")
+        _draw_samples(model, names, path("samples"), "Samples from the prior")
         _draw_traversals(model, mu[0], label, kl, path("traversals"))
         if model.latent == 2:
             grid = model.decode(plots.manifold_grid(MANIFOLD), label)
             plots.manifold(path("manifold"), grid, MANIFOLD)
     else:
         codes = model.encode(originals, labels).reshape(len(originals), -1)
-        plots.latent_scatter(path("codes"), codes, labels, quantity="code")
+        plots.latent_scatter(path("codes"), codes, labels, names=names, quantity="code")
     return paths
 
 
-def _draw_samples(model: VAE, path: Path, title: str) -> None:
-    plots.sample_grid(path, model.sample(GRID), title=title, classes=model.classes)
+def _draw_samples(model: VAE, names: Sequence[str], path: Path, title: str) -> None:
+    images = model.sample(GRID)
+    plots.sample_grid(path, images, title=title, classes=model.classes, names=names)
 
 
 def _draw_traversals(model: VAE, start: Any, label: Any, kl: Any, path: Path) -> None:

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .data.dataset import unit_pixels
+from .data.dataset import called, unit_pixels
 from .errors import InputError
 from .files import replacing
 
 DPI = 120
-TITLE_INCHES = 0.1
+TITLE_INCHES, TICK_INCHES = 0.1, 0.1
 """A character's, and some."""
 
 MOST_CLASSES = 20
@@ -79,9 +79,7 @@ def _show(axes: Axes, images: NDArray, gap: int = 2) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _label(
-    axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any] | NDArray
-) -> None:
+def _label(axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_xticklabels([str(column) for column in columns])
@@ -140,8 +138,10 @@ def reconstructions(
     figure = new_figure(width * columns + 1.4, 2.05 * height * pairs + 1.1, title)
     axes = figure.subplots()
     _show(axes, stacked)
-    names = ["original", "decoded"] * pairs
-    _label(axes, "test image", "row", range(1, columns + 1), names)
+    firsts = range(0, len(originals), columns)
+    numbers = [f"{first + 1}-{min(first + columns, len(originals))}" for first in firsts]
+    names = [name for number in numbers for name in (number, "decoded")]
+    _label(axes, "column", "test images", range(1, columns + 1), names)
     save_figure(path, figure)
 
 
@@ -153,9 +153,16 @@ def _rows(images: NDArray, columns: int) -> NDArray:
     return padded.reshape(rows, columns, *images.shape[1:])
 
 
-def sample_grid(path: Path, images: NDArray, *, title: str = "Samples", classes: int = 0) -> None:
+def sample_grid(
+    path: Path,
+    images: NDArray,
+    *,
+    title: str = "Samples",
+    classes: int = 0,
+    names: Sequence[str] = (),
+) -> None:
     """Images (n, h, w, c) in a grid as square as can be, or with a column for each of so many
-    `classes`, of which they are in turn; the last row may be short."""
+    `classes`, of which they are in turn, with their `names`; the last row may be short."""
     by_class = 0 < classes <= min(MOST_CLASSES, len(images))
     columns = classes if by_class else int(np.ceil(np.sqrt(len(images))))
     grid = _rows(images, columns)
@@ -165,14 +172,22 @@ def sample_grid(path: Path, images: NDArray, *, title: str = "Samples", classes:
     _show(axes, grid)
     first = [row * columns + 1 for row in range(len(grid))]
     if by_class:
-        _label(axes, "class", "row", range(columns), range(1, len(grid) + 1))
+        shown = called(range(columns), names)
+        _label(axes, "class", "row", shown, range(1, len(grid) + 1))
+        if max(map(len, shown)) * TICK_INCHES > width:
+            axes.tick_params("x", rotation=90)
     else:
         _label(axes, "column", "first image of row", range(1, columns + 1), first)
     save_figure(path, figure)
 
 
 def class_reconstructions(
-    path: Path, originals: NDArray, decoded: NDArray, labels: NDArray
+    path: Path,
+    originals: NDArray,
+    decoded: NDArray,
+    labels: NDArray,
+    *,
+    names: Sequence[str] = (),
 ) -> None:
     """For each of the first MOST_CLASSES classes two originals, each beside its reconstruction."""
     classes = np.unique(labels)[:MOST_CLASSES]
@@ -189,7 +204,7 @@ def class_reconstructions(
     )
     axes = figure.subplots()
     _show(axes, np.stack(rows))
-    _label(axes, "two images", "class", ["original", "decoded"] * 2, classes)
+    _label(axes, "two images", "class", ["original", "decoded"] * 2, called(classes, names))
     save_figure(path, figure)
 
 
@@ -212,6 +227,7 @@ def latent_scatter(
     codes: NDArray,
     labels: NDArray | None,
     *,
+    names: Sequence[str] = (),
     quantity: str = "posterior mean",
 ) -> None:
     """Codes (n, d) in the plane, coloured by class: both dimensions if d = 2, the first two
@@ -219,9 +235,10 @@ def latent_scatter(
     dimensions = codes.shape[1]
     figure = new_figure(6.6, 5.4, f"Test images in the latent space: {quantity}")
     axes = figure.subplots()
-    classes = [None] if labels is None else list(np.unique(labels))
-    groups = [slice(None) if c is None else labels == c for c in classes]
-    colours = [colormaps["tab10"](index % 10) for index in range(len(classes))]
+    classes = [] if labels is None else list(np.unique(labels))
+    groups = [labels == c for c in classes] or [slice(None)]
+    shown = called(classes, names) or [""]
+    colours = [colormaps["tab10"](index % 10) for index in range(len(groups))]
     if dimensions == 1:
         axes.hist(
             [
@@ -230,28 +247,28 @@ def latent_scatter(
             bins=40,
             stacked=True,
             color=colours,
-            label=[str(c) for c in classes],
+            label=shown,
         )
-        names = [f"{quantity} of z1", "test images"]
+        quantities = [f"{quantity} of z1", "test images"]
     else:
-        points, names = codes, [f"{quantity} of z1", f"{quantity} of z2"]
+        points, quantities = codes, [f"{quantity} of z1", f"{quantity} of z2"]
         if dimensions > 2:
             points, shares = principal_components(codes, 2)
-            names = [
+            quantities = [
                 f"principal component {i + 1} of the {quantity}s ({shares[i]:.0%} of variance)"
                 for i in range(2)
             ]
         shades = np.empty((len(points), 4))
-        for group, c, colour in zip(groups, classes, colours, strict=True):
+        for group, name, colour in zip(groups, shown, colours, strict=True):
             shades[group] = colour
-            axes.scatter([], [], s=8, color=colour, label=str(c))
+            axes.scatter([], [], s=8, color=colour, label=name)
         # Mixed, so that no class hides those drawn before it.
         order = np.random.default_rng(0).permutation(len(points))
         x, y = points[order, 0], points[order, 1]
         axes.scatter(x, y, s=8, alpha=0.6, c=shades[order], linewidths=0)
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1])
-    if labels is not None and len(classes) <= MOST_CLASSES:
+    axes.set_xlabel(quantities[0])
+    axes.set_ylabel(quantities[1])
+    if 0 < len(classes) <= MOST_CLASSES:
         axes.legend(title="class", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     save_figure(path, figure)

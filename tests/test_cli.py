@@ -229,6 +229,8 @@ def test_a_class_is_sampled_by_its_name(tmp_path: Path, capsys: pytest.CaptureFi
     common = ["sample", str(folder), "--device", "cpu", "-o", output]
     assert main([*common, "--label", "square"]) == 0
     complains(capsys, [*common, "--label", "squares"], "did you mean 'square'?")
+    assert main(["evaluate", str(folder), "--device", "cpu", "--quiet"]) == 0
+    assert "  squared error of round 0." in capsys.readouterr().out
 
 
 def test_a_run_that_stops_early_says_which_epoch_was_best(

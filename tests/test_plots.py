@@ -150,6 +150,30 @@ def test_a_picture_has_the_format_of_its_suffix(tmp_path: Path, suffix: str, beg
     assert path.read_bytes().startswith(begin)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda p, names: plots.sample_grid(p, IMAGES, classes=3, names=names),
+        lambda p, names: plots.class_reconstructions(p, IMAGES, IMAGES, LABELS, names=names),
+        lambda p, names: plots.latent_scatter(p, CODES, LABELS, names=names),
+    ],
+    ids=["samples", "reconstructions", "scatter"],
+)
+def test_classes_with_names_are_called_by_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, draw: Callable[[Path, list[str]], None]
+) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: saved.append(figure))
+    draw(tmp_path, ["hat", "shoe"])
+    (axes,) = saved[0].axes
+    texts = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    if legend := axes.get_legend():
+        texts = legend.get_texts()
+    shown = [text.get_text() for text in texts]
+    # The third has no name, and is shown as its number.
+    assert "".join(shown).count("hatshoe2") == 1
+
+
 def test_an_unknown_suffix_of_a_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"p\.txt: expected a picture's suffix: .*png"):
         plots.sample_grid(tmp_path / "p.txt", IMAGES)

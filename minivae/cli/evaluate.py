@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from .. import plots
 from ..checkpoint import BEST, CHECKPOINT, load_at_step, read_config
 from ..data import Dataset, Splits
+from ..data.dataset import called
 from ..environment import environment
 from ..errors import InputError, check_count
 from ..evaluate import Evaluation
@@ -30,7 +32,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         chunk=arguments.chunk,
         progress=not arguments.quiet,
     )
-    _print_evaluation(found)
+    _print_evaluation(found, splits.class_names)
     document = {
         "run": arguments.run.name,
         "preset": config.get("preset"),
@@ -69,7 +71,7 @@ def _first_images(splits: Splits, count: int | None) -> Dataset:
     return splits.test.take(slice(count))
 
 
-def _print_evaluation(found: Evaluation) -> None:
+def _print_evaluation(found: Evaluation, names: Sequence[str]) -> None:
     print(f"objective  {found.objective}")
     print(f"data       {found.images:,} test images, binarization {found.binarization}")
     if found.why_no_likelihood:
@@ -98,5 +100,6 @@ def _print_evaluation(found: Evaluation) -> None:
         largest = sorted(found.kl_per_dimension, reverse=True)
         print(f"  {'KL by dimension':<19} {' '.join(f'{nats:.2f}' for nats in largest)}, sorted")
         print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, as one normal")
-    for label, error in found.error_per_class.items():
-        print(f"  squared error of {label:<2} {error:.5f} a pixel")
+    classes = called(map(int, found.error_per_class), names)
+    for name, error in zip(classes, found.error_per_class.values(), strict=True):
+        print(f"  {f'squared error of {name}':<19} {error:.5f} a pixel")

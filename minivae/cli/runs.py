@@ -79,20 +79,20 @@ def sample(arguments: argparse.Namespace) -> None:
     model = load(arguments.run, arguments.device, best=arguments.best)
     if not isinstance(model, VAE):
         raise InputError(f"{arguments.run} is a plain autoencoder: it has no prior to sample from")
+    names: list[str] = read_config(arguments.run).get("class_names", [])
     title, label, classes = "Samples from the prior", None, model.classes
     if arguments.label is not None:
         if not model.classes:
             raise InputError(f"{arguments.run} is not conditional: it takes no --label")
-        label, classes = _label(arguments), 0
+        label, classes = _label(arguments, names), 0
         title = f"Samples of class {arguments.label}"
     images = model.sample(arguments.count, seed=arguments.seed, labels=label)
-    plots.sample_grid(arguments.output, images, title=title, classes=classes)
+    plots.sample_grid(arguments.output, images, title=title, classes=classes, names=names)
     print(arguments.output)
 
 
-def _label(arguments: argparse.Namespace) -> int:
+def _label(arguments: argparse.Namespace, names: list[str]) -> int:
     """The number of the class that --label names or counts."""
-    names: list[str] = read_config(arguments.run).get("class_names", [])
     if arguments.label in names:
         return names.index(arguments.label)
     try:

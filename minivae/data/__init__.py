@@ -31,10 +31,11 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
 
         return glyphs(seed)
     if source in BUILTIN:
-        from .download import find_or_download
+        from .download import CLASS_NAMES, find_or_download
         from .idx import load_idx_folder
 
-        return load_idx_folder(find_or_download(source), source, seed)
+        splits = load_idx_folder(find_or_download(source), source, seed)
+        return splits._replace(class_names=CLASS_NAMES.get(source, ()))
     return _load_path(Path(source), seed)
 
 

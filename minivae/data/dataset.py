@@ -1,6 +1,7 @@
 """Images with their labels, checked once where they enter."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -122,6 +123,11 @@ def as_array(values: ArrayLike, what: str, dtype: DTypeLike | None = None) -> ND
         return np.asarray(values, dtype)
     except (TypeError, ValueError):
         raise InputError(f"{what}: expected an array, or values of one shape") from None
+
+
+def called(classes: Iterable[int], names: Sequence[str]) -> list[str]:
+    """The names of classes, or the numbers of those that have none."""
+    return [names[c] if c < len(names) else str(c) for c in classes]
 
 
 def unit_pixels(images: NDArray) -> NDArray[np.float32]:

@@ -30,6 +30,14 @@ MIRRORS = {
     ),
 }
 
+CLASS_NAMES = {
+    "fashion-mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+}
+"""What the classes are called where their numbers do not say it."""
+
 IMAGES, LABELS = 3, 1
 SHA256 = {
     "mnist": {
