@@ -1,13 +1,13 @@
 """How far apart two cores are: what it takes a cache line to go from one to the other and back. On
 a virtual machine they share a cache at times, and at others they do not."""
 
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numba import get_num_threads, njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numpy.typing import NDArray
+
+from minivae.backends.cpu_jobs import Job, job
+from minivae.backends.cpu_kernels import kernel
+from minivae.backends.cpu_threads import CORES, read, threads, write
 
 from .measure import Candidate
 
@@ -15,54 +15,33 @@ TRIPS = 1000
 IDLE, SENT, ENDED = 0, 1, 2
 
 
-def _pointer(context: Any, builder: Any, signature: Any, flag: Any) -> Any:
-    """To the first element of an array."""
-    array = context.make_array(signature.args[0])(context, builder, flag)
-    return cgutils.gep(builder, array.data, 0)
+@kernel
+def _trips(part, parts, flag, trips):
+    """The first thread sends the second a number so often, and gets another."""
+    if part == 0:
+        for _ in range(trips):
+            write(flag, 0, SENT)
+            while read(flag, 0) == SENT:
+                pass
+        write(flag, 0, ENDED)
+    elif part == 1:
+        while read(flag, 0) != ENDED:
+            if read(flag, 0) == SENT:
+                write(flag, 0, IDLE)
 
 
-@intrinsic
-def _read(typing_context: Any, flag: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature, arguments[0])
-        return builder.load_atomic(pointer, "acquire", 8)
-
-    return types.int64(flag), generate
-
-
-@intrinsic
-def _write(typing_context: Any, flag: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature, arguments[0])
-        builder.store_atomic(arguments[1], pointer, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(flag, types.int64), generate
-
-
-@njit(parallel=True, nogil=True)
-def _trips(flag: NDArray[np.int64], trips: int) -> None:
-    for side in prange(2):
-        if side == 0:
-            for _ in range(trips):
-                _write(flag, SENT)
-                while _read(flag) == SENT:
-                    pass
-            _write(flag, ENDED)
-        else:
-            while _read(flag) != ENDED:
-                if _read(flag) == SENT:
-                    _write(flag, IDLE)
+@kernel
+def _reset(flag):
+    flag[0] = IDLE
 
 
 def round_trip() -> Candidate | None:
-    """What makes TRIPS of them between the first two threads of Numba; None where there is one."""
-    if get_num_threads() < 2:
+    """What makes TRIPS of them between the first two threads; None where there is but one."""
+    if CORES < 2:
         return None
     flag = np.zeros(64, np.int64)
+    return Candidate(partial(_run, job([(_reset, (flag,)), (_trips, (flag, TRIPS))])), calls=TRIPS)
 
-    def run() -> None:
-        flag[0] = IDLE
-        _trips(flag, TRIPS)
 
-    return Candidate(run, calls=TRIPS)
+def _run(job: Job) -> None:
+    threads(CORES).run(job.calls)

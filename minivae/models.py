@@ -9,6 +9,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -443,25 +444,28 @@ class Autoencoder:
         order = backend.asarray(np.arange(rows))
         checked = self.checked_labels(labels, rows)
         resident_labels = None if checked is None else backend.asarray(checked)
-        schedule = np.zeros((1, SCHEDULE_COLUMNS))
-        schedule[0, BETA] = objective.beta
+        sizes = [chunk.stop - chunk.start for chunk in self._chunks(rows)]
+        schedule = np.zeros((len(sizes), SCHEDULE_COLUMNS))
+        schedule[:, BETA] = objective.beta
         schedule = backend.asarray(schedule.astype(self.dtype))
-        totals = backend.zeros((TOTALS_SIZE,), np.float64)
+        totals, state = backend.zeros((TOTALS_SIZE,), np.float64), backend.asarray(new_state())
         noise = Noise(seed, EVALUATION_STREAM)
         binarization_noise = Noise(seed, EVALUATION_BINARIZATION_STREAM)
-        chunks = list(self._chunks(rows))
-        states = [new_state(step=index, first=chunk.start) for index, chunk in enumerate(chunks)]
-        resident_states = backend.asarray(np.stack(states))
-        for index, chunk in enumerate(chunks):
-            state = resident_states[index]
-            model_pass = self.bind(chunk.stop - chunk.start)
+
+        def run(size: int) -> None:
+            model_pass = self.bind(size)
             drawn = (model_pass.x, binarization, binarization_noise)
             backend.gather_batch(resident, order, state, *drawn)
             if resident_labels is not None:
                 backend.gather_labels(resident_labels, order, state, model_pass.onehot)
             model_pass.forward(noise, schedule, state, totals, objective)
+            backend.advance_state(state, size)
+
+        captured = {size: backend.capture(partial(run, size)) for size in set(sizes)}
+        for size in sizes:
+            captured[size]()
         sums = backend.to_numpy(totals)
-        if backend.to_numpy(resident_states)[:, FAILED].any():
+        if backend.to_numpy(state)[FAILED]:
             # What is not finite is not added up.
             sums = np.full(TOTALS_SIZE, np.inf)
         return self.means(sums, rows, objective)

@@ -5,6 +5,7 @@ once; a `Pass` is the chain bound to views of that memory, and runs forward and 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,7 @@ class Pass:
         self.output, self.output_gradient, self.output_activation = x, dz_below, below
         backwards = self.stages[::-1]
         self.forward_calls = [stage.forward() for stage in self.stages]
+        self._forward = backend.capture(partial(backend.sequence, *self.forward_calls))
         self.input_gradient_calls = [
             call
             for stage in backwards
@@ -227,7 +229,7 @@ class Pass:
 
     def forward(self) -> None:
         """`output` from the input."""
-        self.backend.sequence(*self.forward_calls)
+        self._forward()
 
 
 def _tensors(views: dict[str, Any], prefix: str) -> Tensors:

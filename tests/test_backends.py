@@ -20,12 +20,11 @@ import llvmlite.binding
 import numpy as np
 import pytest
 from helpers import give_all_products, relative_error
-from numba import get_num_threads, set_num_threads
 from numpy.typing import DTypeLike, NDArray
 
 from minivae import backends
 from minivae.backends import cpu, cpu_kernels, cpu_products
-from minivae.backends.cpu import SPINS, CpuBackend
+from minivae.backends.cpu import CpuBackend
 from minivae.backends.reference import PRIMITIVES, Call, ReferenceBackend
 from minivae.data.glyphs import glyphs
 from minivae.errors import InputError
@@ -1017,29 +1016,13 @@ def test_products_are_right_with_the_tiles_of_a_processor_without_avx512() -> No
     assert "passed" in done.stdout
 
 
-@pytest.mark.parametrize("chosen", ["7", None])
-def test_how_long_threads_spin_is_the_users_choice(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None
-) -> None:
-    if chosen:
-        monkeypatch.setenv(SPINS, chosen)
-    else:
-        monkeypatch.delenv(SPINS, raising=False)
-    seen: list[str | None] = []
-    monkeypatch.setattr(cpu, "get_num_threads", lambda: seen.append(os.environ.get(SPINS)))
-    CpuBackend()
-    assert seen == ([] if chosen else ["1000"])
-    assert os.environ.get(SPINS) == chosen
-
-
 @pytest.mark.parametrize("name", ["glyphs", "mnist-conv"])
 def test_a_step_on_the_cpu_takes_no_memory_for_its_batch(name: str) -> None:
     chosen = preset(name)
-    trainer = Trainer(chosen.model().to("cpu"), glyphs(train=1280), chosen.training)
+    model = chosen.model().to(CpuBackend(cores=1))
+    trainer = Trainer(model, glyphs(train=1280), chosen.training)
     for _ in range(3):
         trainer.step()
-    threads = get_num_threads()
-    set_num_threads(1)
     tracemalloc.start()
     try:
         for _ in range(3):
@@ -1047,7 +1030,6 @@ def test_a_step_on_the_cpu_takes_no_memory_for_its_batch(name: str) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        set_num_threads(threads)
     # A core takes some rows of a weight, and gives them back; 128 images' 400 units are 205 kB.
     assert peak < 2**17
 

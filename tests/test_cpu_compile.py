@@ -14,7 +14,7 @@ import pytest
 from numba.core.compiler_lock import global_compiler_lock
 
 from minivae.backends import cpu_compile, cpu_kernels
-from minivae.backends.cpu_compile import Launch, Signature, compiled
+from minivae.backends.cpu_compile import Signature, compile_all
 
 NUMBERS = np.zeros(3, np.float32)
 
@@ -28,18 +28,22 @@ print(hashlib.sha256(model.parameters.flat["values"].tobytes()).hexdigest())
 
 
 @pytest.fixture
-def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """Of two kernels that were never compiled before, whose cache is empty."""
+def signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Signature]:
+    """Of three kernels that were never compiled before, whose cache is empty."""
     monkeypatch.setattr(cpu_kernels, "CACHE_FOLDER", str(tmp_path))
-    monkeypatch.setattr(cpu_compile, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu_compile, "CORES", 2)
 
     def first(x: Any) -> None:
         x[0] += 1
 
-    def last(x: Any) -> None:
+    def second(x: Any) -> None:
         x[0] *= 2
 
-    return [(cpu_kernels._compiled()(kernel), (NUMBERS.copy(),)) for kernel in (first, last)]
+    def third(x: Any) -> None:
+        x[0] -= 3
+
+    made = [cpu_kernels._compiled()(kernel) for kernel in (first, second, third)]
+    return [(kernel, (kernel.typeof_pyval(NUMBERS),)) for kernel in made]
 
 
 def forbidden(*arguments: Any) -> int:
@@ -59,63 +63,63 @@ def test_a_run_that_compiled_ends_with_the_bits_of_one_that_found_all_compiled(
     assert first.stdout == second.stdout != b""
 
 
-def test_the_functions_found_are_those_of_the_kernels(launches: list[Launch]) -> None:
-    def plain(x: Any) -> None:
-        x[0] -= 3
-
-    found = compiled([*launches, (plain, launches[0][1])])
-    for function, arguments in found:
-        function(*arguments)
-    assert [arguments[0][0] for _, arguments in found] == [-2, 0, -2]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it isn't safe to fork")
-def test_this_process_compiles_nothing_where_others_can(launches: list[Launch]) -> None:
-    compiled(launches)
-    for kernel, _ in launches:
+def test_this_process_compiles_nothing_where_others_can(signatures: list[Signature]) -> None:
+    compile_all(signatures)
+    for kernel, _ in signatures:
         assert kernel.stats.cache_hits.total() == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it isn't safe to fork")
-def test_a_process_leaves_every_kernel_in_the_cache(launches: list[Launch]) -> None:
-    signatures = [each for launch in launches if (each := cpu_compile._signature(*launch))]
-    os.waitpid(cpu_compile._compiling_process(signatures), 0)
-    assert [cpu_compile._taken(*signature) for signature in signatures] == [True, True]
+def test_a_process_leaves_the_kernels_that_it_is_given_in_the_cache(
+    signatures: list[Signature],
+) -> None:
+    tasks, given = os.pipe()
+    os.write(given, bytes([2, 0]))
+    os.close(given)
+    os.waitpid(cpu_compile._compiling_process(signatures, tasks), 0)
+    os.close(tasks)
+    assert [cpu_compile._taken(*signature) for signature in signatures] == [True, False, True]
 
 
 def test_other_processes_do_not_wait_for_a_thread_that_compiles_here(
-    launches: list[Launch],
+    signatures: list[Signature],
 ) -> None:
     def compile_for_a_while() -> None:
         with global_compiler_lock:
             begun.set()
             time.sleep(0.5)
 
-    signatures = [each for launch in launches if (each := cpu_compile._signature(*launch))]
     begun = threading.Event()
     thread = threading.Thread(target=compile_for_a_while)
     thread.start()
     begun.wait()
     cpu_compile._fill_cache(signatures)
     thread.join()
-    assert [cpu_compile._taken(*signature) for signature in signatures] == [True, True]
+    assert all(cpu_compile._taken(*signature) for signature in signatures)
 
 
-def test_the_second_process_is_over_when_the_first_is(
-    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupt_ends_all_processes(
+    signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
-    def asleep(signatures: Sequence[Signature]) -> int:
+    def asleep(signatures: Sequence[Signature], tasks: int) -> int:
         process = os.fork()
         if not process:
-            time.sleep(600 if started else 0)
+            time.sleep(600)
             os._exit(1)
         started.append(process)
         return process
 
+    def interrupt(*arguments: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(cpu_compile, "_compiling_process", asleep)
-    compiled(launches)
+    monkeypatch.setattr(os, "waitpid", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cpu_compile._fill_cache(signatures)
     assert len(started) == 2
     for process in started:
         with pytest.raises(ChildProcessError):
@@ -123,40 +127,42 @@ def test_the_second_process_is_over_when_the_first_is(
 
 
 def test_what_is_compiled_needs_no_other_process(
-    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+    signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled(launches)
+    compile_all(signatures)
     monkeypatch.setattr(cpu_compile, "_compiling_process", forbidden)
-    compiled(launches)
+    compile_all(signatures)
 
 
 def test_what_is_in_the_cache_needs_no_other_process(
-    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+    signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled(launches)
+    compile_all(signatures)
     monkeypatch.setattr(cpu_compile, "_compiling_process", forbidden)
-    again = [cpu_kernels._compiled()(kernel.py_func) for kernel, _ in launches]
-    compiled([(kernel, (NUMBERS.copy(),)) for kernel in again])
-    assert all(kernel.stats.cache_hits.total() == 1 for kernel in again)
+    again = [(cpu_kernels._compiled()(kernel.py_func), types) for kernel, types in signatures]
+    compile_all(again)
+    assert all(kernel.stats.cache_hits.total() == 1 for kernel, _ in again)
 
 
 def test_a_system_without_room_for_another_process_compiles_alone(
-    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+    signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> int:
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr(os, "fork", full)
-    assert len(compiled(launches)) == len(launches)
+    compile_all(signatures)
+    assert all(types in kernel.overloads for kernel, types in signatures)
 
 
-def test_a_single_core_has_one_other_process(
-    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (64, 3)])
+def test_there_are_no_more_processes_than_cores_or_kernels(
+    signatures: list[Signature], monkeypatch: pytest.MonkeyPatch, cores: int, processes: int
 ) -> None:
-    started: list[Sequence[Signature]] = []
-    monkeypatch.setattr(cpu_compile, "get_num_threads", lambda: 1)
+    started = []
+    monkeypatch.setattr(cpu_compile, "CORES", cores)
     monkeypatch.setattr(
-        cpu_compile, "_compiling_process", lambda signatures: started.append(signatures) or 0
+        cpu_compile, "_compiling_process", lambda *arguments: started.append(arguments) or 0
     )
-    compiled(launches)
-    assert len(started) == 1
+    compile_all(signatures)
+    assert len(started) == processes

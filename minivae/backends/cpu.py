@@ -1,19 +1,19 @@
 """The CPU backend: Numba kernels, which share rows, tiles or parameters among all cores.
 float32 only: float64, which gradient checks use, goes to the reference.
 
-Nothing here calls BLAS, whose threads would compete with Numba's for the cores.
+Nothing here calls BLAS, whose threads would compete with ours for the cores.
 """
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, wraps
 from inspect import signature
+from itertools import groupby
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import get_num_threads
+from numba.core.registry import CPUDispatcher
 from numpy.typing import DTypeLike, NDArray
 
 from ..ops.activations import Activation
@@ -21,7 +21,8 @@ from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
 from . import cpu_products as products
-from .cpu_compile import Launch, compiled
+from .cpu_jobs import Job, Launch, job
+from .cpu_threads import CORES, threads
 from .cpu_windows import Windows, weight_tiles, windows
 from .reference import Call, ReferenceBackend
 
@@ -44,27 +45,6 @@ MOST_IMAGES = 1024
 PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
-SPINS = "GOMP_SPINCOUNT"
-"""The variable that the OpenMP library reads once, when it is loaded."""
-
-_ONE_CALLER = threading.Lock()
-"""Numba's simplest pool of threads, its last resort, must not be called from two at once."""
-
-
-def _launch_threads() -> None:
-    """Starts Numba's threads.
-
-    OpenMP's threads spin while idle, by default for milliseconds, and so keep a core from other
-    processes: two runs at once then wait for each other in every kernel. Within a step the next
-    call comes in microseconds. Where nothing else runs, but a virtual core is late at times, a
-    longer spin is better: a count that the user has set stays.
-    """
-    if SPINS in os.environ:
-        return
-    os.environ[SPINS] = "1000"
-    get_num_threads()
-    del os.environ[SPINS]
-
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
     """Zeros that begin where a cache line does: a vector across two lines is loaded twice."""
@@ -77,6 +57,8 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
 def _is_float32(*arrays: NDArray) -> bool:
     return all(array.dtype == np.float32 for array in arrays)
 
+
+Arrays = tuple[NDArray, ...]
 
 Primitive = TypeVar("Primitive", bound=Callable[..., None])
 
@@ -158,12 +140,12 @@ def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
 
 
 class CpuBackend(ReferenceBackend):
-    """Numba's kernels on every core."""
+    """Numba's kernels on every core, or on so many."""
 
     name = "cpu"
 
-    def __init__(self) -> None:
-        _launch_threads()
+    def __init__(self, cores: int = CORES) -> None:
+        self._cores = cores
         self._workspaces: dict[str, NDArray[np.float32]] = {}
         self._plans = threading.local()
 
@@ -175,23 +157,36 @@ class CpuBackend(ReferenceBackend):
         planned = getattr(self._plans, "launches", None)
         if planned is not None:
             planned.append((kernel, arguments))
-            return
-        with _ONE_CALLER:
+        elif isinstance(kernel, CPUDispatcher):
+            self._run_job(job([(kernel, arguments)]))
+        else:
             kernel(*arguments)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """The kernels that `step` would run, with the arrays that it would give them: what Python
         does between them costs as much as a small kernel."""
-        launches: list[Launch] = []
+        program: list[Callable[[], None]] = []
 
         def run() -> None:
-            if not launches:
-                launches.extend(compiled(self._planned(step)))
-            with _ONE_CALLER:
-                for function, arguments in launches:
-                    function(*arguments)
+            if not program:
+                program.extend(self._program(self._planned(step)))
+            for section in program:
+                section()
 
         return run
+
+    def _program(self, launches: Sequence[Launch]) -> Iterator[Callable[[], None]]:
+        """The launches as functions to call one after the other: one for all kernels in a row."""
+        for compiled, some in groupby(
+            launches, lambda launch: isinstance(launch[0], CPUDispatcher)
+        ):
+            if compiled:
+                yield partial(self._run_job, job([*some]))
+            else:
+                yield from (partial(function, *arguments) for function, arguments in some)
+
+    def _run_job(self, job: Job) -> None:
+        threads(self._cores).run(job.calls)
 
     def _planned(self, step: Callable[[], None]) -> list[Launch]:
         """What `step` would launch."""
@@ -231,12 +226,12 @@ class CpuBackend(ReferenceBackend):
         if by_columns == (outputs == 2):
             return taps, by_columns
         transposed = self._workspace("transposed", (len(taps), w.shape[3], w.shape[2]))
-        self._run(products.transpose_taps, taps, transposed, get_num_threads())
+        self._run(products.transpose_taps, taps, transposed)
         return transposed, by_columns
 
     def _scratch(self, x: NDArray, y: NDArray) -> NDArray:
         """For each core, memory for the pixels of as many images y as stay in its cache."""
-        shape = (get_num_threads(), _images_in_cache(x, y), y.shape[1] * y.shape[2], y.shape[3])
+        shape = (self._cores, _images_in_cache(x, y), y.shape[1] * y.shape[2], y.shape[3])
         return self._workspace("scratch", shape)
 
     def _forward(
@@ -283,28 +278,38 @@ class CpuBackend(ReferenceBackend):
         self._run(
             products.window_weight_gradient,
             *(_pixels(large), _pixels(small), _taps(dw), seen, tiles, images),
-            *(*added, get_num_threads()),
+            *added,
         )
 
     def _panels(self, depth: int) -> NDArray[np.float32]:
         """For each core, memory for the columns of a product's right factor that it is at."""
-        return self._workspace("panels", (get_num_threads(), depth, products.DENSE_WIDTH))
+        return self._workspace("panels", (self._cores, depth, products.DENSE_WIDTH))
 
-    def _packed(self, dz: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Memory for the factors of a dense layer's gradient, in the order in which they are read,
-        and for the images that count."""
-        images = _images_at_a_time(len(dz), min(MOST_IMAGES, STREAM_BYTES // dz[0].nbytes))
-        blocks = self._workspace("blocks", (images * (dz.shape[1] + products.DENSE_WIDTH),))
-        parts = get_num_threads()
+    def _dense_update(
+        self, x: NDArray, dz: NDArray, sums: Arrays, weight: Arrays, bias: Arrays, *adam: Any
+    ) -> None:
+        """Adam on a dense layer, with the gradient of as many images at a time as stay in the cache
+        and make a precise sum."""
+        n = _images_at_a_time(len(dz), min(MOST_IMAGES, STREAM_BYTES // dz[0].nbytes))
+        blocks = self._workspace("blocks", (n * (dz.shape[1] + products.DENSE_WIDTH),))
         # One row more: the last is stored with BAND's idle lanes.
-        bands = self._workspace("bands", (parts, (images + 1) * products.ROWS))
-        return blocks, bands, self._workspace("steps", (parts, images)).view(np.int32)
+        bands = self._workspace("bands", (self._cores, (n + 1) * products.ROWS))
+        lists = self._workspace("lists of images", (self._cores, n)).view(np.int32)
+        for first in range(0, len(dz), n):
+            some_x, some_dz = x[first : first + n], dz[first : first + n]
+            packed = min(*some_x.shape, dz.shape[1]) > products.FEW_ROWS
+            if packed:
+                self._run(products.pack_blocks, some_dz, blocks)
+            factors = (some_x, some_dz, packed, blocks, bands, lists)
+            stage = (first > 0, first + n >= len(dz))
+            self._run(products.dense_weight_update, *factors, sums, weight, bias, *adam, stage)
 
     def _bias_gradient(self, dz: NDArray, db: NDArray, *added: np.float32 | bool) -> None:
         """db by dense.E3 or conv.E4, added as dense.E5 says."""
         rows = dz.reshape(-1, dz.shape[2] * dz.shape[3])
         sums = self._workspace("sums", (PARTIAL_SUMS, rows.shape[1]))
-        self._run(products.bias_gradient, rows, sums, db, *added)
+        self._run(products.partial_sums, rows, sums)
+        self._run(products.bias_gradient, sums, db, *added)
 
     @float32_only
     def dense_forward(
@@ -316,7 +321,9 @@ class CpuBackend(ReferenceBackend):
             oriented = self._oriented(w[None, None], 3)
             return self._forward(_points(x), *oriented, b, _points(y), POINT, activation)
         tiles = -(-len(x) // products.ROWS)
-        lists = self._workspace("lists", (tiles, x.shape[1] + 1 + products.AHEAD)).view(np.int32)
+        lists = self._workspace("lists", (tiles, x.shape[1] + 2 + products.AHEAD)).view(np.int32)
+        self._run(products.list_first_columns, x, lists)
+        self._run(products.list_other_columns, x, lists)
         arguments = (x, w, b, y, lists, self._panels(x.shape[1]), *_code(activation))
         self._run(products.dense_forward, *arguments)
 
@@ -432,7 +439,7 @@ class CpuBackend(ReferenceBackend):
         self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray
     ) -> None:
         words = _noise_words(noise)
-        self._run(kernels.latent_forward, head, z, kl, *words, state, get_num_threads())
+        self._run(kernels.latent_forward, head, z, kl, *words, state)
 
     @float32_only
     def latent_backward(
@@ -445,7 +452,7 @@ class CpuBackend(ReferenceBackend):
         state: NDArray,
     ) -> None:
         arguments = (head, dz, kl_weight, dhead, *_noise_words(noise), state)
-        self._run(kernels.latent_backward, *arguments, get_num_threads())
+        self._run(kernels.latent_backward, *arguments)
 
     @float32_only
     def importance_latent_forward(
@@ -458,8 +465,8 @@ class CpuBackend(ReferenceBackend):
         state: NDArray,
     ) -> None:
         arguments: Any = (head, z, log_ratio, np.float32(logvar_factor))
-        parts = (*_noise_words(noise), state, get_num_threads())
-        self._run(kernels.importance_latent_forward, *arguments, *parts)
+        words = _noise_words(noise)
+        self._run(kernels.importance_latent_forward, *arguments, *words, state)
 
     @float32_only
     def importance_latent_backward(
@@ -477,7 +484,7 @@ class CpuBackend(ReferenceBackend):
         self._run(
             kernels.importance_latent_backward,
             *(head, dz, weights, dhead, np.float32(scale), np.float32(logvar_factor)),
-            *(eps, *_noise_words(noise), state, get_num_threads()),
+            *(eps, *_noise_words(noise), state),
         )
 
     @float32_only
@@ -514,8 +521,7 @@ class CpuBackend(ReferenceBackend):
     ) -> None:
         self._run(
             kernels.squared_error_loss,
-            *(y, x, loss, dz, np.float32(scale), np.float32(weight)),
-            *(*_code(activation), get_num_threads()),
+            *(y, x, loss, dz, np.float32(scale), np.float32(weight), *_code(activation)),
         )
 
     @float32_only
@@ -589,9 +595,9 @@ class CpuBackend(ReferenceBackend):
             x, dz, dw, db, *_ = call.arguments
             weight, bias = (_places(gradient, g, flat) for gradient in (dw, db))
             if call.primitive == "dense_weight_gradient" and _is_float32(x, dz, dw, p):
-                arguments = (x, dz, *self._packed(dz), (_flat(dw), db), weight, bias)
                 numbers = (beta1, beta2, epsilon)
-                self._run(products.dense_weight_update, *arguments, schedule, state, numbers)
+                layer = ((_flat(dw), db), weight, bias)
+                self._dense_update(x, dz, *layer, schedule, state, numbers)
                 continue
             call.run(self)
             for (p_part, m_part, v_part), gradient in ((weight, dw), (bias, db)):
@@ -620,7 +626,7 @@ class CpuBackend(ReferenceBackend):
         if binarization == "threshold":
             self._run(kernels.gather_thresholded, *arguments)
         elif binarization == "stochastic":
-            words = self._workspace("words", (get_num_threads(), x.shape[1] + 3)).view(np.uint32)
+            words = self._workspace("words", (self._cores, x.shape[1] + 3)).view(np.uint32)
             self._run(kernels.gather_stochastic, *arguments, words, *_noise_words(noise))
         else:
             self._run(kernels.gather_scaled, *arguments)

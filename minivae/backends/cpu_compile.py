@@ -1,10 +1,10 @@
 """From the kernels of a step to their machine code.
 
-Numba compiles on one core, for seconds a kernel. Where it must, two other processes do so, one from
-the first kernel on and one from the last, until they meet. They leave the kernels in Numba's cache,
-from which this process then takes all of them: a kernel has copies of the functions that it calls,
-optimized once more than the functions themselves, and a process that had compiled both would run
-the others, with other roundings than every later run.
+Numba compiles on one core, for seconds a kernel. Where it must, other processes do so, each taking
+the next kernel that no other has. They leave the kernels in Numba's cache, from which this process
+then takes all of them: a kernel has copies of the functions that it calls, optimized once more than
+the functions themselves, and a process that had compiled both would run the others, with other
+roundings than every later run.
 """
 
 import ctypes
@@ -12,47 +12,27 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from numba import get_num_threads
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.event import Event, Listener, install_listener
 from numba.core.registry import CPUDispatcher
 
-Launch = tuple[Callable[..., None], tuple[Any, ...]]
-"""A kernel and its arguments."""
+from .cpu_threads import CORES
 
 Signature = tuple[CPUDispatcher, tuple[Any, ...]]
 """A kernel and the types of its arguments."""
+
+MOST_PROCESSES = 8
+"""Each takes some two hundred megabytes."""
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: a signal to come when the parent ends."""
 
 
-def compiled(launches: Sequence[Launch]) -> list[Launch]:
-    """The launches, with the functions that Numba would find and call for their arguments."""
-    signatures = [_signature(*launch) for launch in launches]
-    _load([*dict.fromkeys(each for each in signatures if each)])
-    return [
-        (_entry_point(*signature) if signature else function, arguments)
-        for (function, arguments), signature in zip(launches, signatures, strict=True)
-    ]
-
-
-def _signature(kernel: Callable[..., None], arguments: tuple[Any, ...]) -> Signature | None:
-    if not isinstance(kernel, CPUDispatcher):
-        return None
-    return kernel, tuple(kernel.typeof_pyval(argument) for argument in arguments)
-
-
-def _entry_point(kernel: CPUDispatcher, types: tuple[Any, ...]) -> Callable[..., None]:
-    found: Any = kernel.overloads[types]
-    return found.entry_point
-
-
-def _load(signatures: Sequence[Signature]) -> None:
+def compile_all(signatures: Sequence[Signature]) -> None:
     """Takes kernels from the cache, in this order, once they are there."""
     complete = False
     for index, (kernel, types) in enumerate(signatures):
@@ -89,25 +69,33 @@ def _taken(kernel: CPUDispatcher, types: tuple[Any, ...]) -> bool:
 def _fill_cache(signatures: Sequence[Signature]) -> None:
     """Compiles kernels in processes of their own. Where there are none, or one failed, what is not
     in the cache is left to this process."""
-    ends = [signatures, signatures[::-1]][: get_num_threads()]
+    tasks, given = os.pipe()
+    # The largest are a step's first and last: products with pixels, and weights' updates.
+    order = sorted(range(len(signatures)), key=lambda i: min(i, len(signatures) - 1 - i))
+    os.write(given, bytes(order))
+    os.close(given)
+    count = min(CORES, len(signatures), MOST_PROCESSES)
     # A process would wait for ever for a compiler that another thread has at this moment.
     with global_compiler_lock:
-        processes = [process for process in map(_compiling_process, ends) if process]
+        started = [_compiling_process(signatures, tasks) for _ in range(count)]
+    processes = [process for process in started if process]
     try:
-        if processes:
+        while processes:
             with suppress(ChildProcessError):  # whose end somebody else was told
-                os.waitpid(processes[0], 0)  # it also looks for what the other has compiled
-            del processes[0]
+                os.waitpid(processes[-1], 0)
+            processes.pop()
     finally:
+        os.close(tasks)
         for process in processes:
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
 
 
-def _compiling_process(signatures: Iterable[Signature]) -> int:
-    """The number of a process that compiles the kernels in this order; 0 where there is none:
-    elsewhere than on Linux it isn't safe to fork, and a system may have no room."""
+def _compiling_process(signatures: Sequence[Signature], tasks: int) -> int:
+    """The number of a process that compiles kernels whose numbers it reads from a pipe, a byte
+    each; 0 where there is none: elsewhere than on Linux it isn't safe to fork, and a system may
+    have no room."""
     if sys.platform != "linux":
         return 0
     with warnings.catch_warnings():
@@ -123,7 +111,8 @@ def _compiling_process(signatures: Iterable[Signature]) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for kernel, types in signatures:
+        while task := os.read(tasks, 1):
+            kernel, types = signatures[task[0]]
             kernel.compile(types)
     finally:
         os._exit(0)

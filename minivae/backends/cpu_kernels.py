@@ -1,9 +1,9 @@
 """The CPU backend's loops, compiled by Numba: one pass over memory each.
 
-A kernel runs on one core, a shared one hands its rows out to all, and neither holds the GIL. The
-transcendental functions are polynomials in float32, since calls into the C library do not
-vectorise. `contract` allows fused multiply-adds; `reassoc`, which vectorises sums, is only where a
-sum is. Neither assumes that values are finite.
+A kernel that begins with `part` and `parts` does one part of the work, and as many run side by side
+(cpu_jobs.py); none holds the GIL. The transcendental functions are polynomials in float32, since
+calls into the C library do not vectorise. `contract` allows fused multiply-adds; `reassoc`, which
+vectorises sums, is only where a sum is. Neither assumes that values are finite.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import config, njit, prange, types
+from numba import config, njit, types
 from numba.extending import intrinsic
 
 from ..ops import philox
@@ -62,7 +62,6 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 kernel: Any = _compiled(fastmath={"contract"})
 sum_kernel: Any = _compiled(fastmath={"contract", "reassoc"})
-shared_kernel: Any = _compiled(fastmath={"contract"}, parallel=True)
 inlined: Any = njit(inline="always")
 """For what a loop around it must see to be vectorised: a loop of its own."""
 
@@ -92,6 +91,12 @@ def float_of_bits(typing_context: Any, bits: Any = None) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@inlined
+def share(n, part, parts):
+    """The first of n that a part has, and the one after the last."""
+    return n * part // parts, n * (part + 1) // parts
 
 
 # Elementary functions: polynomials, and splits of ln 2 and pi / 2 into parts, of Cephes' single
@@ -398,35 +403,33 @@ def standard_normal_rows(eps, first, step, stream, key_low, key_high):
 # Latent
 
 
-@shared_kernel
-def latent_forward(head, z, kl, stream, key_low, key_high, state, parts):
+@kernel
+def latent_forward(part, parts, head, z, kl, stream, key_low, key_high, state):
     """latent.E1 and latent.E2."""
     n, d = z.shape
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
-        for row in range(begin, end):
-            mu, logvar = head[row, :d], head[row, d:]
-            for j in range(d):
-                z[row, j] = mu[j] + exp(HALF * logvar[j]) * z[row, j]
-                kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
+    begin, end = share(n, part, parts)
+    standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+    for row in range(begin, end):
+        mu, logvar = head[row, :d], head[row, d:]
+        for j in range(d):
+            z[row, j] = mu[j] + exp(HALF * logvar[j]) * z[row, j]
+            kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
 
 
-@shared_kernel
-def latent_backward(head, dz, kl_weight, dhead, stream, key_low, key_high, state, parts):
+@kernel
+def latent_backward(part, parts, head, dz, kl_weight, dhead, stream, key_low, key_high, state):
     """latent.E3 and latent.E4."""
     n, d = dz.shape
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        eps = dhead[begin:end, d:]
-        standard_normal_rows(eps, begin, state[STEP], stream, key_low, key_high)
-        for row in range(begin, end):
-            mu, logvar = head[row, :d], head[row, d:]
-            dmu, dlogvar = dhead[row, :d], dhead[row, d:]
-            for j in range(d):
-                dmu[j] = dz[row, j] + kl_weight[j] * mu[j]
-                growth = dz[row, j] * dlogvar[j] * exp(HALF * logvar[j])
-                dlogvar[j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
+    begin, end = share(n, part, parts)
+    eps = dhead[begin:end, d:]
+    standard_normal_rows(eps, begin, state[STEP], stream, key_low, key_high)
+    for row in range(begin, end):
+        mu, logvar = head[row, :d], head[row, d:]
+        dmu, dlogvar = dhead[row, :d], dhead[row, d:]
+        for j in range(d):
+            dmu[j] = dz[row, j] + kl_weight[j] * mu[j]
+            growth = dz[row, j] * dlogvar[j] * exp(HALF * logvar[j])
+            dlogvar[j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
 
 
 @sum_kernel
@@ -441,45 +444,55 @@ def _draw_row(mu, logvar, logvar_factor, z):
     return HALF * total
 
 
-@shared_kernel
+@kernel
 def importance_latent_forward(
-    head, z, log_ratio, logvar_factor, stream, key_low, key_high, state, parts
+    part, parts, head, z, log_ratio, logvar_factor, stream, key_low, key_high, state
 ):
     """latent.E1 and importance.E1."""
     (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
-    for part in prange(parts):
-        begin, end = rows * part // parts, rows * (part + 1) // parts
-        standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
-        for row in range(begin, end):
-            mu, logvar = head[row // draws, :d], head[row // draws, d:]
-            log_ratio[row] = _draw_row(mu, logvar, logvar_factor, z[row])
+    begin, end = share(rows, part, parts)
+    standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+    for row in range(begin, end):
+        mu, logvar = head[row // draws, :d], head[row // draws, d:]
+        log_ratio[row] = _draw_row(mu, logvar, logvar_factor, z[row])
 
 
-@shared_kernel
+@kernel
 def importance_latent_backward(
-    head, dz, weights, dhead, scale, logvar_factor, noise, stream, key_low, key_high, state, parts
+    part,
+    parts,
+    head,
+    dz,
+    weights,
+    dhead,
+    scale,
+    logvar_factor,
+    noise,
+    stream,
+    key_low,
+    key_high,
+    state,
 ):
     """importance.E5 to E7; noise (n k, d) is scratch."""
     n, d = head.shape[0], dz.shape[1]
     draws = dz.shape[0] // n
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        eps = noise[begin * draws : end * draws]
-        standard_normal_rows(eps, begin * draws, state[STEP], stream, key_low, key_high)
-        for image in range(begin, end):
-            mu, logvar = head[image, :d], head[image, d:]
-            dmu, dlogvar = dhead[image, :d], dhead[image, d:]
+    begin, end = share(n, part, parts)
+    eps = noise[begin * draws : end * draws]
+    standard_normal_rows(eps, begin * draws, state[STEP], stream, key_low, key_high)
+    for image in range(begin, end):
+        mu, logvar = head[image, :d], head[image, d:]
+        dmu, dlogvar = dhead[image, :d], dhead[image, d:]
+        for j in range(d):
+            dmu[j], dlogvar[j] = ZERO, -scale
+        for row in range(image * draws, (image + 1) * draws):
+            weight = scale * weights[row]
             for j in range(d):
-                dmu[j], dlogvar[j] = ZERO, -scale
-            for row in range(image * draws, (image + 1) * draws):
-                weight = scale * weights[row]
-                for j in range(d):
-                    deviation = exp(HALF * logvar_factor * logvar[j]) * noise[row, j]
-                    g = dz[row, j] + weight * (mu[j] + deviation)
-                    dmu[j] += g
-                    dlogvar[j] += g * deviation
-            for j in range(d):
-                dlogvar[j] *= HALF * logvar_factor
+                deviation = exp(HALF * logvar_factor * logvar[j]) * noise[row, j]
+                g = dz[row, j] + weight * (mu[j] + deviation)
+                dmu[j] += g
+                dlogvar[j] += g * deviation
+        for j in range(d):
+            dlogvar[j] *= HALF * logvar_factor
 
 
 # Objective
@@ -498,11 +511,11 @@ def bernoulli_row(logits, x, dlogits, scale):
     return total
 
 
-@shared_kernel
-def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importance):
+@kernel
+def importance_loss(part, parts, logits, x, log_ratio, weights, loss, dlogits, scale, importance):
     """importance.E2 to E4: the rows of an image are scaled while they are in the nearest cache."""
     draws = logits.shape[0] // x.shape[0]
-    for image in prange(x.shape[0]):
+    for image in range(*share(x.shape[0], part, parts)):
         first, end = image * draws, (image + 1) * draws
         mean, largest = ZERO, -np.float32(np.inf)
         for row in range(first, end):
@@ -531,10 +544,10 @@ def importance_loss(logits, x, log_ratio, weights, loss, dlogits, scale, importa
                 dlogits[row, i] *= factor
 
 
-@shared_kernel
-def bernoulli_loss(logits, x, loss, dlogits, scale):
+@kernel
+def bernoulli_loss(part, parts, logits, x, loss, dlogits, scale):
     """elbo.E2."""
-    for row in prange(x.shape[0]):
+    for row in range(*share(x.shape[0], part, parts)):
         loss[row] = bernoulli_row(logits[row], x[row], dlogits[row], scale)
 
 
@@ -548,15 +561,14 @@ def _squared_error_row(y, x, dy, scale):
     return total
 
 
-@shared_kernel
-def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope, parts):
+@kernel
+def squared_error_loss(part, parts, y, x, loss, dz, scale, weight, kind, slope):
     """elbo.E3; the derivative takes each row while it is in the nearest cache."""
     n, m = x.shape
-    for part in prange(parts):
-        dy = np.empty(m, np.float32)
-        for row in range(n * part // parts, n * (part + 1) // parts):
-            loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
-            multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
+    dy = np.empty(m, np.float32)
+    for row in range(*share(n, part, parts)):
+        loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
+        multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
 
 
 @kernel
@@ -654,14 +666,14 @@ def adam(p, g, m, v, row, beta1, beta2, epsilon):
         p[i] = p[i] * decay - step_size * m[i] / (np.sqrt(v[i]) * inverse_root + epsilon)
 
 
-@shared_kernel
-def adam_update(p, g, m, v, schedule, state, beta1, beta2, epsilon):
+@kernel
+def adam_update(part, parts, p, g, m, v, schedule, state, beta1, beta2, epsilon):
     """adam.E1 to adam.E4."""
     if state[FAILED]:
         return
     row = schedule[state[INDEX]]
-    for part in prange((p.size + PARAMETERS - 1) // PARAMETERS):
-        some = slice(part * PARAMETERS, (part + 1) * PARAMETERS)
+    for chunk in range(*share((p.size + PARAMETERS - 1) // PARAMETERS, part, parts)):
+        some = slice(chunk * PARAMETERS, (chunk + 1) * PARAMETERS)
         adam(p[some], g[some], m[some], v[some], row, beta1, beta2, epsilon)
 
 
@@ -690,42 +702,41 @@ def advance_state(state, images):
 # Batch
 
 
-@shared_kernel
-def gather_scaled(data, permutation, state, x, white):
+@kernel
+def gather_scaled(part, parts, data, permutation, state, x, white):
     """batch.E1."""
-    for row in prange(x.shape[0]):
+    for row in range(*share(x.shape[0], part, parts)):
         pixels = data[permutation[state[FIRST] + row]]
         for i in range(x.shape[1]):
             x[row, i] = np.float32(pixels[i]) / white
 
 
-@shared_kernel
-def gather_thresholded(data, permutation, state, x, white):
+@kernel
+def gather_thresholded(part, parts, data, permutation, state, x, white):
     """batch.E2."""
-    for row in prange(x.shape[0]):
+    for row in range(*share(x.shape[0], part, parts)):
         pixels = data[permutation[state[FIRST] + row]]
         for i in range(x.shape[1]):
             x[row, i] = ONE if TWO * np.float32(pixels[i]) >= white else ZERO
 
 
-@shared_kernel
-def gather_stochastic(data, permutation, state, x, white, words, stream, key_low, key_high):
+@kernel
+def gather_stochastic(
+    part, parts, data, permutation, state, x, white, words, stream, key_low, key_high
+):
     """batch.E3, exact in float64; words (parts, m + 3) is scratch."""
-    (n, m), parts = x.shape, words.shape[0]
+    n, m = x.shape
     epoch = np.uint32(state[EPOCH])
-    for part in prange(parts):
-        own = words[part]
-        for row in range(n * part // parts, n * (part + 1) // parts):
-            image = permutation[state[FIRST] + row]
-            for block in range((m + 3) // 4):
-                four = philox4x32(
-                    np.uint32(block), np.uint32(image), epoch, stream, key_low, key_high
-                )
-                at = 4 * block
-                own[at], own[at + 1], own[at + 2], own[at + 3] = four
-            for i in range(m):
-                threshold = np.float64(data[image, i]) * 2.0**32
-                x[row, i] = ONE if np.float64(own[i]) * white < threshold else ZERO
+    own = words[part]
+    for row in range(*share(n, part, parts)):
+        image = permutation[state[FIRST] + row]
+        for block in range((m + 3) // 4):
+            four = philox4x32(np.uint32(block), np.uint32(image), epoch, stream, key_low, key_high)
+            at = 4 * block
+            own[at], own[at + 1], own[at + 2], own[at + 3] = four
+        for i in range(m):
+            threshold = np.float64(data[image, i]) * 2.0**32
+            x[row, i] = ONE if np.float64(own[i]) * white < threshold else ZERO
 
 
 # Labels

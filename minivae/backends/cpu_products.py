@@ -1,13 +1,9 @@
 """The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
 
 Those of convolutions gather the rows of one operand through `Windows` (cpu_windows.py); no matrix
-of columns is written. A kernel runs on one core, a shared one on all. A shared one passes on the
-number of a part as an int64: Numba's own kind of index would have the kernel compiled once for
-typing, as int64, and once more for use.
-"""
+of columns is written."""
 
 import numpy as np
-from numba import prange
 
 from ..ops.state import FAILED, INDEX
 from .cpu_kernels import (
@@ -21,7 +17,7 @@ from .cpu_kernels import (
     inlined,
     kernel,
     multiply_derivative,
-    shared_kernel,
+    share,
     sum_rows,
 )
 from .cpu_tiles import (
@@ -76,15 +72,13 @@ def _turn(source, at, step, target, to, to_step, rows, columns):
         transpose_square(source, at, step, target, to, to_step, rows, columns)
 
 
-@shared_kernel
-def transpose_taps(w, transposed, parts):
+@kernel
+def transpose_taps(part, parts, w, transposed):
     """w (t, c, k) to (t, k, c)."""
-    taps, rows, columns = w.shape
+    rows, columns = w.shape[1:]
     source, target = w.reshape(-1), transposed.reshape(-1)
-    for part in prange(taps * parts):
-        tap, band = part // parts, part % parts
-        first, end = rows * band // parts, rows * (band + 1) // parts
-        origin = tap * rows * columns
+    first, end = share(rows, part, parts)
+    for origin in range(0, w.size, rows * columns):
         for k in range(0, columns, LANES):
             for c in range(first, end, LANES):
                 at, to = origin + c * columns + k, origin + k * rows + c
@@ -233,30 +227,7 @@ def _linear(x, w, b, y, windows, by_columns):
 
 
 @kernel
-def _some_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
-    """`window_forward` on one core, with its own scratch (images, p, k)."""
-    images = scratch.shape[0]
-    for first in range(0, x.shape[0], images):
-        x_part, y_part = x[first : first + images], y[first : first + images]
-        z = scratch[: x_part.shape[0]]
-        _linear(x_part, w, b, z, windows, by_columns)
-        activate(z.reshape(-1), y_part.reshape(-1), kind, slope)
-
-
-@kernel
-def _some_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind, slope):
-    """`window_input_gradient` on one core, with its own scratch (images, p, c)."""
-    images, zeros = scratch.shape[0], np.zeros(x.shape[2], np.float32)
-    for first in range(0, x.shape[0], images):
-        dz_part, x_part = dz[first : first + images], x[first : first + images].reshape(-1)
-        below_part = dz_below[first : first + images].reshape(-1)
-        dy = scratch[: dz_part.shape[0]]
-        _linear(dz_part, w, zeros, dy, windows, by_columns)
-        multiply_derivative(x_part, x_part, dy.reshape(-1), below_part, kind, slope)
-
-
-@shared_kernel
-def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
+def window_forward(part, parts, x, w, b, y, windows, by_columns, scratch, kind, slope):
     """y = f(b + windows of x times w) (dense.E0, conv.E1, conv.E5), as many images at a time as fit
     in a part of `scratch`.
 
@@ -264,29 +235,32 @@ def window_forward(x, w, b, y, windows, by_columns, scratch, kind, slope):
     sweep. Shapes: x (n, s, c), w (t, c, k) or, `by_columns`, (t, k, c), b (k,), y (n, p, k),
     scratch (parts, images, p, k).
     """
-    n, parts = x.shape[0], scratch.shape[0]
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        _some_forward(
-            x[begin:end], w, b, y[begin:end], windows, by_columns, scratch[part], kind, slope
-        )
+    (begin, end), images = share(x.shape[0], part, parts), scratch.shape[1]
+    for first in range(begin, end, images):
+        some = slice(first, min(end, first + images))
+        z = scratch[part, : some.stop - first]
+        _linear(x[some], w, b, z, windows, by_columns)
+        activate(z.reshape(-1), y[some].reshape(-1), kind, slope)
 
 
-@shared_kernel
-def window_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind, slope):
+@kernel
+def window_input_gradient(
+    part, parts, dz, w, x, dz_below, windows, by_columns, scratch, kind, slope
+):
     """dz_below = (windows of dz times w) f'(x) (dense.E4, conv.E2, conv.E6), as many images at a
     time as fit in a part of `scratch`.
 
     Shapes: dz (n, s, k), w (t, k, c) or, `by_columns`, (t, c, k), x and dz_below (n, p, c), scratch
     (parts, images, p, c).
     """
-    n, parts = x.shape[0], scratch.shape[0]
-    for part in prange(parts):
-        begin, end = n * part // parts, n * (part + 1) // parts
-        dz_part, x_part, below_part = dz[begin:end], x[begin:end], dz_below[begin:end]
-        _some_input_gradient(
-            dz_part, w, x_part, below_part, windows, by_columns, scratch[part], kind, slope
-        )
+    (begin, end), images = share(x.shape[0], part, parts), scratch.shape[1]
+    zeros = np.zeros(x.shape[2], np.float32)
+    for first in range(begin, end, images):
+        some = slice(first, min(end, first + images))
+        dy, outputs = scratch[part, : some.stop - first], x[some].reshape(-1)
+        _linear(dz[some], w, zeros, dy, windows, by_columns)
+        below = dz_below[some].reshape(-1)
+        multiply_derivative(outputs, outputs, dy.reshape(-1), below, kind, slope)
 
 
 # Dense layers, by shares of tiles: each core then reads but its part of a w that is larger than x.
@@ -296,8 +270,8 @@ def window_input_gradient(dz, w, x, dz_below, windows, by_columns, scratch, kind
 def _matrix_share(n, columns, width, part, parts):
     """(first tile, the one after the last, tiles in a column of tiles) of a part of a matrix."""
     tiles = (n + ROWS - 1) // ROWS
-    total = tiles * ((columns + width - 1) // width)
-    return total * part // parts, total * (part + 1) // parts, tiles
+    begin, end = share(tiles * ((columns + width - 1) // width), part, parts)
+    return begin, end, tiles
 
 
 @inlined
@@ -371,8 +345,8 @@ def _activate_tile(y, rows, block, width, height, vectors, squares, kind, slope)
 
 @inlined
 def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
-    """`_dense_product` for the columns from `first` to `last`."""
-    lists, listed, panel, kind, slope = how
+    """`dense_forward` for the columns from `first` to `last`."""
+    lists, panel, kind, slope = how
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     panel_flat, step = panel.reshape(-1), vectors * LANES
@@ -380,6 +354,7 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
     b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * DENSE_WIDTH), np.float32)
     bent, below = _negative_slope(kind, slope)
     begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
+    listed = lists[0, -1]
     packs, packed = n > FEW_ROWS and listed == 1, -1
     for number in range(begin, end):
         block, row = first + number // tiles * step, number % tiles * ROWS
@@ -415,16 +390,42 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
 
 
 @kernel
-def _dense_product(x, w, b, y, lists, listed, panel, kind, slope, part, parts):
-    """y = f(x w + b), or a share of its tiles; `lists` (tiles, i + 1 + AHEAD) has each tile's
-    columns of x or, if but one is `listed`, all columns for all.
+def list_first_columns(x, lists):
+    """Lists for `dense_forward` the columns of the first ROWS rows of x that are not all zero; if
+    they are most, all columns, and this is the only list.
 
-    Where all are multiplied, by many rows, DENSE_WIDTH columns of w at a time are in `panel` (i,
-    DENSE_WIDTH) while the rows go by.
+    Shapes: x (n, i), lists (tiles, i + 2 + AHEAD) of int32; the first one's last number says how
+    many lists there are.
+    """
+    inputs, first = x.shape[1], lists[0]
+    first[-1] = lists.shape[0]
+    if _list_columns(x, np.int64(0), first) > MOST_LIT * inputs:
+        first[-1] = 1
+        for column in range(inputs):
+            first[column] = column
+        first[inputs : inputs + 1 + AHEAD] = END
+
+
+@kernel
+def list_other_columns(part, parts, x, lists):
+    """`list_first_columns` of the other tiles, if they have lists of their own."""
+    for tile in range(*share(lists[0, -1] - 1, part, parts)):
+        _list_columns(x, (tile + 1) * ROWS, lists[tile + 1])
+
+
+@kernel
+def dense_forward(part, parts, x, w, b, y, lists, panels, kind, slope):
+    """y = f(x w + b) (dense.E0), but for the columns of x that are in none of a tile's `lists`.
+
+    Where all are multiplied, by many rows, DENSE_WIDTH columns of w at a time are in a panel while
+    the rows go by.
+
+    Shapes: x (n, i), w (i, o), b (o,), y (n, o); lists of `list_first_columns`; scratch panels
+    (parts, i, DENSE_WIDTH).
     """
     columns = w.shape[1]
     wide = _wide(columns, DENSE_VECTORS)
-    how = lists, listed, panel, kind, slope
+    how = lists, panels[part], kind, slope
     _dense_tiles(x, w, b, y, how, 0, wide, DENSE_VECTORS, part, parts)
     _dense_tiles(x, w, b, y, how, wide, columns, 1, part, parts)
 
@@ -447,7 +448,7 @@ def _derive_tile(x, dz_below, where, height, vectors, squares, kind, slope):
 
 @inlined
 def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vectors, part, parts):
-    """`_dense_back_product` for the columns from `first` to `last`."""
+    """`dense_input_gradient` for the columns from `first` to `last`."""
     (n, outputs), columns = dz.shape, w.shape[0]
     dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
     x_flat, below_flat = x.reshape(-1), dz_below.reshape(-1)
@@ -488,49 +489,18 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
 
 
 @kernel
-def _dense_back_product(dz, w, x, dz_below, panel, kind, slope, part, parts):
-    """dz_below = (dz w^T) f'(x), or a share of its tiles.
-
-    DENSE_WIDTH rows of w at a time are turned into the columns of `panel` (o, DENSE_WIDTH), which
-    stays in the cache while all rows of dz go by.
-    """
-    columns = w.shape[0]
-    wide = _wide(columns, DENSE_VECTORS)
-    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, DENSE_VECTORS, part, parts)
-    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, wide, columns, 1, part, parts)
-
-
-@shared_kernel
-def dense_forward(x, w, b, y, lists, panels, kind, slope):
-    """y = f(x w + b) (dense.E0). Columns of x that are zero in all rows of a tile are skipped, if
-    the first tile has enough of them.
-
-    Shapes: x (n, i), w (i, o), b (o,), y (n, o); scratch lists (tiles, i + 1 + AHEAD) of int32,
-    panels (parts, i, DENSE_WIDTH).
-    """
-    inputs, parts, listed = x.shape[1], panels.shape[0], lists.shape[0]
-    if _list_columns(x, np.int64(0), lists[0]) > MOST_LIT * inputs:
-        listed = 1
-        for column in range(inputs):
-            lists[0, column] = column
-        for ahead in range(1 + AHEAD):
-            lists[0, inputs + ahead] = END
-    else:
-        for tile in prange(1, listed):
-            _list_columns(x, tile * ROWS, lists[tile])
-    for part in prange(parts):
-        _dense_product(x, w, b, y, lists, listed, panels[part], kind, slope, np.int64(part), parts)
-
-
-@shared_kernel
-def dense_input_gradient(dz, w, x, dz_below, panels, kind, slope):
+def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, kind, slope):
     """dz_below = (dz w^T) f'(x) (dense.E4).
+
+    DENSE_WIDTH rows of w at a time are turned into the columns of a panel, which stays in the cache
+    while all rows of dz go by.
 
     Shapes: dz (n, o), w (i, o), x and dz_below (n, i); scratch panels (parts, o, DENSE_WIDTH).
     """
-    parts = panels.shape[0]
-    for part in prange(parts):
-        _dense_back_product(dz, w, x, dz_below, panels[part], kind, slope, np.int64(part), parts)
+    columns, panel = w.shape[0], panels[part]
+    wide = _wide(columns, DENSE_VECTORS)
+    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, DENSE_VECTORS, part, parts)
+    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, wide, columns, 1, part, parts)
 
 
 @inlined
@@ -577,8 +547,16 @@ def _run_starts(x, dz, runs, group, steps, first_pixel, targets, sources, images
 
 
 @kernel
-def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, part, parts):
-    """`window_weight_gradient`, but only every `parts`-th tile from the `part`-th on."""
+def window_weight_gradient(part, parts, x, dz, dw, windows, tiles, images, weight, accumulate):
+    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t
+    (dense.E2, conv.E3, conv.E7), times `weight`, on top of what dw holds if `accumulate`
+    (dense.E5).
+
+    Each number of dw has one owner, so that its bits do not depend on how many cores share the
+    work. `images` at a time go through the cache, which also keeps the sums short.
+
+    Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
+    """
     steps, first_pixel, targets, sources, first_tap, _, _, runs = windows
     first_tile, counts, weights, places, owned = tiles
     n, _, channels = x.shape
@@ -611,49 +589,33 @@ def _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate,
                 _gradient_tiles(left, right, found, count, target, wide, columns, 1)
 
 
-@shared_kernel
-def window_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, parts):
-    """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t
-    (dense.E2, conv.E3, conv.E7), times `weight`, on top of what dw holds if `accumulate`
-    (dense.E5).
+@kernel
+def partial_sums(part, parts, dz, sums):
+    """Sums of dz (n, m) over as many groups of rows as `sums` (groups, m) has, whoever sums up."""
+    n, groups = dz.shape[0], sums.shape[0]
+    for group in range(*share(groups, part, parts)):
+        first, end = share(n, group, groups)
+        sum_rows(dz[first:end], 0, sums[group])
 
-    Each number of dw has one owner, so that its bits do not depend on how many cores share the
-    work. `images` at a time go through the cache, which also keeps the sums short.
 
-    Shapes: x (n, s, c), dz (n, p, k), dw (t, c, k).
+@kernel
+def bias_gradient(sums, db, weight, accumulate):
+    """db = sum of dz over all pixels (dense.E3, conv.E4), from `partial_sums`, times `weight`, on
+    top of what db holds if `accumulate` (dense.E5).
+
+    Shapes: sums (groups, w c), db (c,).
     """
-    for part in prange(parts):
-        share = np.int64(part), parts
-        _some_weight_gradient(x, dz, dw, windows, tiles, images, weight, accumulate, *share)
-
-
-@shared_kernel
-def bias_gradient(dz, sums, db, weight, accumulate):
-    """db = sum of dz over all pixels (dense.E3, conv.E4), always from the same partial sums, times
-    `weight`, on top of what db holds if `accumulate` (dense.E5).
-
-    Shapes: dz (n h, w c), sums (parts, w c), db (c,).
-    """
-    n, parts = dz.shape[0], sums.shape[0]
-    for part in prange(parts):
-        sum_rows(dz[n * part // parts : n * (part + 1) // parts], 0, sums[part])
     total = np.empty_like(db)
     sum_rows(sums.reshape(-1, db.size), 0, total)
     for o in range(db.size):
         db[o] = weight * total[o] + (db[o] if accumulate else ZERO)
 
 
-@inlined
-def _packs(x, dz):
-    """Whether `dense_weight_update` packs its factors."""
-    return min(x.shape[0], x.shape[1], dz.shape[1]) > FEW_ROWS
-
-
 @kernel
-def _pack_blocks(dz, blocks, part, parts):
-    """`dense_weight_update`'s blocks of columns of dz, one behind the other, in a share of rows."""
+def pack_blocks(part, parts, dz, blocks):
+    """`dense_weight_update`'s blocks of columns of dz, one behind the other."""
     (n, columns), dz_flat, wide = dz.shape, dz.reshape(-1), _wide(dz.shape[1], DENSE_VECTORS)
-    first, last = n * part // parts, n * (part + 1) // parts
+    first, last = share(n, part, parts)
     for block in range(0, wide, DENSE_WIDTH):
         width = min(DENSE_WIDTH, wide - block)
         _pack(dz_flat, columns, first, last, block, width, blocks, block * n, DENSE_VECTORS)
@@ -711,21 +673,45 @@ def _add_up_or_update(gradient, sums, some, parameters, row, adam_numbers, stage
 
 
 @kernel
-def _some_dense_update(
-    x, dz, blocks, band, steps, sums, weight, bias, row, adam_numbers, stage, part, parts
+def dense_weight_update(
+    part,
+    parts,
+    x,
+    dz,
+    packed,
+    blocks,
+    bands,
+    lists,
+    sums,
+    weight,
+    bias,
+    schedule,
+    state,
+    adam_numbers,
+    stage,
 ):
-    """`dense_weight_update` of some images, on a share of the weight, ROWS rows at a time, and of
-    the bias. `stage` says whether these are not the first images, and whether they are the last."""
-    (n, channels), columns, packs = x.shape, dz.shape[1], _packs(x, dz)
-    x_flat, (dw, db) = x.reshape(-1), sums
-    right = (blocks if packs else dz.reshape(-1)), n, columns, packs
+    """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is in memory than
+    some rows in the nearest cache; only where there are more images than are taken at a time, they
+    grow in `sums`: `stage` says whether these are not the first images, and whether they are the
+    last. Images whose numbers are zero in all of these rows are skipped.
+
+    Shapes: x (n, i), dz (n, o), `packed` to blocks or not; sums: dw (i o,) and db (o,); weight and
+    bias each values, first and second moments, (i o,) and (o,). Scratch: for each part, a band of x
+    in bands (parts, (n + 1) ROWS) and the images that count in lists (parts, n), int32.
+    """
+    if state[FAILED]:
+        return
+    row, band, steps = schedule[state[INDEX]], bands[part], lists[part]
+    (n, channels), columns, (dw, db) = x.shape, dz.shape[1], sums
+    x_flat = x.reshape(-1)
+    right = (blocks if packed else dz.reshape(-1)), n, columns, packed
     g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
     # A packed block may end in idle lanes; one that is not is whole, so that it needs no mask.
-    wide = _wide(columns, DENSE_VECTORS) if packs else columns - columns % DENSE_WIDTH
-    bands = (channels + ROWS - 1) // ROWS
+    wide = _wide(columns, DENSE_VECTORS) if packed else columns - columns % DENSE_WIDTH
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
     # that goes from core to core costs more than the numbers in it.
-    for first in range(bands * part // parts * ROWS, bands * (part + 1) // parts * ROWS, ROWS):
+    for number in range(*share((channels + ROWS - 1) // ROWS, part, parts)):
+        first = number * ROWS
         height = min(ROWS, channels - first)
         # Where the height is a constant, rows are copied without a mask.
         if height == ROWS:
@@ -737,35 +723,7 @@ def _some_dense_update(
         _dense_gradient_tiles(left, right, g, g_rows, 0, wide, DENSE_VECTORS)
         _dense_gradient_tiles(left, right, g, g_rows, wide, columns, 1)
         _add_up_or_update(g[: height * columns], dw, some, weight, row, adam_numbers, stage)
-    first = columns * part // parts
-    some = slice(first, columns * (part + 1) // parts)
+    first, end = share(columns, part, parts)
+    some = slice(first, end)
     sum_rows(dz, first, g[some])
     _add_up_or_update(g[some], db, some, bias, row, adam_numbers, stage)
-
-
-@shared_kernel
-def dense_weight_update(
-    x, dz, blocks, bands, steps, sums, weight, bias, schedule, state, adam_numbers
-):
-    """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is in memory than
-    some rows in the nearest cache; only where there are more images than are taken at a time, they
-    grow in `sums`. Images whose numbers are zero in all of these rows are skipped.
-
-    Shapes: x (n, i), dz (n, o); sums: dw (i o,) and db (o,); weight and bias each values, first and
-    second moments, (i o,) and (o,). Scratch, for as many images as are taken at a time: blocks
-    (images (o + DENSE_WIDTH),) for dz, unless it is small; for each part, a band of x in bands
-    (parts, (images + 1) ROWS) and the images that count in steps (parts, images), int32.
-    """
-    if state[FAILED]:
-        return
-    row, n, (parts, images) = schedule[state[INDEX]], x.shape[0], steps.shape
-    for first in range(0, n, images):
-        some_x, some_dz = x[first : first + images], dz[first : first + images]
-        if _packs(some_x, some_dz):
-            for part in prange(parts):
-                _pack_blocks(some_dz, blocks, np.int64(part), parts)
-        stage = first > 0, first + images >= n
-        for part in prange(parts):
-            scratch, share = (blocks, bands[part], steps[part]), (np.int64(part), parts)
-            layer = sums, weight, bias
-            _some_dense_update(some_x, some_dz, *scratch, *layer, row, adam_numbers, stage, *share)

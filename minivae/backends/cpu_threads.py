@@ -1,0 +1,258 @@
+"""The CPU backend's threads. They go through a list of kernels together, each with its own part of
+every one; between two kernels they wait for one another without falling asleep, which takes tenths
+of a microsecond.
+
+They are Python's threads, in code that does not hold the GIL. Numba has threads of its own, but
+wakes them anew for every kernel, and compiles one for them five times.
+"""
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+from functools import lru_cache
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numpy.typing import NDArray
+
+from .cpu_kernels import kernel, settings
+from .cpu_tiles import emitted
+
+CORES: int = settings.NUMBA_NUM_THREADS
+"""That this process may use, unless the environment says how many."""
+
+LINE = 16
+"""Numbers that lie so far apart share no line of a cache."""
+
+NUMBER, JOB, COUNT, LET_OTHERS = range(4)
+"""The first of the lines that threads share: the number of the last job, which all look out for;
+where it is, and how many functions it has; and the function that leaves a core to others for a
+moment. Then each thread has a line with the last meeting that it came to, and one with its state.
+"""
+
+AWAKE, CALLED, ASLEEP = range(3)
+"""States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
+has to be woken."""
+
+PATIENCE = 1 << 10
+"""So often a thread looks before it leaves its core to others: for tens of microseconds."""
+
+LONGEST_WATCH = 1 << 12
+"""So often a thread looks out for a job before it falls asleep."""
+
+INTEGER = ir.IntType(64)
+FUNCTION = ir.FunctionType(ir.VoidType(), [INTEGER] * 3)
+"""What threads run: from the address of its arguments, the number of a part and how many there are.
+"""
+
+X86 = ("x86_64", "AMD64")
+"""What systems call such a machine."""
+
+
+def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """The address of numbers[at], the first two arguments."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return cgutils.gep(builder, array.data, arguments[1])
+
+
+@emitted
+def read(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """numbers[at]. What its writer wrote before can then be read as well."""
+
+    def generate(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(numbers, types.intp), generate
+
+
+@emitted
+def write(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
+    """numbers[at] = value, for `read`."""
+
+    def generate(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        builder.store_atomic(arguments[2], place, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, types.int64), generate
+
+
+@emitted
+def exchange(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
+    """numbers[at] = value. Returns what was there."""
+
+    def generate(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        return builder.atomic_rmw("xchg", place, arguments[2], "seq_cst")
+
+    return types.int64(numbers, types.intp, types.int64), generate
+
+
+@emitted
+def _call(typing_context: Any, job: Any, i: Any, part: Any, parts: Any) -> Any:
+    """Calls the i-th function of a job."""
+
+    def generate(context, builder, signature, values):
+        job, i, *parts = values
+        pairs = builder.inttoptr(job, INTEGER.as_pointer())
+        two = (builder.add(builder.mul(i, INTEGER(2)), INTEGER(which)) for which in (0, 1))
+        function, arguments = (builder.load(builder.gep(pairs, [at])) for at in two)
+        function = builder.inttoptr(function, FUNCTION.as_pointer())
+        builder.call(function, [arguments, *parts])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@emitted
+def _let_others(typing_context: Any, function: Any) -> Any:
+    """Calls `int function(void)`."""
+
+    def generate(context, builder, signature, values):
+        layout = ir.FunctionType(ir.IntType(32), [])
+        builder.call(builder.inttoptr(values[0], layout.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@emitted
+def _pause(typing_context: Any) -> Any:
+    """Tells the core, where one listens, that this thread waits."""
+
+    def generate(context, builder, signature, values):
+        if platform.machine() in X86:
+            layout = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, layout, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@kernel
+def _wait(shared, looks):
+    """What a thread does after it has looked so often in vain."""
+    if looks < PATIENCE:
+        _pause()
+    else:
+        _let_others(shared[LET_OTHERS])
+
+
+@kernel
+def _meet(shared, part, parts, meeting):
+    """Waits until all threads have come to the meeting of this number."""
+    write(shared, LINE * (1 + part), meeting)
+    for other in range(parts):
+        looks = 0
+        while read(shared, LINE * (1 + other)) < meeting:
+            _wait(shared, looks)
+            looks += 1
+
+
+@kernel
+def _take_part(shared, part, parts):
+    """One thread's part of the last job."""
+    job, meeting = shared[JOB], shared[LINE * (1 + part)]
+    for i in range(shared[COUNT]):
+        _call(job, i, part, parts)
+        meeting += 1
+        _meet(shared, part, parts, meeting)
+
+
+@kernel
+def _serve(shared, part, parts, jobs):
+    """Takes part in every job after the first so many, until none has come for a while. Returns how
+    many there have been."""
+    state = LINE * (1 + parts + part)
+    while True:
+        looks = 0
+        while read(shared, NUMBER) == jobs:
+            _wait(shared, looks)
+            looks += 1
+            if looks > LONGEST_WATCH:
+                if exchange(shared, state, ASLEEP) != CALLED:
+                    return jobs
+                write(shared, state, CALLED)
+                looks = 0
+        jobs += 1
+        write(shared, state, AWAKE)
+        _take_part(shared, part, parts)
+
+
+@kernel
+def _call_up(shared, parts, asleep):
+    """Tells the others that a job is coming. Returns whether some are asleep: those have to be
+    woken."""
+    some = False
+    for part in range(1, parts):
+        if exchange(shared, LINE * (1 + parts + part), CALLED) == ASLEEP:
+            asleep[part] = True
+        some |= asleep[part]
+    return some
+
+
+@kernel
+def _lead(shared, job, count, parts):
+    """Gives all a job, and takes part in it."""
+    shared[JOB], shared[COUNT] = job, count
+    write(shared, NUMBER, shared[NUMBER] + 1)
+    _take_part(shared, 0, parts)
+
+
+def _yield_function() -> int:
+    """The address of the system's `int function(void)` that leaves the core to others."""
+    system: Any = ctypes
+    if sys.platform == "win32":
+        function = system.windll.kernel32.SwitchToThread
+    else:
+        function = system.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class Threads:
+    """So many threads: the one that calls, and others."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._one_caller = threading.Lock()
+        self._shared = np.zeros((1 + 2 * count) * LINE, np.int64)
+        self._shared[LET_OTHERS] = _yield_function()
+        self._asleep = np.zeros(count, np.bool_)
+        self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(count)]
+        for part in range(1, count):
+            threading.Thread(target=self._work, args=(part,), daemon=True).start()
+
+    def _work(self, part: int) -> None:
+        jobs = 0
+        while True:
+            jobs = _serve(self._shared, part, self.count, jobs)
+            self._bells[part].get()
+
+    def run(self, calls: NDArray[np.int64]) -> None:
+        """Runs functions one after the other, each as `count` parts side by side. `calls`
+        (functions, 2) has the address of each, a FUNCTION, and that of its arguments."""
+        with self._one_caller:
+            if _call_up(self._shared, self.count, self._asleep):
+                # What an interrupt leaves undone here the next call does.
+                for part in np.flatnonzero(self._asleep):
+                    self._bells[part].put(None)
+                    self._asleep[part] = False
+            _lead(self._shared, calls.ctypes.data, len(calls), self.count)
+
+
+@lru_cache
+def _threads(count: int, process: int) -> Threads:
+    return Threads(count)
+
+
+def threads(count: int) -> Threads:
+    """The threads of this process, which has none of those that it was forked from."""
+    return _threads(count, os.getpid())

@@ -1,0 +1,130 @@
+"""The CPU backend's threads: each does its part of every kernel, after all of the one before."""
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from minivae.backends.cpu_jobs import Launch, job
+from minivae.backends.cpu_kernels import kernel
+from minivae.backends.cpu_threads import ASLEEP, LINE, Threads, _call_up, threads
+
+
+@kernel
+def count_parts(part, parts, counts):
+    counts[part] += parts
+
+
+@kernel
+def move_on(part, parts, x, y):
+    """Each takes the number of its neighbour."""
+    y[part] = x[(part + 1) % parts]
+
+
+@kernel
+def count_alone(counts):
+    counts[0] += 1
+
+
+@kernel
+def add_up(part, parts, matrix, numbers, pair, yes, total):
+    if part == 0:
+        small, large = numbers
+        (a, b), unsigned = pair
+        total[0] = small + large + a + b + np.float64(unsigned)
+        total[1] = matrix[1, 2] if yes else matrix[0, 0]
+        total[2] = matrix.shape[0] * 10 + matrix.shape[1]
+
+
+def run(some: Threads, *launches: Launch) -> None:
+    made = job(launches)
+    some.run(made.calls)
+
+
+@pytest.fixture(params=[1, 2, 5])
+def some(request: pytest.FixtureRequest) -> Threads:
+    """More threads than cores as well."""
+    return threads(request.param)
+
+
+def asleep(some: Threads) -> bool:
+    """Whether all threads but the caller's fall asleep within ten seconds."""
+    states = some._shared[LINE * (1 + some.count) :: LINE][1:]
+    end = time.monotonic() + 10
+    while time.monotonic() < end and not np.all(states == ASLEEP):
+        time.sleep(0.01)
+    return bool(np.all(states == ASLEEP))
+
+
+def test_every_part_is_done_once(some: Threads) -> None:
+    counts = np.zeros(some.count, np.int64)
+    for _ in range(50):
+        run(some, (count_parts, (counts,)))
+    np.testing.assert_array_equal(counts, 50 * some.count)
+
+
+def test_a_kernel_sees_all_that_the_one_before_did(some: Threads) -> None:
+    x, y = np.arange(some.count), np.zeros(some.count, np.int64)
+    turns = 100 * some.count
+    # Twice a turn, from x to y and back: after as many as there are threads all is as before.
+    run(some, *[(move_on, (x, y)), (move_on, (y, x))] * turns)
+    np.testing.assert_array_equal(x, np.arange(some.count))
+
+
+def test_a_kernel_without_parts_runs_once(some: Threads) -> None:
+    counts = np.zeros(1, np.int64)
+    run(some, *[(count_alone, (counts,))] * 30)
+    assert counts[0] == 30
+
+
+@pytest.mark.parametrize("matrix", [np.arange(12.0).reshape(3, 4), np.arange(12.0).reshape(4, 3).T])
+def test_arguments_of_all_kinds_arrive(matrix: NDArray) -> None:
+    total = np.zeros(3)
+    numbers, pair = (np.float32(0.5), -3), ((1.25, np.int32(-7)), np.uint32(2**32 - 1))
+    run(threads(2), (add_up, (matrix, numbers, pair, True, total)))
+    np.testing.assert_array_equal(total, [0.5 - 3 + 1.25 - 7 + 2**32 - 1, matrix[1, 2], 34])
+
+
+def test_idle_threads_fall_asleep_and_wake(some: Threads) -> None:
+    counts = np.zeros(some.count, np.int64)
+    for _ in range(3):
+        assert asleep(some)
+        run(some, (count_parts, (counts,)))
+    np.testing.assert_array_equal(counts, 3 * some.count)
+
+
+def test_a_thread_that_an_interrupt_left_asleep_is_woken_by_the_next_call(some: Threads) -> None:
+    assert asleep(some)
+    _call_up(some._shared, some.count, some._asleep)
+    counts = np.zeros(some.count, np.int64)
+    run(some, (count_parts, (counts,)))
+    np.testing.assert_array_equal(counts, some.count)
+
+
+def test_callers_side_by_side_take_turns(some: Threads) -> None:
+    def count_often(counts: Any) -> None:
+        for _ in range(100):
+            run(some, (count_parts, (counts,)), (count_alone, (counts,)))
+
+    each = [np.zeros(some.count, np.int64) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count_often, each))
+    for counts in each:
+        assert counts[0] == 100 * (some.count + 1)
+        np.testing.assert_array_equal(counts[1:], 100 * some.count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it isn't safe to fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    counts = np.zeros(2, np.int64)
+    run(threads(2), (count_parts, (counts,)))
+    process = os.fork()
+    if not process:
+        run(threads(2), (count_parts, (counts,)))
+        os._exit(int(counts.tolist() != [4, 4]))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
