@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from minivae.backends.cpu_jobs import Launch, job
 from minivae.backends.cpu_kernels import kernel
-from minivae.backends.cpu_threads import ASLEEP, LINE, Threads, _call_up, threads
+from minivae.backends.cpu_threads import (
+    ASLEEP,
+    LINE,
+    PERIOD,
+    TRIAL,
+    Threads,
+    Tuner,
+    _call_up,
+    threads,
+)
 
 
 @kernel
@@ -117,6 +126,54 @@ def test_callers_side_by_side_take_turns(some: Threads) -> None:
     for counts in each:
         assert counts[0] == 100 * (some.count + 1)
         np.testing.assert_array_equal(counts[1:], 100 * some.count)
+
+
+@pytest.mark.parametrize(
+    ("most", "fastest"), [(1, 1), (2, 1), (2, 2), (6, 1), (6, 4), (6, 6), (64, 1), (64, 8)]
+)
+def test_a_job_ends_up_with_the_number_of_threads_that_is_fastest(most: int, fastest: int) -> None:
+    now, ran = [0.0], []
+
+    def work(count: int) -> None:
+        ran.append(count)
+        late = 50.0 if len(ran) % TRIAL == 0 else 0.0
+        now[0] += 1 + abs(np.log2(count / fastest)) + late
+
+    tuner = Tuner(most, clock=lambda: now[0])
+    for _ in range(15 * PERIOD):
+        tuner.run(work)
+    assert ran[0] == most
+    chosen = ran[-PERIOD:]
+    assert chosen.count(fastest) >= PERIOD - TRIAL
+    assert len(chosen) - chosen.count(fastest) <= TRIAL
+
+
+def test_a_tuner_follows_what_changes() -> None:
+    now, slower, ran = [0.0], [1], []
+
+    def work(count: int) -> None:
+        ran.append(count)
+        now[0] += 2 if count == slower[0] else 1
+
+    tuner = Tuner(2, clock=lambda: now[0])
+    for count in (1, 2, 1):
+        slower[0] = count
+        for _ in range(2 * PERIOD):
+            tuner.run(work)
+        assert ran[-PERIOD // 2 :].count(count) <= TRIAL
+
+
+def test_a_difference_that_may_be_chance_changes_nothing() -> None:
+    now, ran = [0.0], []
+
+    def work(count: int) -> None:
+        ran.append(count)
+        now[0] += 0.95 if count == 1 else 1
+
+    tuner = Tuner(2, clock=lambda: now[0])
+    for _ in range(4 * PERIOD):
+        tuner.run(work)
+    assert ran.count(1) == 4 * TRIAL
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it isn't safe to fork")

@@ -22,7 +22,7 @@ from ..ops.philox import Noise
 from . import cpu_kernels as kernels
 from . import cpu_products as products
 from .cpu_jobs import Job, Launch, job
-from .cpu_threads import CORES, threads
+from .cpu_threads import CORES, Tuner, threads
 from .cpu_windows import Windows, weight_tiles, windows
 from .reference import Call, ReferenceBackend
 
@@ -139,8 +139,12 @@ def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
+def _run_job(job: Job, cores: int) -> None:
+    threads(cores).run(job.calls)
+
+
 class CpuBackend(ReferenceBackend):
-    """Numba's kernels on every core, or on so many."""
+    """Numba's kernels on every core, or on so many at most."""
 
     name = "cpu"
 
@@ -158,7 +162,7 @@ class CpuBackend(ReferenceBackend):
         if planned is not None:
             planned.append((kernel, arguments))
         elif isinstance(kernel, CPUDispatcher):
-            self._run_job(job([(kernel, arguments)]))
+            _run_job(job([(kernel, arguments)]), self._cores)
         else:
             kernel(*arguments)
 
@@ -181,12 +185,9 @@ class CpuBackend(ReferenceBackend):
             launches, lambda launch: isinstance(launch[0], CPUDispatcher)
         ):
             if compiled:
-                yield partial(self._run_job, job([*some]))
+                yield partial(Tuner(self._cores).run, partial(_run_job, job([*some])))
             else:
                 yield from (partial(function, *arguments) for function, arguments in some)
-
-    def _run_job(self, job: Job) -> None:
-        threads(self._cores).run(job.calls)
 
     def _planned(self, step: Callable[[], None]) -> list[Launch]:
         """What `step` would launch."""

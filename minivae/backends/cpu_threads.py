@@ -11,6 +11,8 @@ import os
 import platform
 import sys
 import threading
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
@@ -40,11 +42,17 @@ AWAKE, CALLED, ASLEEP = range(3)
 """States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
 has to be woken."""
 
-PATIENCE = 1 << 10
-"""So often a thread looks before it leaves its core to others: for tens of microseconds."""
+PATIENCE = 1 << 6
+"""So often a thread looks before it leaves its core to others: for a few microseconds."""
 
 LONGEST_WATCH = 1 << 12
-"""So often a thread looks out for a job before it falls asleep."""
+"""So often a thread looks out for a job before it falls asleep: for a millisecond or two."""
+
+PERIOD, TRIAL = 800, 4
+"""After so many runs of a job it is tried with another number of threads, so often."""
+
+CLEARLY_FASTER = 0.9
+"""So much of the time has to be enough for another number of threads to be taken."""
 
 INTEGER = ir.IntType(64)
 FUNCTION = ir.FunctionType(ir.VoidType(), [INTEGER] * 3)
@@ -256,3 +264,47 @@ def _threads(count: int, process: int) -> Threads:
 def threads(count: int) -> Threads:
     """The threads of this process, which has none of those that it was forked from."""
     return _threads(count, os.getpid())
+
+
+class Tuner:
+    """Finds out how many threads something is fastest on: of a small step, cores that are far
+    apart, or that others use as well, make one slower than the other could alone. It tries half as
+    many and twice as many now and then, since that changes."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._counts = sorted({most, *(2**i for i in range(most.bit_length()) if 2**i < most)})
+        self._chosen = self._tried = len(self._counts) - 1
+        self._step, self._runs = 1, 2 * TRIAL
+        self._clock = clock
+        self._seconds: list[float] = []
+
+    def run(self, work: Callable[[int], None]) -> None:
+        """Calls `work` with a number of threads."""
+        if self._runs < 2 * TRIAL:
+            self._measure(work)
+        else:
+            work(self._counts[self._chosen])
+        self._runs = (self._runs + 1) % PERIOD
+
+    def _measure(self, work: Callable[[int], None]) -> None:
+        """First with as many threads as before, then with others."""
+        if self._runs == TRIAL:
+            self._tried = self._neighbour()
+        started = self._clock()
+        work(self._counts[self._tried])
+        self._seconds.append(self._clock() - started)
+        if len(self._seconds) == 2 * TRIAL:
+            # The shortest: others are of a core that was late, or had first to get the data.
+            before, after = min(self._seconds[:TRIAL]), min(self._seconds[TRIAL:])
+            if after < CLEARLY_FASTER * before:
+                self._chosen = self._tried
+            self._tried = self._chosen
+            self._seconds.clear()
+
+    def _neighbour(self) -> int:
+        """The next number of threads on one side, in turns."""
+        last = len(self._counts) - 1
+        self._step = -self._step
+        if not 0 <= self._chosen + self._step <= last:
+            self._step = -self._step
+        return min(last, max(0, self._chosen + self._step))
