@@ -32,11 +32,13 @@ CORES: int = settings.NUMBA_NUM_THREADS
 LINE = 16
 """Numbers that lie so far apart share no line of a cache."""
 
-NUMBER, JOB, COUNT, LET_OTHERS = range(4)
+NUMBER, JOB, COUNT, YIELD, SLEEP, WHERE = range(6)
 """The first of the lines that threads share: the number of the last job, which all look out for;
-where it is, and how many functions it has; and the function that leaves a core to others for a
-moment. Then each thread has a line with the last meeting that it came to, and one with its state.
+where it is, and how many functions it has; and the addresses of three functions of the system. Then
+each thread has a line with the last meeting that it came to and its core, and one with its state.
 """
+
+MEETING, CORE = range(2)
 
 AWAKE, CALLED, ASLEEP = range(3)
 """States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
@@ -120,15 +122,14 @@ def _call(typing_context: Any, job: Any, i: Any, part: Any, parts: Any) -> Any:
 
 
 @emitted
-def _let_others(typing_context: Any, function: Any) -> Any:
-    """Calls `int function(void)`."""
+def _system(typing_context: Any, function: Any, number: Any) -> Any:
+    """What `int function(int number)` returns; it may take none."""
 
     def generate(context, builder, signature, values):
-        layout = ir.FunctionType(ir.IntType(32), [])
-        builder.call(builder.inttoptr(values[0], layout.as_pointer()), [])
-        return context.get_dummy_value()
+        layout = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+        return builder.call(builder.inttoptr(values[0], layout.as_pointer()), values[1:])
 
-    return types.void(types.int64), generate
+    return types.int32(types.int64, types.int32), generate
 
 
 @emitted
@@ -151,18 +152,30 @@ def _wait(shared, looks):
     if looks < PATIENCE:
         _pause()
     else:
-        _let_others(shared[LET_OTHERS])
+        _system(shared[YIELD], 0)
+
+
+@kernel
+def _core(shared):
+    """The number of the thread's core, if the system tells."""
+    return _system(shared[WHERE], 0) if shared[WHERE] else -1
 
 
 @kernel
 def _meet(shared, part, parts, meeting):
     """Waits until all threads have come to the meeting of this number."""
-    write(shared, LINE * (1 + part), meeting)
-    for other in range(parts):
+    own = LINE * (1 + part)
+    shared[own + CORE] = _core(shared)
+    write(shared, own + MEETING, meeting)
+    for place in range(LINE, LINE * (1 + parts), LINE):
         looks = 0
-        while read(shared, LINE * (1 + other)) < meeting:
+        while read(shared, place + MEETING) < meeting:
             _wait(shared, looks)
             looks += 1
+            # Two on one core would go on in turns: who sleeps for a moment wakes on an idle one.
+            if looks == PATIENCE and shared[own + CORE] == shared[place + CORE] >= 0:
+                _system(shared[SLEEP], 1)
+                shared[own + CORE] = _core(shared)
 
 
 @kernel
@@ -215,14 +228,15 @@ def _lead(shared, job, count, parts):
     _take_part(shared, 0, parts)
 
 
-def _yield_function() -> int:
-    """The address of the system's `int function(void)` that leaves the core to others."""
-    system: Any = ctypes
+def _system_functions() -> list[int]:
+    """The addresses of the system's functions that leave the core to others, sleep for so many
+    microseconds, and tell the number of the core; 0 for one that it has not."""
     if sys.platform == "win32":
-        function = system.windll.kernel32.SwitchToThread
+        library, names = ctypes.windll.kernel32, ("SwitchToThread", "", "")
     else:
-        function = system.CDLL(None).sched_yield
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+        library, names = ctypes.CDLL(None), ("sched_yield", "usleep", "sched_getcpu")
+    found = (getattr(library, name, None) for name in names)
+    return [ctypes.cast(each, ctypes.c_void_p).value or 0 if each else 0 for each in found]
 
 
 class Threads:
@@ -232,7 +246,7 @@ class Threads:
         self.count = count
         self._one_caller = threading.Lock()
         self._shared = np.zeros((1 + 2 * count) * LINE, np.int64)
-        self._shared[LET_OTHERS] = _yield_function()
+        self._shared[YIELD : WHERE + 1] = _system_functions()
         self._asleep = np.zeros(count, np.bool_)
         self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(count)]
         for part in range(1, count):
