@@ -82,14 +82,20 @@ def times_as_fast(own: list[float], other: list[float]) -> float:
 
 
 def _calibrated(candidate: Candidate, seconds: float) -> int:
-    """How often to call a warmed-up candidate in a turn."""
+    """How often to call a candidate in a turn, from calls that take half of one: after a pause a
+    virtual machine may be slow for ten milliseconds, and a turn that is no longer would be too."""
     for _ in range(2):
         candidate.run()
     candidate.wait()
-    started = time.perf_counter()
-    candidate.run()
-    candidate.wait()
-    return max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
+    calls, passed = 1, 0.0
+    while passed < seconds / 2:
+        started = time.perf_counter()
+        for _ in range(calls):
+            candidate.run()
+        candidate.wait()
+        passed = time.perf_counter() - started
+        calls *= 2
+    return max(1, round(calls / 2 * seconds / passed))
 
 
 class OwnProcess:

@@ -15,7 +15,9 @@ from minivae.backends.cpu_kernels import kernel
 from minivae.backends.cpu_threads import (
     ASLEEP,
     LINE,
+    LINES,
     PERIOD,
+    STATE,
     TRIAL,
     Threads,
     Tuner,
@@ -63,7 +65,7 @@ def some(request: pytest.FixtureRequest) -> Threads:
 
 def asleep(some: Threads) -> bool:
     """Whether all threads but the caller's fall asleep within ten seconds."""
-    states = some._shared[LINE * (1 + some.count) :: LINE][1:]
+    states = some._shared[LINE + STATE :: LINES * LINE][1:]
     end = time.monotonic() + 10
     while time.monotonic() < end and not np.all(states == ASLEEP):
         time.sleep(0.01)

@@ -23,7 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from .cpu_kernels import kernel, settings
+from .cpu_kernels import inlined, kernel, settings
 from .cpu_tiles import emitted
 
 CORES: int = settings.NUMBA_NUM_THREADS
@@ -32,13 +32,14 @@ CORES: int = settings.NUMBA_NUM_THREADS
 LINE = 16
 """Numbers that lie so far apart share no line of a cache."""
 
-NUMBER, JOB, COUNT, YIELD, SLEEP, WHERE = range(6)
+NUMBER, JOB, COUNT, YIELD, WHERE, GET_CORES, SET_CORES = range(7)
 """The first of the lines that threads share: the number of the last job, which all look out for;
-where it is, and how many functions it has; and the addresses of three functions of the system. Then
-each thread has a line with the last meeting that it came to and its core, and one with its state.
-"""
+where it is, and how many functions it has; and the addresses of the system's functions."""
 
-MEETING, CORE = range(2)
+MEETING, CORE, STATE, CORES_ALLOWED = 0, 1, LINE, 2 * LINE
+LINES = 3
+"""Each thread's own lines: the last meeting that it came to, and on which core; its state; and a
+bit for every core."""
 
 AWAKE, CALLED, ASLEEP = range(3)
 """States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
@@ -122,14 +123,15 @@ def _call(typing_context: Any, job: Any, i: Any, part: Any, parts: Any) -> Any:
 
 
 @emitted
-def _system(typing_context: Any, function: Any, number: Any) -> Any:
-    """What `int function(int number)` returns; it may take none."""
+def _system(typing_context: Any, function: Any, who: Any, size: Any, place: Any) -> Any:
+    """What `int function(int who, size_t size, void* place)` returns; it may take fewer."""
 
     def generate(context, builder, signature, values):
-        layout = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+        number = ir.IntType(32)
+        layout = ir.FunctionType(number, [number, INTEGER, INTEGER])
         return builder.call(builder.inttoptr(values[0], layout.as_pointer()), values[1:])
 
-    return types.int32(types.int64, types.int32), generate
+    return types.int32(types.int64, types.int32, types.int64, types.int64), generate
 
 
 @emitted
@@ -152,47 +154,62 @@ def _wait(shared, looks):
     if looks < PATIENCE:
         _pause()
     else:
-        _system(shared[YIELD], 0)
+        _system(shared[YIELD], 0, 0, 0)
+
+
+@inlined
+def _own(part):
+    """Where a thread's own lines begin."""
+    return LINE * (1 + LINES * part)
 
 
 @kernel
-def _core(shared):
-    """The number of the thread's core, if the system tells."""
-    return _system(shared[WHERE], 0) if shared[WHERE] else -1
+def _move(shared, own):
+    """Takes the thread from its core to another, where it is allowed on one."""
+    core, place = shared[own + CORE], shared.ctypes.data + 8 * (own + CORES_ALLOWED)
+    word, bit = own + CORES_ALLOWED + core // 64, np.int64(1) << core % 64
+    if _system(shared[GET_CORES], 0, 8 * LINE, place) > 0:
+        shared[word] ^= bit
+        _system(shared[SET_CORES], 0, 8 * LINE, place)
+        shared[word] ^= bit
+        _system(shared[SET_CORES], 0, 8 * LINE, place)
 
 
 @kernel
-def _meet(shared, part, parts, meeting):
-    """Waits until all threads have come to the meeting of this number."""
-    own = LINE * (1 + part)
-    shared[own + CORE] = _core(shared)
+def _meet(shared, part, parts, meeting, may_move):
+    """Waits until all threads have come to the meeting of this number. Returns whether this one may
+    still move: two that wait for each other on one core would go on in turns."""
+    own = _own(part)
+    if may_move:
+        shared[own + CORE] = _system(shared[WHERE], 0, 0, 0)
     write(shared, own + MEETING, meeting)
-    for place in range(LINE, LINE * (1 + parts), LINE):
+    for other in range(parts):
         looks = 0
-        while read(shared, place + MEETING) < meeting:
+        while read(shared, _own(other) + MEETING) < meeting:
             _wait(shared, looks)
             looks += 1
-            # Two on one core would go on in turns: who sleeps for a moment wakes on an idle one.
-            if looks == PATIENCE and shared[own + CORE] == shared[place + CORE] >= 0:
-                _system(shared[SLEEP], 1)
-                shared[own + CORE] = _core(shared)
+            together = shared[own + CORE] == shared[_own(other) + CORE]
+            if looks == PATIENCE and may_move and together and other < part:
+                _move(shared, own)
+                may_move = False
+    return may_move
 
 
 @kernel
 def _take_part(shared, part, parts):
     """One thread's part of the last job."""
-    job, meeting = shared[JOB], shared[LINE * (1 + part)]
+    job, meeting, may_move = shared[JOB], shared[_own(part) + MEETING], shared[WHERE] != 0
     for i in range(shared[COUNT]):
         _call(job, i, part, parts)
         meeting += 1
-        _meet(shared, part, parts, meeting)
+        may_move = _meet(shared, part, parts, meeting, may_move)
 
 
 @kernel
 def _serve(shared, part, parts, jobs):
     """Takes part in every job after the first so many, until none has come for a while. Returns how
     many there have been."""
-    state = LINE * (1 + parts + part)
+    state = _own(part) + STATE
     while True:
         looks = 0
         while read(shared, NUMBER) == jobs:
@@ -214,7 +231,7 @@ def _call_up(shared, parts, asleep):
     woken."""
     some = False
     for part in range(1, parts):
-        if exchange(shared, LINE * (1 + parts + part), CALLED) == ASLEEP:
+        if exchange(shared, _own(part) + STATE, CALLED) == ASLEEP:
             asleep[part] = True
         some |= asleep[part]
     return some
@@ -229,14 +246,16 @@ def _lead(shared, job, count, parts):
 
 
 def _system_functions() -> list[int]:
-    """The addresses of the system's functions that leave the core to others, sleep for so many
-    microseconds, and tell the number of the core; 0 for one that it has not."""
+    """The addresses of the system's functions that leave the core to others, and, on Linux, that
+    tell the number of the core, and get and set the cores on which the thread may be; else 0."""
     if sys.platform == "win32":
-        library, names = ctypes.windll.kernel32, ("SwitchToThread", "", "")
+        library, names = ctypes.windll.kernel32, ["SwitchToThread"]
     else:
-        library, names = ctypes.CDLL(None), ("sched_yield", "usleep", "sched_getcpu")
-    found = (getattr(library, name, None) for name in names)
-    return [ctypes.cast(each, ctypes.c_void_p).value or 0 if each else 0 for each in found]
+        library, names = ctypes.CDLL(None), ["sched_yield"]
+    if sys.platform == "linux":
+        names += ["sched_getcpu", "sched_getaffinity", "sched_setaffinity"]
+    addresses = [ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in names]
+    return addresses + [0] * (4 - len(names))
 
 
 class Threads:
@@ -245,8 +264,8 @@ class Threads:
     def __init__(self, count: int) -> None:
         self.count = count
         self._one_caller = threading.Lock()
-        self._shared = np.zeros((1 + 2 * count) * LINE, np.int64)
-        self._shared[YIELD : WHERE + 1] = _system_functions()
+        self._shared = np.zeros(LINE * (1 + LINES * count), np.int64)
+        self._shared[YIELD : SET_CORES + 1] = _system_functions()
         self._asleep = np.zeros(count, np.bool_)
         self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(count)]
         for part in range(1, count):
