@@ -150,10 +150,10 @@ def truth_table() -> str:
 def steps_table() -> str:
     """Milliseconds a training step, minivae and its peers, and their ratio on a second machine."""
     result, other = _load("steps-cpu.json"), _load("steps-cpu-xeon.json")
-    apart = _load("steps-cpu-apart.json")
+    again = _load("steps-cpu-again.json")
     names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
     others = {case["case"]: case for case in other["steps"]}
-    aparts = {case["case"]: case for case in apart["steps"]}
+    agains = {case["case"]: case for case in again["steps"]}
     lead = "times_as_fast_as_the_fastest_peer"
     rows = []
     for case in result["steps"]:
@@ -163,7 +163,7 @@ def steps_table() -> str:
         elsewhere = others.get(name, {"milliseconds": {}})
         # Without the fastest peer a lead is another figure.
         on_xeon = elsewhere[lead] if fastest in elsewhere["milliseconds"] else None
-        leads = [case[lead], aparts[name][lead], on_xeon]
+        leads = [case[lead], agains[name][lead], on_xeon]
         trip = case["core_round_trip_nanoseconds"]
         rows.append(
             [
@@ -175,7 +175,7 @@ def steps_table() -> str:
     return (
         f"{_table(['step, ms', *names, *heads], rows)}\n\nMedians over turns, of speed-ups each "
         f"turn's; in brackets p20 and p80. {_where(result)} The other run: commit "
-        f"{apart['environment']['commit']}. On a Xeon: {_where(other)}"
+        f"{again['environment']['commit']}. On a Xeon: {_where(other)}"
     )
 
 
