@@ -1,7 +1,8 @@
 """The CPU backend's matrix products: dense layers, convolutions and their gradients, tile by tile.
 
 Those of convolutions gather the rows of one operand through `Windows` (cpu_windows.py); no matrix
-of columns is written."""
+of columns is written.
+"""
 
 import numpy as np
 
