@@ -32,14 +32,14 @@ CORES: int = settings.NUMBA_NUM_THREADS
 LINE = 16
 """Numbers that lie so far apart share no line of a cache."""
 
-NUMBER, JOB, COUNT, YIELD, WHERE, GET_CORES, SET_CORES = range(7)
+NUMBER, JOB, COUNT, YIELD = range(4)
 """The first of the lines that threads share: the number of the last job, which all look out for;
-where it is, and how many functions it has; and the addresses of the system's functions."""
+where it is, and how many functions it has; and the address of the system's function that leaves the
+core to others."""
 
-MEETING, CORE, STATE, CORES_ALLOWED = 0, 1, LINE, 2 * LINE
-LINES = 3
-"""Each thread's own lines: the last meeting that it came to, and on which core; its state; and a
-bit for every core."""
+MEETING, STATE = 0, LINE
+LINES = 2
+"""Each thread's own lines: the last meeting that it came to; and its state."""
 
 AWAKE, CALLED, ASLEEP = range(3)
 """States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
@@ -123,15 +123,15 @@ def _call(typing_context: Any, job: Any, i: Any, part: Any, parts: Any) -> Any:
 
 
 @emitted
-def _system(typing_context: Any, function: Any, who: Any, size: Any, place: Any) -> Any:
-    """What `int function(int who, size_t size, void* place)` returns; it may take fewer."""
+def _let_others(typing_context: Any, function: Any) -> Any:
+    """Calls `int function(void)`."""
 
     def generate(context, builder, signature, values):
-        number = ir.IntType(32)
-        layout = ir.FunctionType(number, [number, INTEGER, INTEGER])
-        return builder.call(builder.inttoptr(values[0], layout.as_pointer()), values[1:])
+        layout = ir.FunctionType(ir.IntType(32), [])
+        builder.call(builder.inttoptr(values[0], layout.as_pointer()), [])
+        return context.get_dummy_value()
 
-    return types.int32(types.int64, types.int32, types.int64, types.int64), generate
+    return types.void(types.int64), generate
 
 
 @emitted
@@ -154,7 +154,7 @@ def _wait(shared, looks):
     if looks < PATIENCE:
         _pause()
     else:
-        _system(shared[YIELD], 0, 0, 0)
+        _let_others(shared[YIELD])
 
 
 @inlined
@@ -164,45 +164,24 @@ def _own(part):
 
 
 @kernel
-def _move(shared, own):
-    """Takes the thread from its core to another, where it is allowed on one."""
-    core, place = shared[own + CORE], shared.ctypes.data + 8 * (own + CORES_ALLOWED)
-    word, bit = own + CORES_ALLOWED + core // 64, np.int64(1) << core % 64
-    if _system(shared[GET_CORES], 0, 8 * LINE, place) > 0:
-        shared[word] ^= bit
-        _system(shared[SET_CORES], 0, 8 * LINE, place)
-        shared[word] ^= bit
-        _system(shared[SET_CORES], 0, 8 * LINE, place)
-
-
-@kernel
-def _meet(shared, part, parts, meeting, may_move):
-    """Waits until all threads have come to the meeting of this number. Returns whether this one may
-    still move: two that wait for each other on one core would go on in turns."""
-    own = _own(part)
-    if may_move:
-        shared[own + CORE] = _system(shared[WHERE], 0, 0, 0)
-    write(shared, own + MEETING, meeting)
+def _meet(shared, part, parts, meeting):
+    """Waits until all threads have come to the meeting of this number."""
+    write(shared, _own(part) + MEETING, meeting)
     for other in range(parts):
         looks = 0
         while read(shared, _own(other) + MEETING) < meeting:
             _wait(shared, looks)
             looks += 1
-            together = shared[own + CORE] == shared[_own(other) + CORE]
-            if looks == PATIENCE and may_move and together and other < part:
-                _move(shared, own)
-                may_move = False
-    return may_move
 
 
 @kernel
 def _take_part(shared, part, parts):
     """One thread's part of the last job."""
-    job, meeting, may_move = shared[JOB], shared[_own(part) + MEETING], shared[WHERE] != 0
+    job, meeting = shared[JOB], shared[_own(part) + MEETING]
     for i in range(shared[COUNT]):
         _call(job, i, part, parts)
         meeting += 1
-        may_move = _meet(shared, part, parts, meeting, may_move)
+        _meet(shared, part, parts, meeting)
 
 
 @kernel
@@ -245,17 +224,13 @@ def _lead(shared, job, count, parts):
     _take_part(shared, 0, parts)
 
 
-def _system_functions() -> list[int]:
-    """The addresses of the system's functions that leave the core to others, and, on Linux, that
-    tell the number of the core, and get and set the cores on which the thread may be; else 0."""
+def _yield_function() -> int:
+    """The address of the system's `int function(void)` that leaves the core to others."""
     if sys.platform == "win32":
-        library, names = ctypes.windll.kernel32, ["SwitchToThread"]
+        function = ctypes.windll.kernel32.SwitchToThread
     else:
-        library, names = ctypes.CDLL(None), ["sched_yield"]
-    if sys.platform == "linux":
-        names += ["sched_getcpu", "sched_getaffinity", "sched_setaffinity"]
-    addresses = [ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in names]
-    return addresses + [0] * (4 - len(names))
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 class Threads:
@@ -265,7 +240,7 @@ class Threads:
         self.count = count
         self._one_caller = threading.Lock()
         self._shared = np.zeros(LINE * (1 + LINES * count), np.int64)
-        self._shared[YIELD : SET_CORES + 1] = _system_functions()
+        self._shared[YIELD] = _yield_function()
         self._asleep = np.zeros(count, np.bool_)
         self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(count)]
         for part in range(1, count):
