@@ -90,6 +90,12 @@ def _code(activation: Activation) -> tuple[int, np.float32]:
     return activation.code, np.float32(activation.slope)
 
 
+def _slope(activation: Activation) -> tuple[np.float32, bool]:
+    """(what an activation multiplies negative numbers by, whether it does more than that)."""
+    slopes = {"identity": 1.0, "relu": 0.0, "leaky_relu": activation.slope}
+    return np.float32(slopes.get(activation.kind, 1.0)), activation.kind not in slopes
+
+
 def _flat(array: NDArray) -> NDArray:
     if not array.flags.c_contiguous:
         raise TypeError("a strided array, expected a C-contiguous one")
@@ -325,8 +331,10 @@ class CpuBackend(ReferenceBackend):
         lists = self._workspace("lists", (tiles, x.shape[1] + 2 + products.AHEAD)).view(np.int32)
         self._run(products.list_first_columns, x, lists)
         self._run(products.list_other_columns, x, lists)
-        arguments = (x, w, b, y, lists, self._panels(x.shape[1]), *_code(activation))
-        self._run(products.dense_forward, *arguments)
+        slope, is_more = _slope(activation)
+        self._run(products.dense_forward, x, w, b, y, lists, self._panels(x.shape[1]), slope)
+        if is_more:
+            self._run(products.activate_tiles, y, *_code(activation))
 
     @float32_only
     def dense_input_gradient(
@@ -336,8 +344,11 @@ class CpuBackend(ReferenceBackend):
             oriented = self._oriented(w[None, None], 2)
             points = (_points(x), _points(dz_below))
             return self._input_gradient(_points(dz), *oriented, *points, POINT, below)
-        arguments = (dz, w, x, dz_below, self._panels(w.shape[1]), *_code(below))
-        self._run(products.dense_input_gradient, *arguments)
+        slope, is_more = _slope(below)
+        panels = self._panels(w.shape[1])
+        self._run(products.dense_input_gradient, dz, w, x, dz_below, panels, slope)
+        if is_more:
+            self._run(products.derive_tiles, x, dz_below, *_code(below))
 
     @float32_only
     def dense_weight_gradient(

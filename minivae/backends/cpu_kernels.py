@@ -371,10 +371,10 @@ def _box_muller(word0, word1):
 
 
 @kernel
-def standard_normal_rows(eps, first, step, stream, key_low, key_high):
-    """The noise of the rows from `first` on into `eps` (rows, columns); `first` and step are signed
-    integers. Many blocks, of whatever rows, go through the same operations at a time."""
-    rows, columns = eps.shape
+def standard_normal_rows(target, columns, first, end, step, stream, key_low, key_high):
+    """The noise of the rows from `first` to `end` into the last `columns` columns of `target`. Many
+    blocks, of whatever rows, go through the same operations at a time."""
+    rows, left = end - first, target.shape[1] - columns
     blocks = (columns + 3) // 4
     row_of, block_of = np.empty(COUNTERS, np.uint32), np.empty(COUNTERS, np.uint32)
     normals = np.empty((4, COUNTERS), np.float32)
@@ -395,9 +395,9 @@ def standard_normal_rows(eps, first, step, stream, key_low, key_high):
             normals[0, i], normals[1, i] = _box_muller(words[0, i], words[1, i])
             normals[2, i], normals[3, i] = _box_muller(words[2, i], words[3, i])
         for i in range(count):
-            at, left = row_of[i] - first, np.intp(4 * block_of[i])
-            for lane in range(min(4, columns - left)):
-                eps[at, left + lane] = normals[lane, i]
+            column = np.intp(4 * block_of[i])
+            for lane in range(min(4, columns - column)):
+                target[row_of[i], left + column + lane] = normals[lane, i]
 
 
 # Latent
@@ -408,7 +408,7 @@ def latent_forward(part, parts, head, z, kl, stream, key_low, key_high, state):
     """latent.E1 and latent.E2."""
     n, d = z.shape
     begin, end = share(n, part, parts)
-    standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+    standard_normal_rows(z, d, begin, end, state[STEP], stream, key_low, key_high)
     for row in range(begin, end):
         mu, logvar = head[row, :d], head[row, d:]
         for j in range(d):
@@ -421,8 +421,7 @@ def latent_backward(part, parts, head, dz, kl_weight, dhead, stream, key_low, ke
     """latent.E3 and latent.E4."""
     n, d = dz.shape
     begin, end = share(n, part, parts)
-    eps = dhead[begin:end, d:]
-    standard_normal_rows(eps, begin, state[STEP], stream, key_low, key_high)
+    standard_normal_rows(dhead, d, begin, end, state[STEP], stream, key_low, key_high)
     for row in range(begin, end):
         mu, logvar = head[row, :d], head[row, d:]
         dmu, dlogvar = dhead[row, :d], dhead[row, d:]
@@ -451,7 +450,7 @@ def importance_latent_forward(
     """latent.E1 and importance.E1."""
     (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
     begin, end = share(rows, part, parts)
-    standard_normal_rows(z[begin:end], begin, state[STEP], stream, key_low, key_high)
+    standard_normal_rows(z, d, begin, end, state[STEP], stream, key_low, key_high)
     for row in range(begin, end):
         mu, logvar = head[row // draws, :d], head[row // draws, d:]
         log_ratio[row] = _draw_row(mu, logvar, logvar_factor, z[row])
@@ -477,8 +476,8 @@ def importance_latent_backward(
     n, d = head.shape[0], dz.shape[1]
     draws = dz.shape[0] // n
     begin, end = share(n, part, parts)
-    eps = noise[begin * draws : end * draws]
-    standard_normal_rows(eps, begin * draws, state[STEP], stream, key_low, key_high)
+    rows = begin * draws, end * draws
+    standard_normal_rows(noise, d, *rows, state[STEP], stream, key_low, key_high)
     for image in range(begin, end):
         mu, logvar = head[image, :d], head[image, d:]
         dmu, dlogvar = dhead[image, :d], dhead[image, d:]

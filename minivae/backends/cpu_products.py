@@ -8,10 +8,6 @@ import numpy as np
 
 from ..ops.state import FAILED, INDEX
 from .cpu_kernels import (
-    IDENTITY,
-    LEAKY_RELU,
-    ONE,
-    RELU,
     ZERO,
     activate,
     adam,
@@ -64,7 +60,7 @@ MOST_LIT = 3 / 4
 """Lists of more than so much of all steps are not worth making."""
 
 
-@inlined
+@kernel
 def _turn(source, at, step, target, to, to_step, rows, columns):
     """`transpose_square`, without masks where the square is whole."""
     if rows >= LANES and columns >= LANES:
@@ -314,46 +310,16 @@ def _pack(source, step, first, last, at, width, target, to, vectors):
 
 
 @inlined
-def _negative_slope(kind, slope):
-    """(whether the activation is a line, bent at 0 or not, its slope below; else that of no bend):
-    a tile goes through such a one in its registers."""
-    if kind == RELU:
-        return True, ZERO
-    if kind == LEAKY_RELU:
-        return True, slope
-    return kind == IDENTITY, ONE
-
-
-@inlined
-def _square_rows(vectors):
-    """Where the rows of a tile by itself begin."""
-    return vectors * LANES * np.arange(ROWS)
-
-
-@inlined
-def _activate_tile(y, rows, block, width, height, vectors, squares, kind, slope):
-    """y = f(y) in a tile of `height` rows, by way of two `squares` in the nearest cache.
-
-    It is loaded again, since a tile that a branch may still need goes from registers to memory.
-    """
-    size, square_rows = height * vectors * LANES, _square_rows(vectors)
-    z, activated = squares[0, :size], squares[1, :size]
-    store_tile(load_tile(y, rows, block, width, height, vectors), z, square_rows, 0, width)
-    activate(z, activated, kind, slope)
-    tile = load_tile(activated, square_rows, 0, width, height, vectors)
-    store_tile(tile, y, rows, block, width)
-
-
-@inlined
 def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
     """`dense_forward` for the columns from `first` to `last`."""
-    lists, panel, kind, slope = how
+    lists, panel, slope = how
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     panel_flat, step = panel.reshape(-1), vectors * LANES
     x_rows, y_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    b_rows, squares = np.zeros(ROWS, np.intp), np.zeros((2, ROWS * DENSE_WIDTH), np.float32)
-    bent, below = _negative_slope(kind, slope)
+    b_rows = np.empty(ROWS, np.intp)
+    for r in range(ROWS):
+        b_rows[r] = 0
     begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
     listed = lists[0, -1]
     packs, packed = n > FEW_ROWS and listed == 1, -1
@@ -369,25 +335,19 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
                 packed = block
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
             tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, panel_flat, 0, step, step)
-            store_tile(bend_tile(tile, below), y_flat, y_rows, block, width)
+            store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
         elif n - row > HALF_ROWS:
             lit = load_tile(b, b_rows, block, width, ROWS, vectors)
             lit = _accumulate_fetched(
                 lit, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
             )
-            store_tile(bend_tile(lit, below), y_flat, y_rows, block, width)
+            store_tile(bend_tile(lit, slope), y_flat, y_rows, block, width)
         else:
             low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
             low = _accumulate_fetched(
                 low, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
             )
-            store_tile(bend_tile(low, below), y_flat, y_rows, block, width)
-        if bent:
-            continue
-        if n - row > HALF_ROWS:
-            _activate_tile(y_flat, y_rows, block, width, ROWS, vectors, squares, kind, slope)
-        else:
-            _activate_tile(y_flat, y_rows, block, width, HALF_ROWS, vectors, squares, kind, slope)
+            store_tile(bend_tile(low, slope), y_flat, y_rows, block, width)
 
 
 @kernel
@@ -415,8 +375,9 @@ def list_other_columns(part, parts, x, lists):
 
 
 @kernel
-def dense_forward(part, parts, x, w, b, y, lists, panels, kind, slope):
-    """y = f(x w + b) (dense.E0), but for the columns of x that are in none of a tile's `lists`.
+def dense_forward(part, parts, x, w, b, y, lists, panels, slope):
+    """y = x w + b, what is negative in it times `slope` (dense.E0), but for the columns of x that
+    are in none of a tile's `lists`.
 
     Where all are multiplied, by many rows, DENSE_WIDTH columns of w at a time are in a panel while
     the rows go by.
@@ -426,36 +387,18 @@ def dense_forward(part, parts, x, w, b, y, lists, panels, kind, slope):
     """
     columns = w.shape[1]
     wide = _wide(columns, DENSE_VECTORS)
-    how = lists, panels[part], kind, slope
+    how = lists, panels[part], slope
     _dense_tiles(x, w, b, y, how, 0, wide, DENSE_VECTORS, part, parts)
     _dense_tiles(x, w, b, y, how, wide, columns, 1, part, parts)
 
 
 @inlined
-def _derive_tile(x, dz_below, where, height, vectors, squares, kind, slope):
-    """dz_below times f'(x) in a tile of `height` rows, by way of three `squares` in the nearest
-    cache."""
-    rows, block, width = where
-    size, square_rows = height * vectors * LANES, _square_rows(vectors)
-    outputs, gradients, derived = squares[0, :size], squares[1, :size], squares[2, :size]
-    store_tile(load_tile(x, rows, block, width, height, vectors), outputs, square_rows, 0, width)
-    store_tile(
-        load_tile(dz_below, rows, block, width, height, vectors), gradients, square_rows, 0, width
-    )
-    multiply_derivative(outputs, outputs, gradients, derived, kind, slope)
-    tile = load_tile(derived, square_rows, 0, width, height, vectors)
-    store_tile(tile, dz_below, rows, block, width)
-
-
-@inlined
-def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vectors, part, parts):
+def _dense_back_tiles(dz, w, x, dz_below, panel, slope, first, last, vectors, part, parts):
     """`dense_input_gradient` for the columns from `first` to `last`."""
     (n, outputs), columns = dz.shape, w.shape[0]
     dz_flat, w_flat, panel_flat = dz.reshape(-1), w.reshape(-1), panel.reshape(-1)
     x_flat, below_flat = x.reshape(-1), dz_below.reshape(-1)
     dz_rows, below_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
-    squares = np.zeros((3, ROWS * DENSE_WIDTH), np.float32)
-    bent, below = _negative_slope(kind, slope)
     step = vectors * LANES
     begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
     turned = -1
@@ -473,25 +416,18 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, first, last, vecto
         if n - row > HALF_ROWS:
             tile = zero_tile(ROWS, vectors)
             tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
-            tile = bend_back_tile(tile, x_flat, below_rows, block, width, below)
+            tile = bend_back_tile(tile, x_flat, below_rows, block, width, slope)
             store_tile(tile, below_flat, below_rows, block, width)
         else:
             low = zero_tile(HALF_ROWS, vectors)
             low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
-            low = bend_back_tile(low, x_flat, below_rows, block, width, below)
+            low = bend_back_tile(low, x_flat, below_rows, block, width, slope)
             store_tile(low, below_flat, below_rows, block, width)
-        if bent:
-            continue
-        where = below_rows, block, width
-        if n - row > HALF_ROWS:
-            _derive_tile(x_flat, below_flat, where, ROWS, vectors, squares, kind, slope)
-        else:
-            _derive_tile(x_flat, below_flat, where, HALF_ROWS, vectors, squares, kind, slope)
 
 
 @kernel
-def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, kind, slope):
-    """dz_below = (dz w^T) f'(x) (dense.E4).
+def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, slope):
+    """dz_below = dz w^T, times `slope` where x is not positive (dense.E4).
 
     DENSE_WIDTH rows of w at a time are turned into the columns of a panel, which stays in the cache
     while all rows of dz go by.
@@ -500,8 +436,80 @@ def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, kind, slope):
     """
     columns, panel = w.shape[0], panels[part]
     wide = _wide(columns, DENSE_VECTORS)
-    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, 0, wide, DENSE_VECTORS, part, parts)
-    _dense_back_tiles(dz, w, x, dz_below, panel, kind, slope, wide, columns, 1, part, parts)
+    _dense_back_tiles(dz, w, x, dz_below, panel, slope, 0, wide, DENSE_VECTORS, part, parts)
+    _dense_back_tiles(dz, w, x, dz_below, panel, slope, wide, columns, 1, part, parts)
+
+
+# Activations that are more than a slope: on each tile by the core that has computed it
+
+
+@inlined
+def _to_square(matrix, rows, block, width, vectors, square, square_rows):
+    """Copies a tile to memory in the nearest cache, where its numbers are neighbours. Returns the
+    part of the square that it fills."""
+    for r in range(ROWS):
+        square_rows[r] = r * vectors * LANES
+    tile = load_tile(matrix, rows, block, width, ROWS, vectors)
+    store_tile(tile, square, square_rows, 0, vectors * LANES)
+    return square[: ROWS * vectors * LANES]
+
+
+@inlined
+def _from_square(square, square_rows, matrix, rows, block, width, vectors):
+    """Copies the tile back."""
+    tile = load_tile(square, square_rows, 0, width, ROWS, vectors)
+    store_tile(tile, matrix, rows, block, width)
+
+
+@inlined
+def _activate_region(y, first, last, vectors, part, parts, kind, slope):
+    """`activate_tiles` for the columns from `first` to `last`."""
+    (n, columns), y_flat, step = y.shape, y.reshape(-1), vectors * LANES
+    rows, square_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    squares = np.empty((2, ROWS * DENSE_WIDTH), np.float32)
+    begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
+    for number in range(begin, end):
+        block = first + number // tiles * step
+        width = min(step, last - block)
+        _matrix_rows(number % tiles * ROWS, n, rows, columns, rows, columns)
+        z = _to_square(y_flat, rows, block, width, vectors, squares[0], square_rows)
+        activate(z, squares[1, : z.size], kind, slope)
+        _from_square(squares[1], square_rows, y_flat, rows, block, width, vectors)
+
+
+@kernel
+def activate_tiles(part, parts, y, kind, slope):
+    """y = f(y), for the y (n, o) of `dense_forward`."""
+    columns = y.shape[1]
+    wide = _wide(columns, DENSE_VECTORS)
+    _activate_region(y, 0, wide, DENSE_VECTORS, part, parts, kind, slope)
+    _activate_region(y, wide, columns, 1, part, parts, kind, slope)
+
+
+@inlined
+def _derive_region(x, dz_below, first, last, vectors, part, parts, kind, slope):
+    """`derive_tiles` for the columns from `first` to `last`."""
+    (n, columns), x_flat, below_flat = x.shape, x.reshape(-1), dz_below.reshape(-1)
+    rows, square_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
+    squares, step = np.empty((3, ROWS * DENSE_WIDTH), np.float32), vectors * LANES
+    begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
+    for number in range(begin, end):
+        block = first + number // tiles * step
+        width = min(step, last - block)
+        _matrix_rows(number % tiles * ROWS, n, rows, columns, rows, columns)
+        outputs = _to_square(x_flat, rows, block, width, vectors, squares[0], square_rows)
+        gradients = _to_square(below_flat, rows, block, width, vectors, squares[1], square_rows)
+        multiply_derivative(outputs, outputs, gradients, squares[2, : outputs.size], kind, slope)
+        _from_square(squares[2], square_rows, below_flat, rows, block, width, vectors)
+
+
+@kernel
+def derive_tiles(part, parts, x, dz_below, kind, slope):
+    """dz_below = dz_below f'(x), for the x and dz_below (n, i) of `dense_input_gradient`."""
+    columns = x.shape[1]
+    wide = _wide(columns, DENSE_VECTORS)
+    _derive_region(x, dz_below, 0, wide, DENSE_VECTORS, part, parts, kind, slope)
+    _derive_region(x, dz_below, wide, columns, 1, part, parts, kind, slope)
 
 
 @inlined
@@ -706,7 +714,9 @@ def dense_weight_update(
     (n, channels), columns, (dw, db) = x.shape, dz.shape[1], sums
     x_flat = x.reshape(-1)
     right = (blocks if packed else dz.reshape(-1)), n, columns, packed
-    g, g_rows = np.empty(ROWS * columns, np.float32), columns * np.arange(ROWS)
+    g, g_rows = np.empty(ROWS * columns, np.float32), np.empty(ROWS, np.intp)
+    for r in range(ROWS):
+        g_rows[r] = r * columns
     # A packed block may end in idle lanes; one that is not is whole, so that it needs no mask.
     wide = _wide(columns, DENSE_VECTORS) if packed else columns - columns % DENSE_WIDTH
     # Neighbouring rows, which the core also had in the layer's input gradient: a line of memory
