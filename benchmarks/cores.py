@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 
-from minivae.backends.cpu_jobs import Job, job
+from minivae.backends.cpu_jobs import job, run
 from minivae.backends.cpu_kernels import kernel
-from minivae.backends.cpu_threads import CORES, read, threads, write
+from minivae.backends.cpu_threads import CORES, read, write
 
 from .measure import Candidate
 
@@ -40,8 +40,5 @@ def round_trip() -> Candidate | None:
     if CORES < 2:
         return None
     flag = np.zeros(64, np.int64)
-    return Candidate(partial(_run, job([(_reset, (flag,)), (_trips, (flag, TRIPS))])), calls=TRIPS)
-
-
-def _run(job: Job) -> None:
-    threads(CORES).run(job.calls)
+    trips = job([(_reset, (flag,)), (_trips, (flag, TRIPS))])
+    return Candidate(partial(run, trips, CORES), calls=TRIPS)

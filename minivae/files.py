@@ -51,18 +51,31 @@ def exists(path: Path) -> bool:
 def held(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, which the operating system releases if it is killed.
     InputError if another process holds it."""
+    with _holding(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process holds a folder, and holds it."""
+    with _holding(folder, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _holding(folder: Path, operation: int) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # of a file system without locks
-            _lock(handle, folder)
+            _lock(handle, operation, folder)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, operation: int, folder: Path) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, operation)
     except BlockingIOError:
         raise InputError(f"{folder}: another process is training this run") from None
 

@@ -1,6 +1,7 @@
 """How the CPU backend's kernels are compiled: once, by processes of their own, for every run."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from minivae.backends import cpu_compile, cpu_kernels
 from minivae.backends.cpu_compile import Signature, compile_all
+from minivae.files import alone
 
 NUMBERS = np.zeros(3, np.float32)
 
@@ -77,7 +79,8 @@ def test_a_process_leaves_the_kernels_that_it_is_given_in_the_cache(
     tasks, given = os.pipe()
     os.write(given, bytes([2, 0]))
     os.close(given)
-    os.waitpid(cpu_compile._compiling_process(signatures, tasks), 0)
+    (process,) = cpu_compile._compiling_process(signatures, tasks)
+    os.waitpid(process, 0)
     os.close(tasks)
     assert [cpu_compile._taken(*signature) for signature in signatures] == [True, False, True]
 
@@ -104,26 +107,39 @@ def test_an_interrupt_ends_all_processes(
 ) -> None:
     started = []
 
-    def asleep(signatures: Sequence[Signature], tasks: int) -> int:
+    def asleep(signatures: Sequence[Signature], tasks: int) -> list[int]:
         process = os.fork()
         if not process:
             time.sleep(600)
             os._exit(1)
         started.append(process)
-        return process
-
-    def interrupt(*arguments: Any) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
+        # Comes as soon as both have begun.
+        signal.raise_signal(signal.SIGINT)
+        return [process]
 
     monkeypatch.setattr(cpu_compile, "_compiling_process", asleep)
-    monkeypatch.setattr(os, "waitpid", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cpu_compile._fill_cache(signatures)
     assert len(started) == 2
     for process in started:
         with pytest.raises(ChildProcessError):
             os.waitpid(process, 0)
+
+
+def test_processes_save_one_after_the_other_what_they_compiled(
+    signatures: list[Signature], tmp_path: Path
+) -> None:
+    """Numba itself would give two signatures of a kernel, saved at a time, one number."""
+    kernel, types = signatures[0]
+    folder = Path(kernel._cache.cache_path)
+    with alone(folder):
+        thread = threading.Thread(target=kernel.compile, args=(types,))
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()
+        assert not list(folder.glob("*.nbc"))
+    thread.join()
+    assert len(list(folder.glob("*.nbc"))) == 1
 
 
 def test_what_is_compiled_needs_no_other_process(
@@ -162,7 +178,7 @@ def test_there_are_no_more_processes_than_cores_or_kernels(
     started = []
     monkeypatch.setattr(cpu_compile, "CORES", cores)
     monkeypatch.setattr(
-        cpu_compile, "_compiling_process", lambda *arguments: started.append(arguments) or 0
+        cpu_compile, "_compiling_process", lambda *arguments: started.append(arguments) or []
     )
     compile_all(signatures)
     assert len(started) == processes

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from minivae.backends import cpu, cpu_threads
 from minivae.backends.cpu_jobs import Launch, job
+from minivae.backends.cpu_jobs import run as run_job
 from minivae.backends.cpu_kernels import kernel
 from minivae.backends.cpu_threads import (
     ASLEEP,
@@ -22,6 +24,7 @@ from minivae.backends.cpu_threads import (
     Threads,
     Tuner,
     _call_up,
+    read,
     threads,
 )
 
@@ -52,9 +55,21 @@ def add_up(part, parts, matrix, numbers, pair, yes, total):
         total[2] = matrix.shape[0] * 10 + matrix.shape[1]
 
 
+@kernel
+def wait_for(flag):
+    while not read(flag, 0):
+        pass
+
+
+@kernel
+def fail_at(part, parts, failing, done):
+    if part == failing:
+        raise ValueError
+    done[part] += 1
+
+
 def run(some: Threads, *launches: Launch) -> None:
-    made = job(launches)
-    some.run(made.calls)
+    run_job(job(launches), some.count)
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -115,6 +130,66 @@ def test_a_thread_that_an_interrupt_left_asleep_is_woken_by_the_next_call(some: 
     counts = np.zeros(some.count, np.int64)
     run(some, (count_parts, (counts,)))
     np.testing.assert_array_equal(counts, some.count)
+
+
+def test_threads_that_were_called_fall_asleep_where_an_interrupt_keeps_the_job_away(
+    some: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    counts = np.zeros(some.count, np.int64)
+    run(some, (count_parts, (counts,)))
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_threads, "_lead", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(some, (count_parts, (counts,)))
+    assert asleep(some)
+    run(some, (count_parts, (counts,)))
+    np.testing.assert_array_equal(counts, 2 * some.count)
+
+
+def test_a_kernel_that_finds_no_memory_ends_the_job_with_an_error(some: Threads) -> None:
+    last, done = some.count - 1, np.zeros(some.count, np.int64)
+    with pytest.raises(MemoryError, match="not enough memory for a kernel of the CPU backend"):
+        run(some, (fail_at, (last, done)))
+    run(some, (fail_at, (some.count, done)))
+    np.testing.assert_array_equal(done, [2] * last + [1])
+
+
+def test_a_job_waits_for_one_on_another_number_of_threads() -> None:
+    flag, counts = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    jobs = job([(wait_for, (flag,))]), job([(count_alone, (counts,))])
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run_job, made, count) for made, count in zip(jobs, (1, 2), strict=True)]
+        time.sleep(0.2)
+        early = counts[0]
+        flag[0] = 1
+        for each in both:
+            each.result()
+    assert (early, counts[0]) == (0, 1)
+
+
+def test_a_step_whose_compilation_is_interrupted_is_recorded_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(launches: Any) -> None:
+        raise KeyboardInterrupt
+
+    counts, called = np.zeros(1, np.int64), []
+    backend = cpu.CpuBackend()
+
+    def step() -> None:
+        backend._run(called.append, "another")
+        backend._run(count_alone, counts)
+
+    replay = backend.capture(step)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "job", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            replay()
+    replay()
+    assert (called, counts[0]) == (["another"], 1)
 
 
 def test_callers_side_by_side_take_turns(some: Threads) -> None:

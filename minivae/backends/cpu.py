@@ -21,8 +21,8 @@ from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
 from . import cpu_kernels as kernels
 from . import cpu_products as products
-from .cpu_jobs import Job, Launch, job
-from .cpu_threads import CORES, Tuner, threads
+from .cpu_jobs import Launch, job, run
+from .cpu_threads import CORES, Tuner
 from .cpu_windows import Windows, weight_tiles, windows
 from .reference import Call, ReferenceBackend
 
@@ -145,10 +145,6 @@ def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
 
-def _run_job(job: Job, cores: int) -> None:
-    threads(cores).run(job.calls)
-
-
 class CpuBackend(ReferenceBackend):
     """Numba's kernels on every core, or on so many at most."""
 
@@ -168,7 +164,7 @@ class CpuBackend(ReferenceBackend):
         if planned is not None:
             planned.append((kernel, arguments))
         elif isinstance(kernel, CPUDispatcher):
-            _run_job(job([(kernel, arguments)]), self._cores)
+            run(job([(kernel, arguments)]), self._cores)
         else:
             kernel(*arguments)
 
@@ -177,13 +173,14 @@ class CpuBackend(ReferenceBackend):
         does between them costs as much as a small kernel."""
         program: list[Callable[[], None]] = []
 
-        def run() -> None:
+        def replay() -> None:
             if not program:
-                program.extend(self._program(self._planned(step)))
+                # Whole before it is kept: an interrupt may come while it is compiled.
+                program.extend([*self._program(self._planned(step))])
             for section in program:
                 section()
 
-        return run
+        return replay
 
     def _program(self, launches: Sequence[Launch]) -> Iterator[Callable[[], None]]:
         """The launches as functions to call one after the other: one for all kernels in a row."""
@@ -191,7 +188,7 @@ class CpuBackend(ReferenceBackend):
             launches, lambda launch: isinstance(launch[0], CPUDispatcher)
         ):
             if compiled:
-                yield partial(Tuner(self._cores).run, partial(_run_job, job([*some])))
+                yield partial(Tuner(self._cores).run, partial(run, job([*some])))
             else:
                 yield from (partial(function, *arguments) for function, arguments in some)
 

@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba.core.compiler_lock import global_compiler_lock
@@ -70,16 +70,16 @@ def _fill_cache(signatures: Sequence[Signature]) -> None:
     """Compiles kernels in processes of their own. Where there are none, or one failed, what is not
     in the cache is left to this process."""
     tasks, given = os.pipe()
-    # The largest are a step's first and last: products with pixels, and weights' updates.
-    order = sorted(range(len(signatures)), key=lambda i: min(i, len(signatures) - 1 - i))
+    # Those of matrix products take longest.
+    order = sorted(range(len(signatures)), key=lambda i: not _is_product(signatures[i]))
     os.write(given, bytes(order))
     os.close(given)
-    count = min(CORES, len(signatures), MOST_PROCESSES)
-    # A process would wait for ever for a compiler that another thread has at this moment.
-    with global_compiler_lock:
-        started = [_compiling_process(signatures, tasks) for _ in range(count)]
-    processes = [process for process in started if process]
+    processes: list[int] = []
     try:
+        # A process would wait for ever for a compiler that another thread has at this moment.
+        with global_compiler_lock, _no_interrupts():
+            for _ in range(min(CORES, len(signatures), MOST_PROCESSES)):
+                processes += _compiling_process(signatures, tasks)
         while processes:
             with suppress(ChildProcessError):  # whose end somebody else was told
                 os.waitpid(processes[-1], 0)
@@ -92,21 +92,35 @@ def _fill_cache(signatures: Sequence[Signature]) -> None:
                 os.waitpid(process, 0)
 
 
-def _compiling_process(signatures: Sequence[Signature], tasks: int) -> int:
+def _is_product(signature: Signature) -> bool:
+    return signature[0].py_func.__module__.endswith("products")
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Keeps Ctrl-C until later: a process that begins must not take it, nor be forgotten by it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _compiling_process(signatures: Sequence[Signature], tasks: int) -> list[int]:
     """The number of a process that compiles kernels whose numbers it reads from a pipe, a byte
-    each; 0 where there is none: elsewhere than on Linux it isn't safe to fork, and a system may
-    have no room."""
+    each; none where there is no such process: elsewhere than on Linux it isn't safe to fork, and a
+    system may have no room."""
     if sys.platform != "linux":
-        return 0
+        return []
     with warnings.catch_warnings():
         # Of locks that other threads may hold: the compiler's is ours.
         warnings.simplefilter("ignore")
         try:
             process = os.fork()
         except OSError:
-            return 0
+            return []
     if process:
-        return process
+        return [process]
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -21,7 +21,7 @@ from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 from .cpu_compile import Signature, compile_all
-from .cpu_threads import FUNCTION
+from .cpu_threads import FUNCTION, KERNELS, threads
 
 Launch = tuple[Callable[..., None], tuple[Any, ...]]
 """A kernel and its arguments."""
@@ -42,13 +42,16 @@ _signatures: dict[tuple[CPUDispatcher, bytes], Signature] = {}
 _libraries: list[Any] = []
 """What was made: addresses, types by what tells them apart, and the libraries of the functions."""
 
+_failed = np.zeros(1, np.int64)
+"""Set by a function whose kernel failed."""
+
 
 def job(launches: Sequence[Launch]) -> Job:
     """The kernels, compiled, and their arguments."""
     signatures = [_signature(*launch) for launch in launches]
     new = [*dict.fromkeys(each for each in signatures if each not in _functions)]
     if new:
-        compile_all(new)
+        compile_all([*new, *KERNELS])
         with global_compiler_lock:
             _make_functions(new)
     words: list[int] = []
@@ -60,6 +63,14 @@ def job(launches: Sequence[Launch]) -> Job:
     first = kept.ctypes.data
     calls = [(_functions[which], first + at) for which, at in zip(signatures, places, strict=True)]
     return Job(np.array(calls, np.int64), (launches, kept))
+
+
+def run(job: Job, count: int) -> None:
+    """Runs a job on so many threads. MemoryError if a kernel found no memory for itself."""
+    threads(count).run(job.calls)
+    if _failed[0]:
+        _failed[0] = 0
+        raise MemoryError("not enough memory for a kernel of the CPU backend")
 
 
 def _shared(kernel: Any) -> bool:
@@ -116,7 +127,9 @@ def _emit(context: Any, module: Any, kernel: CPUDispatcher, kinds: tuple[Any, ..
         own = [_value(context, builder, kind, words) for kind in kinds[2 if shared else 0 :]]
         values = [part, parts, *own] if shared else own
         callee = context.declare_function(module, found.fndesc)
-        context.call_conv.call_function(builder, callee, types.none, kinds, values)
+        status, _ = context.call_conv.call_function(builder, callee, types.none, kinds, values)
+        with builder.if_then(status.is_error):
+            builder.store(WORD(1), builder.inttoptr(WORD(_failed.ctypes.data), WORD.as_pointer()))
     builder.ret_void()
     return name
 

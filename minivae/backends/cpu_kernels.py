@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import config, njit, types
 from numba.extending import intrinsic
 
+from ..files import alone
 from ..ops import philox
 from ..ops.activations import KINDS
 from ..ops.state import BETA, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
@@ -53,11 +55,26 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         others = settings.CACHE_DIR
         settings.CACHE_DIR = CACHE_FOLDER
         try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+            compiled: Any = njit(cache=True, nogil=True, error_model="numpy", **options)(function)
         finally:
             settings.CACHE_DIR = others
+        cache = compiled._cache
+        cache.save_overload = _saved_alone(cache.save_overload, cache.cache_path)
+        return compiled
 
     return decorate
+
+
+def _saved_alone(save: Callable[..., None], folder: str) -> Callable[..., None]:
+    """Numba reads a kernel's index, numbers one more file in it, and writes it: two processes at a
+    time would give two files one number."""
+
+    @wraps(save)
+    def saved(*arguments: Any) -> None:
+        with alone(Path(folder)):
+            save(*arguments)
+
+    return saved
 
 
 kernel: Any = _compiled(fastmath={"contract"})

@@ -9,10 +9,9 @@ wakes them anew for every kernel, and compiles one for them five times.
 import ctypes
 import os
 import platform
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
@@ -107,6 +106,18 @@ def exchange(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
 
 
 @emitted
+def replace(typing_context: Any, numbers: Any, at: Any, old: Any, new: Any) -> Any:
+    """numbers[at] = new if it is old. Returns whether it was."""
+
+    def generate(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        found = builder.cmpxchg(place, *arguments[2:], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(numbers, types.intp, types.int64, types.int64), generate
+
+
+@emitted
 def _call(typing_context: Any, job: Any, i: Any, part: Any, parts: Any) -> Any:
     """Calls the i-th function of a job."""
 
@@ -195,9 +206,8 @@ def _serve(shared, part, parts, jobs):
             _wait(shared, looks)
             looks += 1
             if looks > LONGEST_WATCH:
-                if exchange(shared, state, ASLEEP) != CALLED:
+                if replace(shared, state, AWAKE, ASLEEP):
                     return jobs
-                write(shared, state, CALLED)
                 looks = 0
         jobs += 1
         write(shared, state, AWAKE)
@@ -217,6 +227,13 @@ def _call_up(shared, parts, asleep):
 
 
 @kernel
+def _call_off(shared, parts):
+    """Tells the others that no job is coming."""
+    for part in range(1, parts):
+        replace(shared, _own(part) + STATE, CALLED, AWAKE)
+
+
+@kernel
 def _lead(shared, job, count, parts):
     """Gives all a job, and takes part in it."""
     shared[JOB], shared[COUNT] = job, count
@@ -224,21 +241,26 @@ def _lead(shared, job, count, parts):
     _take_part(shared, 0, parts)
 
 
+_LINES, _NUMBER = types.int64[::1], types.int64
+KERNELS: Sequence[tuple[Any, tuple[Any, ...]]] = [
+    (_serve, (_LINES, _NUMBER, _NUMBER, _NUMBER)),
+    (_lead, (_LINES, _NUMBER, _NUMBER, _NUMBER)),
+    (_call_up, (_LINES, _NUMBER, types.boolean[::1])),
+    (_call_off, (_LINES, _NUMBER)),
+]
+"""What threads run of their own, and the types of its arguments."""
+
+
 def _yield_function() -> int:
     """The address of the system's `int function(void)` that leaves the core to others."""
-    if sys.platform == "win32":
-        function = ctypes.windll.kernel32.SwitchToThread
-    else:
-        function = ctypes.CDLL(None).sched_yield
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
 
 
 class Threads:
     """So many threads: the one that calls, and others."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._one_caller = threading.Lock()
+    def __init__(self, count: int, one_caller: threading.Lock) -> None:
+        self.count, self._one_caller = count, one_caller
         self._shared = np.zeros(LINE * (1 + LINES * count), np.int64)
         self._shared[YIELD] = _yield_function()
         self._asleep = np.zeros(count, np.bool_)
@@ -256,22 +278,31 @@ class Threads:
         """Runs functions one after the other, each as `count` parts side by side. `calls`
         (functions, 2) has the address of each, a FUNCTION, and that of its arguments."""
         with self._one_caller:
-            if _call_up(self._shared, self.count, self._asleep):
-                # What an interrupt leaves undone here the next call does.
-                for part in np.flatnonzero(self._asleep):
-                    self._bells[part].put(None)
-                    self._asleep[part] = False
-            _lead(self._shared, calls.ctypes.data, len(calls), self.count)
+            try:
+                if _call_up(self._shared, self.count, self._asleep):
+                    # What an interrupt leaves undone here the next call does.
+                    for part in np.flatnonzero(self._asleep):
+                        self._bells[part].put(None)
+                        self._asleep[part] = False
+                _lead(self._shared, calls.ctypes.data, len(calls), self.count)
+            except BaseException:
+                _call_off(self._shared, self.count)
+                raise
 
 
 @lru_cache
-def _threads(count: int, process: int) -> Threads:
-    return Threads(count)
+def _of_process(process: int) -> tuple[threading.Lock, dict[int, Threads]]:
+    return threading.Lock(), {}
 
 
 def threads(count: int) -> Threads:
-    """The threads of this process, which has none of those that it was forked from."""
-    return _threads(count, os.getpid())
+    """The threads of this process, which has none of those that it was forked from. Only one job
+    runs at a time, whoever runs it: two might write to the same scratch."""
+    one_caller, made = _of_process(os.getpid())
+    with one_caller:
+        if count not in made:
+            made[count] = Threads(count, one_caller)
+        return made[count]
 
 
 class Tuner:
