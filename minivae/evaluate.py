@@ -192,8 +192,8 @@ class _Draws:
         image, _, rows = block
         one = slice(image, image + 1)
         if np.any(self.image_of_row[rows] != image):
-            self.x[rows] = self.pixels[one]
-            self.onehot[rows] = self.labelled[one]
+            self.backend.assign(self.x[rows], self.pixels[one])
+            self.backend.assign(self.onehot[rows], self.labelled[one])
             self.image_of_row[rows] = image
         self.backend.importance_latent_forward(
             *(self.heads[one], self.z[rows], self.log_ratio[rows], self.model.logvar_factor),

@@ -205,7 +205,7 @@ class Autoencoder:
         return self
 
     def _assign(self, array: Any, value: NDArray) -> None:
-        array[...] = self.backend.asarray(np.asarray(value, self.dtype))
+        self.backend.assign(array, np.asarray(value, self.dtype))
 
     def tensors(self) -> dict[str, NDArray]:
         """Values and moments as NumPy arrays: `encoder.0.weight`, `first_moment.encoder.0.weight`,

@@ -121,6 +121,7 @@ class Trainer:
         self.schedule = backend.zeros((self.steps_per_epoch, SCHEDULE_COLUMNS), model.dtype)
         self.state = backend.asarray(new_state())
         self.permutation = backend.zeros((self.images,), np.int64)
+        self._parameters = model.parameters
         self._captured: dict[int, Callable[[], None]] = {}
         # Here, so that too little memory is told before a run begins; and kept, since a captured
         # step goes on with its memory where the model has taken other since.
@@ -157,10 +158,10 @@ class Trainer:
         """What a run sets before its first step, and a resumed one finds set. Raises InputError
         where an output bias is asked for that the decoder does not have."""
         model, training = self.model, self.training
-        flat = model.parameters.flat
-        flat["first_moments"][...] = 0
-        for moment in model.parameters.second_moments.values():
-            moment[...] = training.optimizer.second_moment
+        parameters, backend = model.parameters, model.backend
+        backend.assign(parameters.flat["first_moments"], 0)
+        for moment in parameters.second_moments.values():
+            backend.assign(moment, training.optimizer.second_moment)
         if training.output_bias:
             images = model.unit_images(self.splits.train.images[: self.images])
             model.set_output_bias(np.asarray(np.mean(images, axis=0, dtype=np.float64)))
@@ -191,13 +192,16 @@ class Trainer:
             order = epoch_permutation(self.images, self.training.seed, self.epoch)
         # Not before here is a GPU waited for: it still works while the host computes these.
         self.check_loss()
-        self.schedule[...] = backend.asarray(rows.astype(self.model.dtype))
-        self.state[...] = backend.asarray(state)
-        self.permutation[...] = backend.asarray(order)
+        backend.assign(self.schedule, rows.astype(self.model.dtype))
+        backend.assign(self.state, state)
+        backend.assign(self.permutation, order)
 
     def step(self) -> None:
         """One optimizer step; at the end of an epoch, on to the next. Raises NotFiniteError there
-        if the loss of a step was not finite."""
+        if the loss of a step was not finite, and InputError if the model has gone to another device
+        since the trainer was made."""
+        if self.model.parameters is not self._parameters:
+            raise InputError("the model was put on a device after its trainer was made")
         rows = self._rows(self.finished_steps)
         if rows not in self._captured:
             self._captured[rows] = self.model.backend.capture(partial(self._step, rows))

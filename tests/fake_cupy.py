@@ -70,6 +70,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
             self.calls = calls
 
         def launch(self, stream: Any = None) -> None:
+            assert not recording, "a graph was launched while another was recorded"
             for call in self.calls:
                 call()
 
@@ -87,6 +88,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
             pass
 
         def begin_capture(self) -> None:
+            assert not recording, "a graph was begun while another was recorded"
             self.calls = []
             recording.append(self)
 
@@ -113,6 +115,10 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
                     call()
 
             return function
+
+    def to_numpy(array: Array) -> np.ndarray:
+        assert not recording, "memory was copied while a graph was recorded"
+        return np.array(array.array)
 
     def checked(array: np.ndarray) -> Array:
         assert not recording, "memory was asked for while a graph was recorded"
@@ -141,7 +147,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
         ndarray=Array,
         zeros=lambda shape, dtype: checked(np.zeros(shape, dtype)),
         array=lambda array, order: checked(np.array(array, order=order)),
-        asnumpy=lambda array: np.array(array.array),
+        asnumpy=to_numpy,
         get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
         launches=launches,
     )

@@ -6,19 +6,24 @@ import functools
 import importlib
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fake_cupy
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from minivae import backends
 from minivae.backends.reference import ReferenceBackend
 from minivae.cli import main
 from minivae.data import Splits, load
 from minivae.errors import InputError
+from minivae.ops.activations import IDENTITY
 from minivae.presets import PRESETS, Training, preset
 from minivae.train import Trainer, fit
 
@@ -193,6 +198,37 @@ def test_a_step_that_failed_the_first_time_or_while_it_was_recorded_is_taken_ane
         trainer.step()
     undisturbed, _ = trained(backends.get("cuda"), 3)
     assert model.backend.to_numpy(model.parameters.flat["values"]).tobytes() == undisturbed
+
+
+def test_what_another_thread_runs_is_no_part_of_a_graph_that_is_recorded(
+    without_a_card: Any,
+) -> None:
+    without_a_card()
+    backend, others = backends.get("cuda"), backends.get("cuda")
+    x, y, other_x, other_y = (backend.zeros((4,)) for _ in range(4))
+    begun = threading.Event()
+
+    def step() -> None:
+        backend.activation_forward(x, y, IDENTITY)
+        begun.set()
+        time.sleep(0.2)
+
+    def run_another() -> NDArray:
+        begun.wait()
+        others.assign(other_x, np.ones(4, np.float32))
+        others.activation_forward(other_x, other_y, IDENTITY)
+        return others.to_numpy(other_y)
+
+    replay = backend.capture(step)
+    replay()
+    begun.clear()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(run_another)
+        replay()
+    assert found.result().tolist() == [1, 1, 1, 1]
+    others.assign(other_x, np.zeros(4, np.float32))
+    replay()
+    assert others.to_numpy(other_y).tolist() == [1, 1, 1, 1]
 
 
 def test_a_step_is_recorded_with_its_own_memory_where_the_model_has_taken_more(

@@ -30,7 +30,7 @@ from test_backends import (
 )
 
 from minivae import backends
-from minivae.backends import emulated
+from minivae.backends import emulated, kernel_backend
 from minivae.backends.emulated import EmulatedBackend
 from minivae.backends.kernel_backend import kernels
 from minivae.backends.reference import Call
@@ -423,6 +423,14 @@ def test_more_pixels_than_a_kernel_can_count_are_refused() -> None:
     w, b, y = (np.broadcast_to(one, s) for s in ((1, 1, 1, 1), (1,), x.shape))
     with pytest.raises(InputError, match=r"a batch has 2147483648 pixels .* --accumulate"):
         backend.conv2d_forward(x, w, b, y, ConvGeometry(1, 1, 0, 0), IDENTITY)
+
+
+def test_more_numbers_than_a_kernel_can_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = EmulatedBackend()
+    monkeypatch.setattr(kernel_backend, "LARGEST_INT", 49)
+    v, onehot, u = (np.zeros(s, np.float32) for s in ((10, 3), (10, 2), (10, 5)))
+    with pytest.raises(InputError, match="join_forward: the size of u is 50, expected at most 49"):
+        backend.join_forward(v, onehot, u)
 
 
 # Planted bugs

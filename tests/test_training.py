@@ -472,6 +472,15 @@ train(small_vae(), Training(**{**vars(BUSY), "picture_every": 1}), on_step=twice
 """
 
 
+def test_a_trainer_does_not_go_on_with_a_model_that_has_gone_elsewhere() -> None:
+    model = small_vae().to("cpu")
+    trainer = Trainer(model, splits(), Training(batch_size=10))
+    trainer.step()
+    model.to("cpu")
+    with pytest.raises(InputError, match="put on a device after its trainer was made"):
+        trainer.step()
+
+
 def test_a_second_interrupt_stops_at_once() -> None:
     command = [sys.executable, "-c", SECOND_INTERRUPT, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,8 +3,10 @@
 Memory, kernels and graphs belong to one stream, the same for all backends of a process, since CuPy
 runs everything on the stream that was made current last. A step is recorded as a CUDA graph the
 second time it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
+While one thread records, others wait: what they launched would become a part of its graph.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -64,10 +66,10 @@ def _check_device(precision: str) -> None:
 
 
 @cache
-def _stream(device: int) -> Any:
-    """The stream of the present device."""
+def _stream(device: int) -> tuple[Any, threading.RLock]:
+    """The stream of the present device, and the lock of those who use it."""
     try:
-        return cupy.cuda.Stream(non_blocking=True)
+        return cupy.cuda.Stream(non_blocking=True), threading.RLock()
     except cupy.cuda.runtime.CUDARuntimeError as error:  # a GPU that is full or another's alone
         raise _UnusableError(str(error)) from None
 
@@ -80,10 +82,9 @@ class CudaBackend(KernelBackend):
     def __init__(self, precision: str = "fp32") -> None:
         try:
             _check_device(precision)
-            self._stream = _stream(cupy.cuda.Device().id)
+            self._stream, self._lock = _stream(cupy.cuda.Device().id)
         except _UnusableError as error:
             raise InputError(f"device {self.name!r}: {error}") from None
-        self._use_stream()
         self._functions: dict[tuple[str, Tile], Any] = {}
         super().__init__(precision)
 
@@ -99,11 +100,14 @@ class CudaBackend(KernelBackend):
         if function is None:
             self.load(kernels()[kernel].stem, tile)
             function = self._functions[kernel, tile]
-        self._use_stream()
-        function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
+        with self._on_stream():
+            function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
 
-    def _use_stream(self) -> None:
-        self._stream.use()  # each thread has a current stream of its own
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        with self._lock:
+            self._stream.use()  # each thread has a current stream of its own
+            yield
 
     def load(self, stem: str, tile: Tile) -> None:
         """Compiles the kernels of a source, or takes them from CuPy's cache on the disk."""
@@ -117,35 +121,38 @@ class CudaBackend(KernelBackend):
         return int(array.data.ptr)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
-        self._use_stream()
-        with _one_line_out_of_memory(self.name):
+        with self._on_stream(), _one_line_out_of_memory(self.name):
             return cupy.zeros(shape, dtype)
 
     def asarray(self, array: NDArray) -> Any:
-        self._use_stream()
-        with _one_line_out_of_memory(self.name):
+        with self._on_stream(), _one_line_out_of_memory(self.name):
             return cupy.array(array, order="C")
 
+    def assign(self, array: Any, values: Any) -> None:
+        with self._on_stream():
+            array[...] = self.asarray(values) if isinstance(values, np.ndarray) else values
+
     def to_numpy(self, array: Any) -> NDArray:
-        self._use_stream()
-        return cupy.asnumpy(array)
+        with self._on_stream():
+            return cupy.asnumpy(array)
 
     def free_memory(self) -> int:
         free, _ = cupy.cuda.runtime.memGetInfo()
         return int(free) + int(cupy.get_default_memory_pool().free_bytes())
 
     def synchronize(self) -> None:
-        self._stream.synchronize()
+        with self._on_stream():
+            self._stream.synchronize()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        return _GraphedStep(step, self._stream)
+        return _GraphedStep(step, self._stream, self._lock)
 
 
 class _GraphedStep:
     """A step that becomes a graph: eager at the first call, recorded at the second."""
 
-    def __init__(self, step: Callable[[], None], stream: Any) -> None:
-        self._step, self._stream = step, stream
+    def __init__(self, step: Callable[[], None], stream: Any, lock: threading.RLock) -> None:
+        self._step, self._stream, self._lock = step, stream, lock
         self._called = False
         self._graph: Any = None
 
@@ -154,9 +161,10 @@ class _GraphedStep:
             self._step()
             self._called = True
             return
-        if self._graph is None:
-            self._graph = self._recorded()
-        self._graph.launch(self._stream)
+        with self._lock:
+            if self._graph is None:
+                self._graph = self._recorded()
+            self._graph.launch(self._stream)
 
     def _recorded(self) -> Any:
         self._stream.begin_capture()

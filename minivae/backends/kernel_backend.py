@@ -68,6 +68,9 @@ CLIP_PARTIALS = 256
 
 LARGEST_INT = 2**31 - 1
 
+COUNTED_IN_INTS = ("latent", "labels", "objectives")
+"""Source files whose kernels count the numbers of all their arrays in ints; others count rows."""
+
 FUSED_LOSSES = {
     ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
     ("dense_forward", "squared_error_loss", "elbo_totals"): "dense_squared_error_elbo",
@@ -189,7 +192,7 @@ class KernelBackend(ReferenceBackend):
         Raises TypeError on an array of another type than declared, or one that is strided, and
         InputError on a size that the kernels cannot count to.
         """
-        _, parameters, threads = kernels()[kernel]
+        stem, parameters, threads = kernels()[kernel]
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
         x, y, z = (*sizes, 1, 1)[:3]
         if min(x, y, z) < 1:
@@ -200,6 +203,9 @@ class KernelBackend(ReferenceBackend):
             else _checked_scalar(kernel, name, argument, kind)
             for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
         ]
+        if stem in COUNTED_IN_INTS:
+            for (name, *_), argument in zip(parameters, arguments, strict=True):
+                _checked_scalar(kernel, f"the size of {name}", getattr(argument, "size", 0), "int")
         self.run(kernel, tile, (x, y, z), threads, passed)
 
     # Sequences

@@ -62,7 +62,8 @@ def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
                 cuda.as_cuda_array(a, sync=False) if isinstance(a, cupy.ndarray) else a
                 for a in arguments
             ]
-            kernel[blocks, THREADS, self._numba_stream](*passed)
+            with self._on_stream():
+                kernel[blocks, THREADS, self._numba_stream](*passed)
 
     return NumbaCudaBackend(precision)
 

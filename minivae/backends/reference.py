@@ -114,6 +114,11 @@ class ReferenceBackend:
         """The backend's copy of a NumPy array."""
         return np.array(array, order="C")
 
+    def assign(self, array: Any, values: Any) -> None:
+        """Gives the backend's array the numbers of NumPy's, or of another of the backend, or one
+        number, as far as they have to be repeated."""
+        array[...] = values
+
     def to_numpy(self, array: Any) -> NDArray:
         """A NumPy copy of the backend's array."""
         return np.array(array)
