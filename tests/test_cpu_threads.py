@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -130,6 +131,33 @@ def test_a_thread_that_an_interrupt_left_asleep_is_woken_by_the_next_call(some: 
     counts = np.zeros(some.count, np.int64)
     run(some, (count_parts, (counts,)))
     np.testing.assert_array_equal(counts, some.count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system has the last word")
+def test_a_thread_that_wakes_on_the_core_of_another_leaves_it() -> None:
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) == 1:
+        pytest.skip("there is but one core")
+    some = Threads(1, threading.Lock())  # none that could move at the same time
+    for _ in range(100):
+        before = cpu_threads._core()
+        some._cores = [before, None]
+        some._leave_core_of_others(1)
+        # Noted as soon as it has moved: the system may move it back.
+        assert some._cores[1] != before
+    assert os.sched_getaffinity(0) == everywhere
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system has the last word")
+def test_a_thread_stays_where_it_is_if_no_core_is_free() -> None:
+    everywhere, some = os.sched_getaffinity(0), Threads(1, threading.Lock())
+    os.sched_setaffinity(0, {min(everywhere)})
+    try:
+        some._cores = [min(everywhere), None]
+        some._leave_core_of_others(1)
+        assert some._cores[1] == min(everywhere)
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
 def test_threads_that_were_called_fall_asleep_where_an_interrupt_keeps_the_job_away(

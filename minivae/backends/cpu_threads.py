@@ -9,6 +9,7 @@ wakes them anew for every kernel, and compiles one for them five times.
 import ctypes
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -238,7 +239,8 @@ def _lead(shared, job, count, parts):
     """Gives all a job, and takes part in it."""
     shared[JOB], shared[COUNT] = job, count
     write(shared, NUMBER, shared[NUMBER] + 1)
-    _take_part(shared, 0, parts)
+    # Not a literal, for which Numba would compile it all once more.
+    _take_part(shared, np.int64(0), parts)
 
 
 _LINES, _NUMBER = types.int64[::1], types.int64
@@ -251,9 +253,17 @@ KERNELS: Sequence[tuple[Any, tuple[Any, ...]]] = [
 """What threads run of their own, and the types of its arguments."""
 
 
+_system = ctypes.CDLL(None)
+
+
 def _yield_function() -> int:
     """The address of the system's `int function(void)` that leaves the core to others."""
-    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    return ctypes.cast(_system.sched_yield, ctypes.c_void_p).value or 0
+
+
+def _core() -> int | None:
+    """The core that this thread is on; None where the system does not tell."""
+    return _system.sched_getcpu() if sys.platform == "linux" else None
 
 
 class Threads:
@@ -265,14 +275,30 @@ class Threads:
         self._shared[YIELD] = _yield_function()
         self._asleep = np.zeros(count, np.bool_)
         self._bells: list[SimpleQueue[None]] = [SimpleQueue() for _ in range(count)]
+        self._cores: list[int | None] = [None] * count
         for part in range(1, count):
             threading.Thread(target=self._work, args=(part,), daemon=True).start()
 
     def _work(self, part: int) -> None:
         jobs = 0
         while True:
+            self._leave_core_of_others(part)
             jobs = _serve(self._shared, part, self.count, jobs)
+            self._cores[part] = None
             self._bells[part].get()
+
+    def _leave_core_of_others(self, part: int) -> None:
+        """Where Linux wakes a thread on the core of the one that rang, which goes on, it takes
+        milliseconds to part them."""
+        core = _core()
+        if core is None:
+            return
+        taken = {other for i, other in enumerate(self._cores) if i != part}
+        everywhere = os.sched_getaffinity(0)
+        if core in taken and everywhere - taken:
+            os.sched_setaffinity(0, everywhere - taken)
+            os.sched_setaffinity(0, everywhere)
+        self._cores[part] = _core()
 
     def run(self, calls: NDArray[np.int64]) -> None:
         """Runs functions one after the other, each as `count` parts side by side. `calls`
@@ -280,6 +306,7 @@ class Threads:
         with self._one_caller:
             try:
                 if _call_up(self._shared, self.count, self._asleep):
+                    self._cores[0] = _core()
                     # What an interrupt leaves undone here the next call does.
                     for part in np.flatnonzero(self._asleep):
                         self._bells[part].put(None)
