@@ -189,19 +189,20 @@ class Autoencoder:
         check_is("device", device, str, ReferenceBackend)
         backend = backends.get(device) if isinstance(device, str) else device
         check_choice(f"dtype on {backend.name}", np.dtype(dtype).name, backend.dtypes)
-        before = self._parameters
-        tensors = self.tensors() if before is not None else None
-        self._backend, self.dtype, self._memory = backend, np.dtype(dtype), None
         shapes = self.encoder.parameter_shapes() | self.decoder.parameter_shapes()
-        self._parameters = Parameters(shapes, backend, self.dtype)
-        self._sigma = backend.zeros((1,), self.dtype)
-        if tensors is None:
+        parameters, sigma = Parameters(shapes, backend, dtype), backend.zeros((1,), dtype)
+        before, before_sigma, former = self._parameters, self._sigma, self._backend
+        self._parameters, self._sigma, self._memory = parameters, sigma, None
+        self._backend, self.dtype = backend, np.dtype(dtype)
+        if before is None or former is None:
             rng = np.random.default_rng([self.seed, INITIALIZATION_STREAM])
             for network in (self.encoder, self.decoder):
                 for name, value in network.initial_values(self.initialization, rng).items():
-                    self._assign(self._parameters.values[name], value)
+                    self._assign(parameters.values[name], value)
         else:
-            self.set_tensors(tensors)
+            for kind in ("values", "first_moments", "second_moments"):
+                self._assign(parameters.flat[kind], former.to_numpy(before.flat[kind]))
+            self._assign(sigma, former.to_numpy(before_sigma))
         return self
 
     def _assign(self, array: Any, value: NDArray) -> None:

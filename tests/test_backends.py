@@ -951,6 +951,38 @@ def test_a_dense_layer_updated_tile_by_tile_is_the_references(
         assert relative_error(actual, expected) < TOLERANCE[np.float32]
 
 
+def resident_bytes() -> int:
+    """Of this process's memory."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_arrays_take_no_memory_before_something_is_written_to_them() -> None:
+    backend, size = backends.get("cpu"), 2**25
+    before = resident_bytes()
+    array = backend.zeros((size // 4,))
+    assert resident_bytes() - before < size / 2
+    array[:] = 1
+    assert resident_bytes() - before > size / 2
+
+
+@pytest.mark.parametrize("count", [2**60, 2**70])
+def test_too_large_an_array_is_a_lack_of_memory(count: int) -> None:
+    with pytest.raises(MemoryError):
+        backends.get("cpu").zeros((count,))
+
+
+def test_a_forked_process_writes_to_arrays_of_its_own() -> None:
+    array = backends.get("cpu").zeros((3,))
+    process = os.fork()
+    if not process:
+        array[:] = 1
+        os._exit(0)
+    os.waitpid(process, 0)
+    assert not array.any()
+
+
 # Parts that are packed and unequal (69 by 35: 35 and 34), a last one too small for it (65 by 33, or
 # 49 by 25 where tiles are smaller), all on a backend whose workspaces are from another batch.
 @pytest.mark.parametrize(("n", "at_a_time"), [(69, 35), (65, 33), (49, 25), (30, 7)])
@@ -964,7 +996,7 @@ def test_a_dense_layer_updated_tile_by_tile_stays_within_its_arrays(
         arrays.append(np.full(math.prod(shape) + 64, np.nan, dtype))
         return arrays[-1][32:-32].reshape(shape)
 
-    monkeypatch.setattr(cpu, "_aligned_zeros", guarded)
+    monkeypatch.setattr(cpu, "_zeros", guarded)
     x, dz = rng.standard_normal((n, i)), rng.standard_normal((n, o))
     start, gap = rng.random((4, i * o + o + 96)), np.full(i * o + o + 96, True)
     gap[32 : 32 + i * o] = gap[64 + i * o : 64 + i * o + o] = False

@@ -5,6 +5,7 @@ Nothing here calls BLAS, whose threads would compete with ours for the cores.
 """
 
 import math
+import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, wraps
@@ -36,9 +37,6 @@ STILL = ConvGeometry(1, 1, 0, 0)
 POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
 """The window of a dense layer."""
 
-CACHE_LINE = 64
-"""Bytes."""
-
 MOST_IMAGES = 1024
 """A sum in float32 over more images than this is less precise than one of parts."""
 
@@ -46,12 +44,17 @@ PARTIAL_SUMS = 16
 """Into how many sums, whatever the number of cores, the sum of all pixels is split."""
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Zeros that begin where a cache line does: a vector across two lines is loaded twice."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % CACHE_LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Zeros on pages of their own, which take no memory before something is written to them, as it
+    is to no gradient that goes straight to Adam; and which begin where a cache line does: a vector
+    across two lines is loaded twice."""
+    count = math.prod(shape)
+    size = max(1, count * np.dtype(dtype).itemsize)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"an array of {size} bytes") from error
+    return np.frombuffer(pages, dtype, count).reshape(shape)
 
 
 def _is_float32(*arrays: NDArray) -> bool:
@@ -157,7 +160,7 @@ class CpuBackend(ReferenceBackend):
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:
         """A new array, filled with zeros, that begins where a cache line does."""
-        return _aligned_zeros(shape, dtype)
+        return _zeros(shape, dtype)
 
     def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
         planned = getattr(self._plans, "launches", None)
@@ -206,7 +209,7 @@ class CpuBackend(ReferenceBackend):
         """Scratch memory of a shape, which grows on first use and is then kept."""
         size = int(np.prod(shape))
         if name not in self._workspaces or self._workspaces[name].size < size:
-            self._workspaces[name] = _aligned_zeros((size,), np.float32)
+            self._workspaces[name] = _zeros((size,), np.float32)
         return self._workspaces[name][:size].reshape(shape)
 
     @float32_only
