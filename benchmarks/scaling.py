@@ -1,15 +1,18 @@
 """A step's time and memory beside PyTorch's, and its time as a multiple of its floor: of the
 presets, and as batch, width and image size grow."""
 
+import ctypes
+import gc
 import importlib.util
-import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from minivae.presets import preset
 from minivae.train import Trainer
 
 from .cases import IMAGES, PRESETS, Case, preset_case
+from .cores import round_trip
 from .floor import QUICK_SECONDS, Counter, Floor, RateMeter, median_rates, step_counts
 from .measure import (
     LIMIT,
@@ -18,11 +21,12 @@ from .measure import (
     Candidate,
     OwnProcess,
     Turns,
+    collected,
     in_own_process,
     reason,
     summary,
 )
-from .steps import OWN, set_peers_precision
+from .steps import OWN, ROUND_TRIP, set_peers_precision
 
 BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
@@ -75,8 +79,19 @@ def _peer(device: str) -> str:
     return f"torch {'graph' if device == 'cuda' else 'eager'}"
 
 
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _megabytes(kind: str) -> float:
+    """This process's memory, as it is ("VmRSS") or was at its peak ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(kind))
+    return int(kilobytes) / 1024
+
+
+def _give_back() -> None:
+    """Gives back all memory that is free, which else would hide what is allocated in it, and lets
+    the peak begin anew."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _device_megabytes(framework: str) -> float:
@@ -91,8 +106,8 @@ def _device_megabytes(framework: str) -> float:
 
 
 class _Size:
-    """A size in a process of its own, so that its peak memory is its own too: what it takes beyond
-    the process once it has taken a step of the same kind at a tiny size."""
+    """A size in a process of its own, so that its peak memory is its own too: what its steps take
+    beyond the process once it has taken a step of the same kind at a tiny size."""
 
     def __init__(
         self, framework: str, options: dict[str, Any], device: str, seconds: float
@@ -101,16 +116,22 @@ class _Size:
         # Kept, so that none of its memory is found again by the size.
         self._tiny = _candidate(framework, tiny, device)
         self._tiny.run()
-        self._before = _peak_megabytes()
+        del tiny  # PyTorch has weights of its own
+        _give_back()
+        self._before = _megabytes("VmRSS")
         self._framework, self._device = framework, device
-        case = _case(options, device)  # not kept: PyTorch has weights of its own
-        self._turns = Turns({framework: _candidate(framework, case, device)}, seconds)
+        candidates = {framework: _candidate(framework, _case(options, device), device)}
+        trip = round_trip() if framework == OWN and device == "cpu" else None
+        if trip is not None:
+            candidates[ROUND_TRIP] = trip
+        _give_back()
+        self._turns = Turns(candidates, seconds)
 
     def __call__(self, task: str) -> Any:
         return {"turn": self._turns.take, "end": self._memory}[task]()
 
     def _memory(self) -> dict[str, float]:
-        found = {"host_megabytes": round(_peak_megabytes() - self._before, 1)}
+        found = {"host_megabytes": round(_megabytes("VmHWM") - self._before, 1)}
         if self._device == "cuda":
             found["device_megabytes"] = round(_device_megabytes(self._framework), 1)
         return found
@@ -142,14 +163,18 @@ def _measured(options: dict[str, Any], frameworks: list[str], device: str, quick
             processes[name] = OwnProcess(_Size, name, options, device, seconds)
             processes[name].wait_until_prepared(LIMIT)
         processes[METER] = OwnProcess(RateMeter, device, quick)
-        times: dict[str, list[float]] = {name: [] for name in frameworks}
-        rates = []
+        turns, rates = [], []
         for _ in range(rounds):
+            turn: dict[str, float] = {}
             for name in frameworks:
-                times[name].append(processes[name].ask(LIMIT, "turn")[name])
+                turn |= processes[name].ask(LIMIT, "turn")
+            turns.append(turn)
             rates.append(processes[METER].ask(LIMIT))
+        times = collected(turns)
+        trips = [1e6 * milliseconds for milliseconds in times.pop(ROUND_TRIP, [])]
         floor = Floor.of(counts, times[OWN], rates)
         return {
+            **({"core_round_trip_nanoseconds": summary(trips)} if trips else {}),
             "rates": median_rates(rates),
             "floor_milliseconds": floor.milliseconds,
             "times_the_floor": floor.times_the_floor,
