@@ -160,6 +160,20 @@ def test_a_thread_stays_where_it_is_if_no_core_is_free() -> None:
         os.sched_setaffinity(0, everywhere)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system has the last word")
+def test_a_thread_stays_where_it_is_if_the_system_forbids_it_to_move(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbid(*arguments: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbid)
+    some = Threads(1, threading.Lock())
+    some._cores = [cpu_threads._core(), None]
+    some._leave_core_of_others(1)
+    assert some._cores[1] is not None
+
+
 def test_threads_that_were_called_fall_asleep_where_an_interrupt_keeps_the_job_away(
     some: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
@@ -296,8 +297,9 @@ class Threads:
         taken = {other for i, other in enumerate(self._cores) if i != part}
         everywhere = os.sched_getaffinity(0)
         if core in taken and everywhere - taken:
-            os.sched_setaffinity(0, everywhere - taken)
-            os.sched_setaffinity(0, everywhere)
+            with suppress(OSError):  # where a system forbids it
+                os.sched_setaffinity(0, everywhere - taken)
+                os.sched_setaffinity(0, everywhere)
         self._cores[part] = _core()
 
     def run(self, calls: NDArray[np.int64]) -> None:
