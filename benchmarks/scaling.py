@@ -4,7 +4,10 @@ presets, and as batch, width and image size grow."""
 import ctypes
 import gc
 import importlib.util
+import math
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ BATCHES = (16, 64, 256, 1024, 4096, 8192)
 WIDTHS = (64, 256, 1024, 4096)
 IMAGE_SIZES = (28, 64, 128)
 METER = "rates"
+LINUX = sys.platform == "linux"
 FEW_IMAGES = 1024
 """So few that the memory of a data set is small beside a step's. Not for small images on a GPU,
 where an epoch's end would take longer than its steps."""
@@ -80,7 +84,10 @@ def _peer(device: str) -> str:
 
 
 def _megabytes(kind: str) -> float:
-    """This process's memory, as it is ("VmRSS") or was at its peak ("VmHWM")."""
+    """This process's memory, as it is ("VmRSS") or was at its peak ("VmHWM"); NaN where the system
+    is not Linux."""
+    if not LINUX:
+        return math.nan
     lines = Path("/proc/self/status").read_text().splitlines()
     (kilobytes,) = (line.split()[1] for line in lines if line.startswith(kind))
     return int(kilobytes) / 1024
@@ -90,8 +97,11 @@ def _give_back() -> None:
     """Gives back all memory that is free, which else would hide what is allocated in it, and lets
     the peak begin anew."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    if LINUX:
+        with suppress(AttributeError):  # of a C library that keeps nothing
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):  # of a sandbox
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _device_megabytes(framework: str) -> float:
@@ -131,7 +141,8 @@ class _Size:
         return {"turn": self._turns.take, "end": self._memory}[task]()
 
     def _memory(self) -> dict[str, float]:
-        found = {"host_megabytes": round(_megabytes("VmHWM") - self._before, 1)}
+        taken = _megabytes("VmHWM") - self._before
+        found = {"host_megabytes": round(taken, 1)} if LINUX else {}
         if self._device == "cuda":
             found["device_megabytes"] = round(_device_megabytes(self._framework), 1)
         return found
