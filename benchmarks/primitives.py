@@ -212,6 +212,7 @@ def measure_primitives(device: str, quick: bool) -> dict[str, Any]:
     calls = primitive_calls(backend, n)
     turns = Turns({name: candidate(call) for name, call in calls.items()}, seconds)
     meter = OwnProcess(RateMeter, device, quick)
+    meter.wait_until_prepared(LIMIT)  # else it does so in the first turn
     try:
         taken = [(turns.take(), meter.ask(LIMIT)) for _ in range(rounds)]
     finally:

@@ -174,6 +174,7 @@ def _measured(options: dict[str, Any], frameworks: list[str], device: str, quick
             processes[name] = OwnProcess(_Size, name, options, device, seconds)
             processes[name].wait_until_prepared(LIMIT)
         processes[METER] = OwnProcess(RateMeter, device, quick)
+        processes[METER].wait_until_prepared(LIMIT)  # else it does so in the first turn of others
         turns, rates = [], []
         for _ in range(rounds):
             turn: dict[str, float] = {}
