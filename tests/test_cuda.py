@@ -124,6 +124,28 @@ def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
         backend.zeros((2**22,))
 
 
+@pytest.mark.parametrize(
+    ("status", "expected", "message"),
+    [
+        (2, InputError, "device 'cuda': out of memory, 8 of 8 MiB are free: no room"),
+        (700, RuntimeError, "^no room$"),
+    ],
+)
+def test_a_graph_that_finds_no_memory_is_one_line(
+    without_a_card: Any, status: int, expected: type[Exception], message: str
+) -> None:
+    cupy = without_a_card(memory=2**23)
+
+    def fail(stream: Any) -> None:
+        raise cupy.cuda.runtime.CUDARuntimeError(status, "no room")
+
+    cupy.cuda.Stream.end_capture = fail
+    replay = backends.get("cuda").capture(lambda: None)
+    replay()
+    with pytest.raises(expected, match=message):
+        replay()
+
+
 def test_memory_that_runs_out_is_told_before_a_run_has_a_folder(
     without_a_card: Any, tmp_path: Path
 ) -> None:

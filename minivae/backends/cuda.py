@@ -28,6 +28,9 @@ NULL = np.uint64(0)
 INSUFFICIENT_DRIVER = 35
 """cudaErrorInsufficientDriver: the driver is older than the runtime that CuPy was built with."""
 
+NO_MEMORY = 2
+"""cudaErrorMemoryAllocation: what asks for memory by itself, as a graph does, finds none."""
+
 
 def _version(number: int) -> str:
     """12040 as 12.4."""
@@ -82,7 +85,7 @@ class CudaBackend(KernelBackend):
     def __init__(self, precision: str = "fp32") -> None:
         try:
             _check_device(precision)
-            self._stream, self._lock = _stream(cupy.cuda.Device().id)
+            self.stream, self.lock = _stream(cupy.cuda.Device().id)
         except _UnusableError as error:
             raise InputError(f"device {self.name!r}: {error}") from None
         self._functions: dict[tuple[str, Tile], Any] = {}
@@ -105,8 +108,8 @@ class CudaBackend(KernelBackend):
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        with self._lock:
-            self._stream.use()  # each thread has a current stream of its own
+        with self.lock:
+            self.stream.use()  # each thread has a current stream of its own
             yield
 
     def load(self, stem: str, tile: Tile) -> None:
@@ -142,17 +145,17 @@ class CudaBackend(KernelBackend):
 
     def synchronize(self) -> None:
         with self._on_stream():
-            self._stream.synchronize()
+            self.stream.synchronize()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        return _GraphedStep(step, self._stream, self._lock)
+        return _GraphedStep(step, self)
 
 
 class _GraphedStep:
     """A step that becomes a graph: eager at the first call, recorded at the second."""
 
-    def __init__(self, step: Callable[[], None], stream: Any, lock: threading.RLock) -> None:
-        self._step, self._stream, self._lock = step, stream, lock
+    def __init__(self, step: Callable[[], None], backend: CudaBackend) -> None:
+        self._step, self._backend = step, backend
         self._called = False
         self._graph: Any = None
 
@@ -161,28 +164,32 @@ class _GraphedStep:
             self._step()
             self._called = True
             return
-        with self._lock:
+        with self._backend.lock:
             if self._graph is None:
-                self._graph = self._recorded()
-            self._graph.launch(self._stream)
+                with _one_line_out_of_memory(self._backend.name):
+                    self._graph = self._recorded()
+            self._graph.launch(self._backend.stream)
 
     def _recorded(self) -> Any:
-        self._stream.begin_capture()
+        stream = self._backend.stream
+        stream.begin_capture()
         try:
             self._step()
         except BaseException:
             with suppress(cupy.cuda.runtime.CUDARuntimeError):
-                self._stream.end_capture()  # of a part of the step, which nobody may launch
+                stream.end_capture()  # of a part of the step, which nobody may launch
             raise
-        return self._stream.end_capture()
+        return stream.end_capture()
 
 
 @contextmanager
 def _one_line_out_of_memory(device: str) -> Iterator[None]:
-    """CuPy's error about memory as an InputError."""
+    """CuPy's or CUDA's error about memory as an InputError."""
     try:
         yield
-    except cupy.cuda.memory.OutOfMemoryError as error:
+    except (cupy.cuda.memory.OutOfMemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
+        if getattr(error, "status", NO_MEMORY) != NO_MEMORY:
+            raise
         free, total = (size / 2**20 for size in cupy.cuda.runtime.memGetInfo())
         raise InputError(
             f"device {device!r}: out of memory, {free:.0f} of {total:.0f} MiB are free: {error}; "

@@ -54,7 +54,7 @@ def numba_cuda_backend(precision: str = "fp32") -> ReferenceBackend:
 
         def __init__(self, precision: str) -> None:
             CudaBackend.__init__(self, precision)
-            self._numba_stream = cuda.external_stream(self._stream.ptr)
+            self._numba_stream = cuda.external_stream(self.stream.ptr)
             self._norm_squares = self.zeros((adam_numba.PARTIALS,))
 
         def _run_twin(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
