@@ -139,12 +139,14 @@ def test_a_thread_that_wakes_on_the_core_of_another_leaves_it() -> None:
     if len(everywhere) == 1:
         pytest.skip("there is but one core")
     some = Threads(1, threading.Lock())  # none that could move at the same time
+    left = 0
     for _ in range(100):
         before = cpu_threads._core()
         some._cores = [before, None]
         some._leave_core_of_others(1)
-        # Noted as soon as it has moved: the system may move it back.
-        assert some._cores[1] != before
+        left += some._cores[1] != before
+    # Not every time: where other work is, the system may move it back before it is noted.
+    assert left > 50
     assert os.sched_getaffinity(0) == everywhere
 
 
