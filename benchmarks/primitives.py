@@ -54,9 +54,9 @@ class _Arrays:
 def _dense(array: _Arrays, n: int, i: int, o: int) -> dict[str, Call]:
     x, w, b, y, dx = array(n, i), array(i, o), array(o), array(n, o), array(n, i)
     calls = (
-        Call("dense_forward", (x, w, b, y, RELU)),
-        Call("dense_input_gradient", (y, w, x, dx, RELU)),
-        Call("dense_weight_gradient", (x, y, array(i, o), array(o))),
+        Call("dense_forward", x, w, b, y, RELU),
+        Call("dense_input_gradient", y, w, x, dx, RELU),
+        Call("dense_weight_gradient", x, y, array(i, o), array(o)),
     )
     return _labelled(f"{n}x{i}x{o}", calls)
 
@@ -83,9 +83,9 @@ def _gradients(kind: str, x: Any, y: Any, w: Any, array: _Arrays, stride: int) -
     geometry = ConvGeometry(stride, stride, 1, 1)
     b, dx, dw, db = array(y.shape[3]), array(*x.shape), array(*w.shape), array(y.shape[3])
     return (
-        Call(f"{kind}_forward", (x, w, b, y, geometry, RELU)),
-        Call(f"{kind}_input_gradient", (y, w, x, dx, geometry, RELU)),
-        Call(f"{kind}_weight_gradient", (x, y, dw, db, geometry)),
+        Call(f"{kind}_forward", x, w, b, y, geometry, RELU),
+        Call(f"{kind}_input_gradient", y, w, x, dx, geometry, RELU),
+        Call(f"{kind}_weight_gradient", x, y, dw, db, geometry),
     )
 
 
@@ -95,16 +95,16 @@ def _batch(array: _Arrays, n: int, m: int) -> dict[str, Call]:
     data = array.integers(256, IMAGES, m, dtype=np.uint8)
     onehot = array.backend.zeros((n, CLASSES))
     onehot[:, 0] = 1
-    gather = Call("gather_batch", (data, order, state, array(n, m), "none", NOISE))
-    labels = Call("gather_labels", (array.integers(CLASSES, IMAGES), order, state, onehot))
+    gather = Call("gather_batch", data, order, state, array(n, m), "none", NOISE)
+    labels = Call("gather_labels", array.integers(CLASSES, IMAGES), order, state, onehot)
     x, joined = array(n, m), array(n, m + CLASSES)
     join = (
-        Call("join_forward", (x, onehot, joined)),
-        Call("join_input_gradient", (joined, x, array(n, m), RELU)),
+        Call("join_forward", x, onehot, joined),
+        Call("join_input_gradient", joined, x, array(n, m), RELU),
     )
     activation = (
-        Call("activation_forward", (x, array(n, m), RELU)),
-        Call("activation_backward", (None, x, array(n, m), array(n, m), RELU)),
+        Call("activation_forward", x, array(n, m), RELU),
+        Call("activation_backward", None, x, array(n, m), array(n, m), RELU),
     )
     return {
         **_labelled(f"{n}x{m}", [gather, *join, *activation]),
@@ -118,12 +118,12 @@ def _latent(array: _Arrays, n: int, d: int) -> dict[str, Call]:
     drawn, log_ratio, weights = array(n * DRAWS, d), array(n * DRAWS), array.unit(n * DRAWS)
     noise = (NOISE, state)
     calls = (
-        Call("latent_forward", (head, z, kl, *noise)),
-        Call("latent_backward", (head, z, array(d), dhead, *noise)),
+        Call("latent_forward", head, z, kl, *noise),
+        Call("latent_backward", head, z, array(d), dhead, *noise),
     )
     importance = (
-        Call("importance_latent_forward", (head, drawn, log_ratio, 1.0, *noise)),
-        Call("importance_latent_backward", (head, drawn, weights, dhead, 1 / n, 1.0, *noise)),
+        Call("importance_latent_forward", head, drawn, log_ratio, 1.0, *noise),
+        Call("importance_latent_backward", head, drawn, weights, dhead, 1 / n, 1.0, *noise),
     )
     return {
         **_labelled(f"{n}x{d}", calls),
@@ -140,14 +140,14 @@ def _losses(array: _Arrays, n: int, m: int, d: int) -> dict[str, Call]:
     sums = (loss, array(n, d), schedule, backend.asarray(new_state()))
     totals, kl_weight = backend.zeros((TOTALS_SIZE,), np.float64), array(d)
     calls = (
-        Call("bernoulli_loss", (logits, x, loss, dlogits, 1 / n)),
-        Call("squared_error_loss", (logits, x, loss, dlogits, 1 / n, 1.0, IDENTITY)),
-        Call("calibrate_gaussian", (array.unit(n), array(n, m), backend.zeros((1,)))),
+        Call("bernoulli_loss", logits, x, loss, dlogits, 1 / n),
+        Call("squared_error_loss", logits, x, loss, dlogits, 1 / n, 1.0, IDENTITY),
+        Call("calibrate_gaussian", array.unit(n), array(n, m), backend.zeros((1,))),
     )
-    importance = Call("importance_loss", (drawn, x, log_ratio, weights, loss, ddrawn, 1 / n, True))
+    importance = Call("importance_loss", drawn, x, log_ratio, weights, loss, ddrawn, 1 / n, True)
     sums_calls = (
-        Call("elbo_totals", (*sums, 0.0, kl_weight, totals)),
-        Call("capacity_totals", (*sums, 5.0, 1000, kl_weight, totals)),
+        Call("elbo_totals", *sums, 0.0, kl_weight, totals),
+        Call("capacity_totals", *sums, kl_weight, totals),
     )
     return {
         **_labelled(f"{n}x{m}", calls),
@@ -166,8 +166,8 @@ def _optimizer(array: _Arrays, parameters: int) -> dict[str, Call]:
     schedule = array.backend.asarray(np.full((1, SCHEDULE_COLUMNS), 1e-3, np.float32))
     state = array.backend.asarray(new_state())
     calls = (
-        Call("adam_update", (p, g, first, second, schedule, state, 0.9, 0.999, 1e-8)),
-        Call("clip_gradient", (array(parameters), 1e9, array(1))),
+        Call("adam_update", p, g, first, second, schedule, state, 0.9, 0.999, 1e-8),
+        Call("clip_gradient", array(parameters), 1e9, array(1)),
     )
     return _labelled(str(parameters), calls)
 

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minivae.checkpoint import METRICS, read_config
+from minivae.checkpoint import METRICS, read_config, read_metrics
 from minivae.environment import environment
-from minivae.train import read_metrics
 
 from .measure import write_result
 

@@ -20,15 +20,13 @@ from minivae import (
     Training,
 )
 
-LATENT = 16
 
-
-def build(seed: int = 0) -> VAE:
+def build(seed: int = 0, latent: int = 16) -> VAE:
     """Two strided convolutions to 7 x 7 x 64 and a dense head; three transposed ones back."""
     encoder = [
         *(Conv2d(32, 3, stride=2, padding=1), ReLU()),  # 28 to 14
         *(Conv2d(64, 3, stride=2, padding=1), ReLU()),  # 14 to 7
-        *(Flatten(), Dense(2 * LATENT)),
+        *(Flatten(), Dense(2 * latent)),
     ]
     decoder = [
         *(Dense(7 * 7 * 64), Reshape((7, 7, 64))),

@@ -43,8 +43,8 @@ def main() -> None:
     """Prints the errors and draws the digits."""
     arguments = options(__doc__, "pixel-error", "glyphs").parse_args()
     images = unit_pixels(load(arguments.data, seed=arguments.seed).test.images)
-    if len(images) < SHOWN or min(images.shape[1:3]) < 3:
-        raise InputError(f"expected at least {SHOWN} test images of at least 3 x 3 pixels")
+    if len(images) < SHOWN or min(images.shape[1:3]) < 6:
+        raise InputError(f"expected at least {SHOWN} test images of at least 6 x 6 pixels")
     moved, damaged = shifted(images), with_two_wrong_pixels(images)
     errors = squared_error(images, moved), squared_error(images, damaged)
     print(f"shifted by one pixel   squared error per image {errors[0].mean():6.2f}")

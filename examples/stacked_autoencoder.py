@@ -6,12 +6,12 @@ Each layer is first trained alone, to reconstruct the codes of the layer below (
 training: Bengio et al. 2007; Hinton & Salakhutdinov 2006), then the whole stack together. Encoder
 and decoder share one matrix a layer: the decoder's is the encoder's transpose.
 
-For a layer with code h = f(x w + b) and reconstruction r = g(h w^T + c), dh and dr the gradients
-before f and g, the matrix occurs twice, and the gradient is the sum over both occurrences:
+For a layer with code h = f(a), a = x w + b, and reconstruction g(r), r = h w^T + c, the matrix
+occurs twice, and the gradient is the sum over both occurrences:
 
-    E1    from the encoder, dense.E2:      dw  = x^T dh
-    E2    from the decoder, dense.E2 of w^T: d(w^T) = h^T dr,  so  dw += dr^T h
-    E3    what reaches the code, dense.E4: dh  = (dr w) * f'(h)
+    E1    from the encoder, dense.E2:           dw  = x^T da
+    E2    from the decoder, dense.E2 of w^T:    d(w^T) = h^T dr,  so  dw += dr^T h
+    E3    what reaches the code, dense.E4:      da  = (dr w) * f'(a)
 
 Look at the printed errors: each stage adds a narrower layer and loses a little, and training the
 whole stack wins most of it back.
@@ -33,7 +33,7 @@ from minivae.ops.activations import Activation
 from minivae.ops.state import INDEX, new_state
 from minivae.params import Parameters
 
-BATCH = 128
+BATCH, SHOWN = 128, 10
 SIGMOID = Activation("sigmoid")
 OPTIMIZER = Adam(lr=1e-3)
 
@@ -109,14 +109,13 @@ class TiedStack:
         self.backend.squared_error_loss(decoded[-1], codes[0], loss, dz, 1 / rows, 1.0, SIGMOID)
         values, gradients = (self.layers(kind)[first:depth] for kind in ("values", "gradients"))
         for index in range(depth - first):  # the decoder, from the output inwards
-            h = decoded[-2 - index]
-            dw_transposed = np.empty_like(np.ascontiguousarray(values[index].w.T))
+            h, transposed = decoded[-2 - index], np.ascontiguousarray(values[index].w.T)
+            dw_transposed = np.empty_like(transposed)
             self.backend.dense_weight_gradient(h, dz, dw_transposed, gradients[index].c)
             gradients[index].w[...] = dw_transposed.T  # E2
-            dh = np.empty_like(h)
-            transposed = np.ascontiguousarray(values[index].w.T)
-            self.backend.dense_input_gradient(dz, transposed, h, dh, SIGMOID)  # E3
-            dz = dh
+            da = np.empty_like(h)
+            self.backend.dense_input_gradient(dz, transposed, h, da, SIGMOID)  # E3
+            dz = da
         for index in reversed(range(depth - first)):  # the encoder, from the code outwards
             x_below = codes[index]
             dw = np.empty_like(values[index].w)
@@ -133,7 +132,7 @@ class TiedStack:
         flat = self.parameters.flat
         # Moments of an earlier stage would keep pushing layers that this one does not train.
         flat["first_moments"][...] = flat["second_moments"][...] = 0
-        schedule = OPTIMIZER.schedule_rows(0, [1.0] * steps, steps).astype(self.dtype)
+        schedule = OPTIMIZER.schedule_rows(0, steps, steps).astype(self.dtype)
         state, losses = new_state(), []
         per_epoch = len(images) // BATCH
         for step in range(steps):
@@ -168,8 +167,10 @@ def main() -> None:
     splits = load(arguments.data, seed=arguments.seed)
     images = splits.train.images.reshape(len(splits.train), -1)
     test = unit_pixels(splits.test.images.reshape(len(splits.test), -1))
-    if min(hidden) < 1 or len(images) < BATCH:
-        raise InputError(f"expected widths of 1 or above and at least {BATCH} training images")
+    if min(hidden) < 1 or len(images) < BATCH or len(test) < SHOWN:
+        raise InputError(
+            f"expected widths of 1 or above, and at least {BATCH} training and {SHOWN} test images"
+        )
     training = chosen(Training(epochs=5), arguments)
     steps = training.steps or training.epochs * (len(images) // BATCH)
     stack = TiedStack([images.shape[1], *hidden], arguments.seed)
@@ -181,13 +182,13 @@ def main() -> None:
     for depth in range(1, len(hidden) + 1):
         stack.train(images, depth - 1, depth, steps, arguments.seed)
         report(f"layer {depth} ({hidden[depth - 1]} units) added", depth)
-    greedy = reconstruction(stack, test[:10], len(hidden))
+    greedy = reconstruction(stack, test[:SHOWN], len(hidden))
     stack.train(images, 0, len(hidden), steps, arguments.seed)
     report("the whole stack, fine-tuned", len(hidden))
-    tuned = reconstruction(stack, test[:10], len(hidden))
-    shape = (5, 2, *splits.test.image_shape)
+    tuned = reconstruction(stack, test[:SHOWN], len(hidden))
+    shape = (SHOWN // 2, 2, *splits.test.image_shape)
     path = arguments.out / "stacked_autoencoder.png"
-    columns = {"original": test[:10], "layer by layer": greedy, "fine-tuned": tuned}
+    columns = {"original": test[:SHOWN], "layer by layer": greedy, "fine-tuned": tuned}
     grids = {name: rows.reshape(shape) for name, rows in columns.items()}
     plots.compare_grids(path, grids, title="A deep autoencoder with tied weights")
     print(path)

@@ -4,7 +4,7 @@ __device__ __forceinline__ bool aligned(const void* pointer) {
   return (size_t)pointer % sizeof(float4) == 0;
 }
 
-// p, g, m and v (size,), schedule (steps, 4), state (5,). A grid of any size strides over the
+// p, g, m and v (size,), schedule (steps, 5), state (5,). A grid of any size strides over the
 // buffers, four elements at a time.
 extern "C" __global__ void adam_update(
     float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,

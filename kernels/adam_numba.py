@@ -17,7 +17,7 @@ ZERO = numba.float32(0)
 
 @cuda.jit
 def adam_update(p, g, m, v, schedule, state, new1, new2, epsilon, size):
-    """p, g, m and v (size,), schedule (steps, 4), state (5,); new1 is 1 - beta1, new2 1 - beta2."""
+    """p, g, m and v (size,), schedule (steps, 5), state (5,); new1 is 1 - beta1, new2 1 - beta2."""
     if state[FAILED] != 0:
         return
     row = state[INDEX]

@@ -4,7 +4,7 @@
 
 // ops/state.py and ops/elbo.py
 enum State { STEP, INDEX, FIRST, EPOCH, FAILED };
-enum Schedule { STEP_SIZE, ROOT, DECAY, BETA, SCHEDULE_COLUMNS };
+enum Schedule { STEP_SIZE, ROOT, DECAY, BETA, CAPACITY, SCHEDULE_COLUMNS };
 enum Totals { LOSS, RECONSTRUCTION, KL };
 
 // activations.KINDS, in order

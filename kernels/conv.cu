@@ -409,16 +409,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
 // The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:
 // the blocks of all jobs.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
-    const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
+    const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
   const Job* job = this_job<Job>(jobs, count);
   conv_gradients(job, partials, arrivals, [&](long long first, int columns) {
-    return Store{g + first, weight, accumulate, columns};
+    return Store{g + first, fraction, accumulate, columns};
   });
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
-// buffers, schedule (steps, 4), state (5,). Unless batch_size is 0, the block that arrives last, at
+// buffers, schedule (steps, 5), state (5,). Unless batch_size is 0, the block that arrives last, at
 // `all`, goes on to the next step.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_update(
     const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,

@@ -14,20 +14,20 @@ extern "C" __global__ void bernoulli_loss(
   if (threadIdx.x == 0) loss[blockIdx.x] = total;
 }
 
-// y, x and dz (n, m), loss (n,). Grid: n blocks of any whole number of warps.
+// y, x and da (n, m), loss (n,). Grid: n blocks of any whole number of warps.
 extern "C" __global__ void squared_error_loss(
     const float* __restrict__ y, const float* __restrict__ x, float* __restrict__ loss,
-    float* __restrict__ dz, float scale, float weight, int kind, float slope, int n, int m) {
+    float* __restrict__ da, float scale, float weight, int kind, float slope, int n, int m) {
   size_t first = (size_t)blockIdx.x * m;
   float partial = 0.0f;
   for (int j = threadIdx.x; j < m; j += blockDim.x) {
-    partial += squared_error(y[first + j], x[first + j], scale, weight, kind, slope, dz[first + j]);
+    partial += squared_error(y[first + j], x[first + j], scale, weight, kind, slope, da[first + j]);
   }
   float total = block_sum(partial);
   if (threadIdx.x == 0) loss[blockIdx.x] = total;
 }
 
-// reconstruction (n,), kl (n, d), schedule (steps, 4), state (5,), kl_weight (d,), totals (3,). One
+// reconstruction (n,), kl (n, d), schedule (steps, 5), state (5,), kl_weight (d,), totals (3,). One
 // block of TOTALS_THREADS.
 extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,

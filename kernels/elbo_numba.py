@@ -53,8 +53,8 @@ def bernoulli_loss(logits, x, loss, dlogits, scale, n, m):
 
 
 @cuda.jit
-def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope, n, m):
-    """y, x and dz (n, m), loss (n,). Grid: a block for each of the n images."""
+def squared_error_loss(y, x, loss, da, scale, weight, kind, slope, n, m):
+    """y, x and da (n, m), loss (n,). Grid: a block for each of the n images."""
     row, thread = cuda.blockIdx.x, cuda.threadIdx.x
     partial = ZERO
     for j in range(thread, m, THREADS):
@@ -62,7 +62,7 @@ def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope, n, m):
         error = output - x[row, j]
         partial += error * error
         derivative = activation_derivative(output, kind, slope)
-        dz[row, j] = TWO * weight * scale * error * derivative  # E3
+        da[row, j] = TWO * weight * scale * error * derivative  # E3
     total = block_sum(partial)
     if thread == 0:
         loss[row] = weight * total
@@ -70,7 +70,7 @@ def squared_error_loss(y, x, loss, dz, scale, weight, kind, slope, n, m):
 
 @cuda.jit
 def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d):
-    """reconstruction (n,), kl (n, d), schedule (steps, 4), state (5,), kl_weight (d,), totals (3,)
+    """reconstruction (n,), kl (n, d), schedule (steps, 5), state (5,), kl_weight (d,), totals (3,)
     in float64. Grid: one block; a thread for each latent dimension."""
     thread = cuda.threadIdx.x
     images = numba.float32(n)

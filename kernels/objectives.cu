@@ -9,29 +9,28 @@ extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) calibrate_gaussian_
   if (threadIdx.x == 0) variance[0] = squares / ((float)n * (float)m);  // calibration.E2
 }
 
-// loss (n,) and dz (n, m), both in place; variance (1,). Grid: a block for each of the n images.
+// loss (n,) and da (n, m), both in place; variance (1,). Grid: a block for each of the n images.
 extern "C" __global__ void calibrate_gaussian(
-    float* __restrict__ loss, float* __restrict__ dz, const float* __restrict__ variance, int n,
+    float* __restrict__ loss, float* __restrict__ da, const float* __restrict__ variance, int n,
     int m) {
   size_t first = (size_t)blockIdx.x * m;
   float weight = 0.5f / variance[0];
-  for (int j = threadIdx.x; j < m; j += blockDim.x) dz[first + j] *= weight;  // calibration.E4
+  for (int j = threadIdx.x; j < m; j += blockDim.x) da[first + j] *= weight;  // calibration.E4
   if (threadIdx.x == 0) {
     float constant = 0.5f * (float)m * logf(6.2831853f * variance[0]);
     loss[blockIdx.x] = weight * loss[blockIdx.x] + constant;  // calibration.E3
   }
 }
 
-// reconstruction (n,), kl (n, d), schedule (steps, 4), state (5,), kl_weight (d,), totals (3,). One
+// reconstruction (n,), kl (n, d), schedule (steps, 5), state (5,), kl_weight (d,), totals (3,). One
 // block of TOTALS_THREADS.
 extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) capacity_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,
-    const float* __restrict__ schedule, long long* __restrict__ state, float capacity,
-    int capacity_steps, float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {
+    const float* __restrict__ schedule, long long* __restrict__ state,
+    float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {
   float images = (float)n;
-  float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
-  long long step = state[STEP] + 1;
-  if (step < capacity_steps) capacity *= (float)step / (float)capacity_steps;  // capacity.E2
+  const float* row = schedule + SCHEDULE_COLUMNS * state[INDEX];
+  float beta = row[BETA], capacity = row[CAPACITY];
   float reconstruction_part = 0.0f, kl_part = 0.0f;
   for (int row = threadIdx.x; row < n; row += blockDim.x) {
     reconstruction_part += reconstruction[row];

@@ -467,7 +467,7 @@ __device__ __forceinline__ int arrive(int* counter) {
 #endif
 
 // Whether this block is the last of `expected` to arrive at `counter`, which is then zero again.
-// What the others wrote before is visible to it, if it reads past the first-level cache.
+// What the others wrote before is visible to it, if it reads past the L1 cache.
 __device__ __forceinline__ bool last_to_arrive(int* counter, int expected) {
   __shared__ bool last;
   __syncthreads();
@@ -721,7 +721,7 @@ struct Store {
   static const int TOGETHER = 4;
   using Fetched = Run;
   float* gradient;
-  float weight;
+  float fraction;
   int accumulate;
   int columns;
   __device__ __forceinline__ Run fetch(int row, int column, int count) const {
@@ -731,7 +731,7 @@ struct Store {
       int row, int column, int count, Run g, const Run& before) const {
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
-      g.lane[i] = accumulate ? __fmaf_rn(weight, g.lane[i], before.lane[i]) : weight * g.lane[i];
+      g.lane[i] = accumulate ? __fmaf_rn(fraction, g.lane[i], before.lane[i]) : fraction * g.lane[i];
     }
     store_run(gradient + (size_t)row * columns + column, g, count);
   }

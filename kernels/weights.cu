@@ -31,18 +31,18 @@ struct Job {
 // The weight gradients of a group of layers, jobs (count,), into the flat buffer g. Grid: the tiles
 // of all layers, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
-    const long long* __restrict__ jobs, float* __restrict__ g, float weight, int accumulate,
+    const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count, int n) {
   const Job* job = this_job<Job>(jobs, count);
   int i = (int)job->inputs, o = (int)job->outputs;
   weight_gradient_tile(
       job->x, job->dz, blockIdx.x - (int)job->first_block, this_share(partials, arrivals),
-      Store{g + job->weight, weight, accumulate, o}, Store{g + job->bias, weight, accumulate, o}, n,
+      Store{g + job->weight, fraction, accumulate, o}, Store{g + job->bias, fraction, accumulate, o}, n,
       i, o);
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
-// buffers, schedule (steps, 4), state (5,). The block that arrives last, at `all`, goes on to the
+// buffers, schedule (steps, 5), state (5,). The block that arrives last, at `all`, goes on to the
 // next step.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_update(
     const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,

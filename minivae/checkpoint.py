@@ -190,3 +190,43 @@ def load_at_step(folder: Path, device: str, *, best: bool) -> tuple[Autoencoder,
     """The same, and after how many steps the checkpoint was written."""
     model = read_model(folder).to(device)
     return model, read_checkpoint(folder, model, BEST if best else CHECKPOINT).step
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, without a last line that was cut off while being written.
+    InputError if another is not a record."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as text: {error}") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            record = None
+        if not _is_metrics(record):
+            raise InputError(f"{path}: line {number} is not a record of metrics")
+        records.append(record)
+    return records
+
+
+def best_epoch(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the lowest validation loss, the first of several; empty if there is none."""
+    validated = [record for record in metrics if "validation" in record]
+    return min(validated, key=lambda record: float(record["validation"]["loss"]), default={})
+
+
+def _is_metrics(record: Any) -> bool:
+    """Whether this is what training records of a step or an epoch."""
+    if not isinstance(record, dict):
+        return False
+    splits = ("train", "test") if "epoch" in record else ("train",)
+    return all(isinstance(record.get(name), int | float) for name in ("step", "seconds")) and all(
+        isinstance(record.get(name), dict) and isinstance(record[name].get("loss"), int | float)
+        for name in splits
+    )

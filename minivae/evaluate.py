@@ -24,12 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data import Dataset
-from .errors import InputError, check_choice, check_is, check_seed
+from .errors import InputError, check_choice, check_count, check_is, check_seed
+from .model_pass import INFERENCE_BATCH
 from .models import VAE, Autoencoder
-from .network import Buffers, Pass
+from .network import NetworkBuffers, NetworkPass
 from .ops.batch import BINARIZATIONS
 from .ops.importance import log_mean_exp
-from .ops.latent import active_units, kl_to_prior
+from .ops.latent import kl_to_prior
 from .ops.philox import EVALUATION_STREAM, Noise
 from .ops.state import new_state
 
@@ -41,6 +42,10 @@ DEFAULT_SAMPLES = 5000
 DEFAULT_CHUNK = 1000
 DRAWS_OF_A_LOSS = 100
 """Draws of the reconstruction term where there is no likelihood to estimate."""
+
+ACTIVE = 0.01
+"""Variance of the posterior mean over images above which a latent dimension is active (Burda,
+Grosse & Salakhutdinov 2016, section 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Evaluation:
     `loss` is reconstruction and KL as they are, without beta, free bits or capacity; -ELBO where
     the figures are likelihoods.
     `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is empty, and
-    `negative_log_likelihood` and `bits_per_dimension` are None; the latter takes pixels under a
-    Gaussian for one of 256 levels, without noise in between. `kl_per_dimension`, `active_units`
+    `negative_log_likelihood` and `bits_per_dimension` are None; the latter takes grey pixels under
+    a Gaussian for one of 256 levels, without noise in between. `kl_per_dimension`, `active_units`
     and `aggregate_posterior` describe q(z|x) over the images; `error_per_class` is the mean squared
     error of a pixel, decoded from the posterior mean.
     """
@@ -174,8 +179,8 @@ class _Draws:
         self.image_of_row = np.full(chunk, -1)
         self.loss = backend.zeros((chunk,), dtype)
         self.gradient = backend.zeros((chunk, model.pixels), dtype)
-        self.buffers = Buffers(model.decoder, backend, chunk, dtype)
-        self.passes: dict[int, Pass] = {}
+        self.buffers = NetworkBuffers(model.decoder, backend, chunk, dtype)
+        self.passes: dict[int, NetworkPass] = {}
         self.objective = model.final_objective
 
     def of(self, blocks: list[_Block]) -> tuple[NDArray, NDArray]:
@@ -204,7 +209,7 @@ class _Draws:
         if rows not in self.passes:
             parameters = self.model.parameters
             arguments = (self.model.decoder, self.backend, parameters, self.buffers)
-            self.passes[rows] = Pass(*arguments, self.z[:rows], onehot=self.onehot[:rows])
+            self.passes[rows] = NetworkPass(*arguments, self.z[:rows], onehot=self.onehot[:rows])
         decoder, objective = self.passes[rows], self.objective
         decoder.forward()
         output = decoder.output.reshape(rows, self.model.pixels)
@@ -220,9 +225,11 @@ LARGEST_IMAGES, LARGEST_SAMPLES = 1 << 20, BLOCK << 12
 
 
 def _check(model: Autoencoder, images: NDArray, samples: int, chunk: int) -> None:
-    if not 1 <= samples <= LARGEST_SAMPLES:
+    check_count("samples", samples)
+    check_count("chunk", chunk)
+    if samples > LARGEST_SAMPLES:
         raise InputError(f"samples is {samples}, expected 1 to {LARGEST_SAMPLES}")
-    if chunk < BLOCK or chunk % BLOCK:
+    if chunk % BLOCK:
         raise InputError(f"chunk is {chunk}, expected a multiple of {BLOCK}")
     if images.shape[1:] != model.image_shape:
         raise InputError(
@@ -239,7 +246,7 @@ def _check_memory(model: VAE, chunk: int) -> None:
     free = model.backend.free_memory()
     if needed > free:
         raise InputError(
-            f"chunk is {chunk}, which needs {needed >> 20} MiB of the {free >> 20} MiB that are "
+            f"a chunk of {chunk} draws needs {needed >> 20} MiB of the {free >> 20} MiB that are "
             "free: expected a smaller one"
         )
 
@@ -266,6 +273,7 @@ def evaluate(
     check_is("data", data, Dataset)
     check_choice("binarization", binarization, BINARIZATIONS)
     check_seed(seed)
+    data = Dataset.of(data.images, data.labels)
     _check(model, data.images, samples, chunk)
     x = data.binarized(binarization, seed).images.reshape(len(data), -1)
     reason = why_no_likelihood(model, data.images, binarization)
@@ -282,12 +290,39 @@ def evaluate(
         chunk = min(chunk, len(x) * samples)
         _check_memory(model, chunk)
         ladder = [] if reason else _ladder(samples)
-        return Evaluation(
-            **common, **_by_draws(model, x, data.labels, samples, ladder, seed, chunk, progress)
-        )
-    terms = model.evaluate(data.images, data.labels, seed=seed, binarization=binarization)
-    loss = Estimate(terms["loss"])
+        grey = model.objective.likelihood != "bernoulli" and binarization == "none"
+        levels = 255 if grey else 1
+        draws = (samples, ladder, levels, seed, chunk, progress)
+        return Evaluation(**common, **_by_draws(model, x, data.labels, *draws))
+    loss = Estimate.of(_losses(model, x, data.labels))
     return Evaluation(samples=0, loss=loss, reconstruction=loss, kl=Estimate(0.0), **common)
+
+
+def _losses(model: Autoencoder, x: NDArray, labels: NDArray | None) -> NDArray[np.float64]:
+    """The loss of each image x (n, pixels) under a plain autoencoder."""
+    checked = model.checked_labels(labels, len(x))
+    losses = []
+    for first in range(0, len(x), INFERENCE_BATCH):
+        some = x[first : first + INFERENCE_BATCH]
+        bound = model.bind(len(some))
+        model.backend.assign(bound.x, model.backend.asarray(some.astype(model.dtype)))
+        if checked is not None:
+            onehot = np.eye(model.classes)[checked[first : first + INFERENCE_BATCH]]
+            model.backend.assign(bound.onehot, model.backend.asarray(onehot.astype(model.dtype)))
+        bound.mean_loss(Noise(0, EVALUATION_STREAM))
+        losses.append(model.backend.to_numpy(bound.reconstruction).astype(np.float64))
+    _check_finite(found := np.concatenate(losses))
+    return found
+
+
+def _check_finite(losses: NDArray, first: int = 0) -> None:
+    """Raises InputError where one of the losses (n,) of images from `first` on is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        raise InputError(
+            f"the loss of image {first + wrong[0]} is not finite: expected a model whose training "
+            "did not diverge"
+        )
 
 
 def _by_draws(
@@ -296,14 +331,18 @@ def _by_draws(
     labels: NDArray | None,
     samples: int,
     ladder: list[int],
+    levels: int,
     seed: int,
     chunk: int,
     progress: bool,
 ) -> dict[str, Any]:
     """What `samples` draws of each image x (n, pixels) and its posterior say; with a ladder of
-    bounds, whose last is at `samples`, also the likelihood."""
+    bounds, whose last is at `samples`, also the likelihood; pixels in [0, 1] have so many
+    levels above 0."""
     mu, logvar = model.encode(x.reshape(-1, *model.image_shape), labels)
-    kl = kl_to_prior(mu, logvar)
+    with np.errstate(over="ignore", invalid="ignore"):
+        kl = kl_to_prior(mu, logvar)
+    _check_finite(np.sum(kl, axis=1))
     head = np.concatenate([mu, logvar / model.logvar_factor], axis=1)
     checked = model.checked_labels(labels, len(x))
     onehot = np.zeros((len(x), 0)) if checked is None else np.eye(model.classes)[checked]
@@ -326,9 +365,8 @@ def _by_draws(
     if ladder:
         likelihood = Estimate.of(-bounds[:, -1])
         found["negative_log_likelihood"] = likelihood
-        # A Gaussian's density of brightness in [0, 1], over the width of one of 256 levels.
-        levels = 0 if model.objective.likelihood == "bernoulli" else math.log2(255)
-        bits = likelihood.mean / (model.pixels * math.log(2)) + levels
+        # What a density gives to a level is its value times the distance to the next.
+        bits = likelihood.mean / (model.pixels * math.log(2)) + math.log2(levels)
         found["bits_per_dimension"] = bits
     return found
 
@@ -357,9 +395,15 @@ def _by_image(
                 ratio[some], loss[some] = ratios[rows], losses[rows] + constant
                 if some.stop == samples:
                     reconstruction[image] = np.mean(loss)
+                    _check_finite(reconstruction[image : image + 1] + np.mean(ratio), image)
                     bounds[image] = [grouped_bound(ratio - loss, k) for k in ladder]
                     bar.update()
     return reconstruction, bounds
+
+
+def active_units(mu: NDArray) -> int | None:
+    """How many dimensions of the posterior means (n, d) are active; None of a single image."""
+    return int(np.sum(np.var(mu, axis=0) > ACTIVE)) if len(mu) > 1 else None
 
 
 def aggregate_posterior(mu: NDArray, logvar: NDArray) -> dict[str, Any]:

@@ -219,20 +219,24 @@ class WeightedLayer(Layer):
 
     def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         """The call of y = activation(x w + b), in the layer's own sense of the product."""
-        arguments = (x, values["weight"], values["bias"], y, *self.geometry_of(x, y), activation)
-        return Call(f"{self.kind}_forward", arguments)
+        geometry = self.geometry_of(x, y)
+        w, b = values["weight"], values["bias"]
+        return Call(f"{self.kind}_forward", x, w, b, y, *geometry, activation)
 
     def input_gradient(
         self, dz: Any, values: Tensors, x: Any, dz_below: Any, below: Activation
     ) -> Call:
         """The call of dz_below from dz, carried through `below`, which made x (dense.E4)."""
-        arguments = (dz, values["weight"], x, dz_below, *self.geometry_of(x, dz), below)
-        return Call(f"{self.kind}_input_gradient", arguments)
+        geometry = self.geometry_of(x, dz)
+        return Call(
+            f"{self.kind}_input_gradient", dz, values["weight"], x, dz_below, *geometry, below
+        )
 
     def weight_gradient(self, x: Any, dz: Any, gradients: Tensors) -> Call:
         """The call of the gradients of weight and bias from dz."""
-        arguments = (x, dz, gradients["weight"], gradients["bias"], *self.geometry_of(x, dz))
-        return Call(f"{self.kind}_weight_gradient", arguments)
+        geometry = self.geometry_of(x, dz)
+        dw, db = gradients["weight"], gradients["bias"]
+        return Call(f"{self.kind}_weight_gradient", x, dz, dw, db, *geometry)
 
 
 @dataclass(frozen=True)
@@ -412,13 +416,13 @@ class JoinLabel(Layer):
 
     def forward(self, x: Any, values: Tensors, y: Any, activation: Activation) -> Call:
         """y = (x, the batch's `onehot` of `values`)."""
-        return Call("join_forward", (x, values["onehot"], y))
+        return Call("join_forward", x, values["onehot"], y)
 
     def input_gradient(
         self, dz: Any, values: Tensors, x: Any, dz_below: Any, below: Activation
     ) -> Call:
         """The call of dz_below from dz, carried through `below`, which made x (labels.E4)."""
-        return Call("join_input_gradient", (dz, x, dz_below, below))
+        return Call("join_input_gradient", dz, x, dz_below, below)
 
 
 LAYERS: dict[str, type[Layer]] = {

@@ -6,30 +6,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends.reference import Call
-from .network import Buffers, Pass
+from .network import NetworkBuffers, NetworkPass
 from .objective import Objective
 from .ops.activations import IDENTITY
 from .ops.elbo import LOSS, TOTALS_SIZE
 from .ops.philox import Noise
-from .ops.state import BETA, SCHEDULE_COLUMNS, new_state
+from .ops.state import BETA, CAPACITY, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
 if TYPE_CHECKING:
     from .models import Autoencoder
 
 
-class Memory:
-    """Every array that batches of up to `batch` rows need, but for parameters."""
+INFERENCE_BATCH = 100
+"""Rows that encode, decode and evaluate run at once, draws counted. Fixed, since evaluation's noise
+belongs to a row of a batch, and small, so that it seldom needs more memory than training has."""
 
-    def __init__(self, model: "Autoencoder", batch: int) -> None:
+
+class ModelBuffers:
+    """Every array that batches of up to `rows` images, and inference on INFERENCE_BATCH of them,
+    need, but for parameters."""
+
+    def __init__(self, model: "Autoencoder", rows: int) -> None:
         backend, dtype, d = model.backend, model.dtype, model.latent
-        draws = batch * model.objective.samples
+        self.rows = batch = max(rows, INFERENCE_BATCH)
+        self.draws = draws = max(rows * model.objective.samples, INFERENCE_BATCH)
         by_draws = model.objective.by_draws
-        self.batch = batch
         self.x = backend.zeros((batch, model.pixels), dtype)
         self.onehot = backend.zeros((batch, model.classes), dtype)
-        self.encoder = Buffers(model.encoder, backend, batch, dtype)
-        self.decoder = Buffers(model.decoder, backend, draws, dtype)
+        self.encoder = NetworkBuffers(model.encoder, backend, batch, dtype)
+        self.decoder = NetworkBuffers(model.decoder, backend, draws, dtype)
         self.z = backend.zeros((draws, d), dtype)
         self.dz = backend.zeros((draws, d), dtype)
         self.kl = backend.zeros((batch, 0 if by_draws else d), dtype)
@@ -49,7 +55,7 @@ class ModelPass:
         self,
         model: "Autoencoder",
         parameters: Parameters,
-        memory: Memory,
+        memory: ModelBuffers,
         rows: int,
         draws: int,
     ) -> None:
@@ -59,7 +65,7 @@ class ModelPass:
         self.kl, self.kl_weight = memory.kl[:rows], memory.kl_weight
         self.variance = memory.variance
         images = self.x.reshape(rows, *model.image_shape)
-        self.encoder = Pass(
+        self.encoder = NetworkPass(
             model.encoder, self.backend, parameters, memory.encoder, images, onehot=self.onehot
         )
         if model.latent:
@@ -72,7 +78,7 @@ class ModelPass:
         self.logvar_factor = model.logvar_factor
         self.log_ratio = memory.log_ratio[: rows * draws]
         self.weights = memory.weights[: rows * draws]
-        self.decoder = Pass(
+        self.decoder = NetworkPass(
             model.decoder,
             self.backend,
             parameters,
@@ -100,21 +106,25 @@ class ModelPass:
         output activation. The loss is the model's objective unless another is given."""
         objective = objective or self.model.objective
         calls = list(self.encoder.forward_calls)
+        head, z = self.encoder.output, self.code
         if self.by_draws:
-            scaled = (self.log_ratio, self.logvar_factor, noise, state)
-            arguments = (self.encoder.output, self.code, *scaled)
-            calls.append(Call("importance_latent_forward", arguments))
+            calls.append(
+                Call(
+                    "importance_latent_forward",
+                    *(head, z, self.log_ratio, self.logvar_factor, noise, state),
+                )
+            )
         elif self.model.latent:
-            drawn = (self.encoder.output, self.code, self.kl, noise, state)
-            calls.append(Call("latent_forward", drawn))
+            calls.append(Call("latent_forward", head, z, self.kl, noise, state))
         calls += self.decoder.forward_calls
         calls += self._importance_loss() if self.by_draws else self._reconstruction_loss(objective)
         self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
 
     def mean_loss(self, noise: Noise) -> float:
-        """The mean loss of the rows in `x`, at the objective's final beta."""
+        """The mean loss of the rows in `x`, at the objective's final beta and capacity."""
+        objective = self.model.objective
         schedule = np.zeros((1, SCHEDULE_COLUMNS), self.model.dtype)
-        schedule[0, BETA] = self.model.objective.beta
+        schedule[0, BETA], schedule[0, CAPACITY] = objective.beta, objective.capacity
         totals = self.backend.zeros((TOTALS_SIZE,), np.float64)
         state = self.backend.asarray(new_state())
         self.forward(noise, self.backend.asarray(schedule), state, totals)
@@ -122,50 +132,52 @@ class ModelPass:
 
     def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
         """The loss from its terms, added to `totals`, and the weight of each KL."""
-        terms = (self.reconstruction, self.kl, schedule, state)
+        terms, weight = (self.reconstruction, self.kl, schedule, state), self.kl_weight
         if objective.capacity and self.model.latent:
-            bounds = (objective.capacity, objective.capacity_steps)
-            return Call("capacity_totals", (*terms, *bounds, self.kl_weight, totals))
-        return Call("elbo_totals", (*terms, objective.free_bits, self.kl_weight, totals))
+            return Call("capacity_totals", *terms, weight, totals)
+        return Call("elbo_totals", *terms, objective.free_bits, weight, totals)
 
     def _importance_loss(self) -> list[Call]:
         """The loss and its gradient where both come from draws alone."""
-        logits, dlogits = self.decoder.output, self.decoder.output_gradient
         shape = (len(self.code), self.x.shape[1])
-        arguments = (self.log_ratio, self.weights, self.reconstruction, dlogits.reshape(shape))
+        logits = self.decoder.output.reshape(shape)
+        dlogits = self.decoder.output_gradient.reshape(shape)
         importance = self.model.objective.estimator == "importance"
-        scaled = (*arguments, 1 / self.rows, importance)
-        loss = Call("importance_loss", (logits.reshape(shape), self.x, *scaled))
-        return [loss, *self.decoder.carry_output_gradient()]
+        loss = Call(
+            *("importance_loss", logits, self.x, self.log_ratio, self.weights),
+            *(self.reconstruction, dlogits, 1 / self.rows, importance),
+        )
+        return [loss, *self.decoder.output_gradient_calls()]
 
     def _reconstruction_loss(self, objective: Objective) -> list[Call]:
         """The loss and its gradient before the activation that made the output."""
-        output = self.decoder.output.reshape(self.x.shape)
-        doutput = self.decoder.output_gradient.reshape(self.x.shape)
-        arguments = (output, self.x, self.reconstruction, doutput, 1 / self.rows)
+        y = self.decoder.output.reshape(self.x.shape)
+        da = self.decoder.output_gradient.reshape(self.x.shape)
+        loss, scale = self.reconstruction, 1 / self.rows
         if objective.likelihood == "bernoulli":
-            loss = Call("bernoulli_loss", arguments)
-            return [loss, *self.decoder.carry_output_gradient()]
+            call = Call("bernoulli_loss", y, self.x, loss, da, scale)
+            return [call, *self.decoder.output_gradient_calls()]
         weight, activation = objective.error_weight, self.decoder.output_activation
-        calls = [Call("squared_error_loss", (*arguments, weight, activation))]
+        calls = [Call("squared_error_loss", y, self.x, loss, da, scale, weight, activation)]
         if objective.calibrated:
-            written = (self.reconstruction, doutput, self.variance)
-            calls.append(Call("calibrate_gaussian", written))
+            calls.append(Call("calibrate_gaussian", loss, da, self.variance))
         return calls
 
     def input_gradients(self, noise: Noise, state: Any) -> None:
         """The gradient at every layer's output, after `forward` with the same noise and state."""
         calls = list(self.decoder.input_gradient_calls)
+        head, dz, dhead = self.encoder.output, self.dcode, self.encoder.output_gradient
         if self.by_draws:
-            weighted = (self.encoder.output, self.dcode, self.weights, self.encoder.output_gradient)
-            factors = (1 / self.rows, self.logvar_factor, noise, state)
-            calls.append(Call("importance_latent_backward", (*weighted, *factors)))
-            calls += self.encoder.carry_output_gradient()
+            calls.append(
+                Call(
+                    *("importance_latent_backward", head, dz, self.weights, dhead),
+                    *(1 / self.rows, self.logvar_factor, noise, state),
+                )
+            )
         elif self.model.latent:
-            upstream = (self.encoder.output, self.dcode, self.kl_weight)
-            arguments = (*upstream, self.encoder.output_gradient, noise, state)
-            calls.append(Call("latent_backward", arguments))
-            calls += self.encoder.carry_output_gradient()
+            calls.append(Call("latent_backward", head, dz, self.kl_weight, dhead, noise, state))
+        if self.model.latent:
+            calls += self.encoder.output_gradient_calls()
         self.backend.sequence(*calls, *self.encoder.input_gradient_calls)
 
     def backward(self, noise: Noise, state: Any) -> None:

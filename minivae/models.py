@@ -20,21 +20,18 @@ from .backends.reference import ReferenceBackend
 from .data.dataset import as_array, checked_pixels, unit_pixels
 from .errors import InputError, check_choice, check_count, check_is, check_seed
 from .layers import INITIALIZATIONS, JoinLabel, Layer, Shape, Sigmoid, layer_from_config
-from .model_pass import Memory, ModelPass
+from .model_pass import INFERENCE_BATCH, ModelBuffers, ModelPass
 from .network import VIEWS, Network
-from .objective import Objective
+from .objective import SMALLEST_SIGMA, Objective
 from .ops.activations import sigmoid
 from .ops.batch import BINARIZATIONS
 from .ops.elbo import KL, LOSS, RECONSTRUCTION, TOTALS_SIZE
 from .ops.philox import EVALUATION_BINARIZATION_STREAM, EVALUATION_STREAM, Noise
-from .ops.state import BETA, FAILED, SCHEDULE_COLUMNS, new_state
+from .ops.state import BETA, CAPACITY, FAILED, SCHEDULE_COLUMNS, new_state
 from .params import Parameters
 
 HEADS = {"logvar": 1.0, "log-sigma": 2.0}
 """What the second half of an encoder's head may be, with its factor to the log-variance."""
-INFERENCE_BATCH = 100
-"""Rows that encode, decode and evaluate run at once. Fixed, since evaluation's noise belongs to a
-row of a batch, and small, so that it seldom needs more memory than training has."""
 
 
 def check_image_shape(shape: Any) -> None:
@@ -93,7 +90,7 @@ class Autoencoder:
         self.dtype: Any = np.dtype(np.float32)
         self._parameters: Parameters | None = None
         self._sigma: Any = None
-        self._memory: Memory | None = None
+        self._memory: ModelBuffers | None = None
 
     @property
     def pixels(self) -> int:
@@ -262,23 +259,24 @@ class Autoencoder:
         clipped = np.clip(mean.reshape(-1), 0.001, 0.999)
         self._assign(bias, np.log(clipped / (1 - clipped)))
 
-    def bind(self, rows: int, draws: int | None = None) -> "ModelPass":
+    def bind(self, rows: int, *, one_draw: bool = False) -> "ModelPass":
         """The model bound to memory for a batch of `rows` with the objective's draws of z for each,
-        or as many as `draws` says; allocates it if there is too little."""
+        or with one; allocates it if there is too little."""
         parameters = self.parameters
-        draws = draws or self.objective.samples
-        if self._memory is None or self._memory.batch < rows:
-            self._memory = Memory(self, max(rows, INFERENCE_BATCH))
+        draws = 1 if one_draw else self.objective.samples
+        memory = self._memory
+        if memory is None or memory.rows < rows or memory.draws < rows * draws:
+            self._memory = memory = ModelBuffers(self, rows)
         key = rows, draws
-        if key not in self._memory.passes:
-            self._memory.passes[key] = ModelPass(self, parameters, self._memory, rows, draws)
-        return self._memory.passes[key]
+        if key not in memory.passes:
+            memory.passes[key] = ModelPass(self, parameters, memory, rows, draws)
+        return memory.passes[key]
 
     # Inference
 
-    def _chunks(self, rows: int) -> Iterator[slice]:
-        for first in range(0, rows, INFERENCE_BATCH):
-            yield slice(first, min(first + INFERENCE_BATCH, rows))
+    def _chunks(self, rows: int, most: int = INFERENCE_BATCH) -> Iterator[slice]:
+        for first in range(0, rows, most):
+            yield slice(first, min(first + most, rows))
 
     def unit_images(self, images: ArrayLike) -> NDArray[np.float32]:
         """Images (n, h, w, c) in [0, 1] as float32, from what `checked_images` takes."""
@@ -330,7 +328,7 @@ class Autoencoder:
         checked = self.checked_labels(labels, rows)
         outputs = []
         for chunk in self._chunks(rows):
-            model_pass = self.bind(chunk.stop - chunk.start, 1)
+            model_pass = self.bind(chunk.stop - chunk.start, one_draw=True)
             if checked is not None:
                 self._assign(model_pass.onehot, np.eye(self.classes)[checked[chunk]])
             outputs.append(self.backend.to_numpy(run(model_pass, chunk)))
@@ -400,7 +398,8 @@ class Autoencoder:
         """Sets and returns the sigma, in units of a pixel, that makes training images (n, h, w, c)
         most likely, with one draw of z each (calibration.E2). Arguments as for `evaluate`.
 
-        Raises InputError if the objective's likelihood is not calibrated.
+        Raises InputError if the objective's likelihood is not calibrated, or the images are
+        reproduced exactly.
         """
         if not self.objective.calibrated:
             raise InputError(f"likelihood is {self.objective.likelihood!r}: nothing to calibrate")
@@ -408,6 +407,11 @@ class Autoencoder:
         options: Any = {"seed": seed, "binarization": binarization, "objective": squares}
         error = self.evaluate(images, labels, **options)
         sigma = math.sqrt(error["reconstruction"] / self.pixels)
+        if sigma <= SMALLEST_SIGMA:
+            raise InputError(
+                "no sigma is most likely: the decoder reproduces the training images exactly; "
+                "expected other images, or --likelihood gaussian --sigma X"
+            )
         self._assign(self._sigma, np.array([sigma]))
         return sigma
 
@@ -420,14 +424,14 @@ class Autoencoder:
         binarization: str = "none",
         objective: Objective | None = None,
     ) -> dict[str, float]:
-        """The mean loss, reconstruction and KL of images (n, h, w, c), with as many draws of z each
-        as the model's objective has, in its units (nats, or weighted squares); of a bound by draws
-        the loss alone, of a plain autoencoder no KL.
+        """The mean loss, reconstruction and KL of images (n, h, w, c) in the objective's units
+        (nats, or weighted squared error). Bounds by draws give the loss alone, plain autoencoders
+        no KL.
 
-        The images are uint8 or float in [0, 1]. The objective is `final_objective` unless another
-        is given, with the model's own draws, and on logits where that is; the KL is weighted by its
-        final beta. Free bits and a capacity see the mean KL of INFERENCE_BATCH images at a time.
-        All three are infinite where the loss of an image is not finite.
+        The images are uint8 or float in [0, 1]. `objective` replaces `final_objective`: it must
+        keep the model's estimator, samples and kind of output (logits or pixels). Free bits and a
+        capacity see the mean KL of INFERENCE_BATCH images at a time. All three are infinite where
+        the loss of an image is not finite.
 
         Raises InputError on images or labels that do not fit or are none, on an unknown
         binarization, on an objective or seed that does not fit, and before `calibrate` where that
@@ -445,9 +449,10 @@ class Autoencoder:
         order = backend.asarray(np.arange(rows))
         checked = self.checked_labels(labels, rows)
         resident_labels = None if checked is None else backend.asarray(checked)
-        sizes = [chunk.stop - chunk.start for chunk in self._chunks(rows)]
+        most = max(1, INFERENCE_BATCH // self.objective.samples)
+        sizes = [chunk.stop - chunk.start for chunk in self._chunks(rows, most)]
         schedule = np.zeros((len(sizes), SCHEDULE_COLUMNS))
-        schedule[:, BETA] = objective.beta
+        schedule[:, BETA], schedule[:, CAPACITY] = objective.beta, objective.capacity
         schedule = backend.asarray(schedule.astype(self.dtype))
         totals, state = backend.zeros((TOTALS_SIZE,), np.float64), backend.asarray(new_state())
         noise = Noise(seed, EVALUATION_STREAM)

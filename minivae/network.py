@@ -1,7 +1,8 @@
 """A chain of layers, and the arrays that one batch size of it runs on.
 
-`Network` is the description with its shapes; `Buffers` is all the memory that a batch needs, taken
-once; a `Pass` is the chain bound to views of that memory, and runs forward and backward within it.
+`Network` is the description with its shapes; `NetworkBuffers` is all the memory that a batch needs,
+taken once; a `NetworkPass` is the chain bound to views of that memory, and runs forward and
+backward within it.
 """
 
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Network:
         return values
 
 
-class Buffers:
+class NetworkBuffers:
     """For each `Stage` to come, its output y and its dz, for up to `batch` rows."""
 
     def __init__(
@@ -127,7 +128,7 @@ class Stage:
         """y from x."""
         if isinstance(self.layer, WeightedLayer | JoinLabel):
             return self.layer.forward(self.x, self.values, self.y, self.activation)
-        return Call("activation_forward", (self.x, self.y, self.activation))
+        return Call("activation_forward", self.x, self.y, self.activation)
 
     def input_gradient(self) -> list[Call]:
         """dz_below from dz."""
@@ -135,11 +136,10 @@ class Stage:
             return [
                 self.layer.input_gradient(self.dz, self.values, self.x, self.dz_below, self.below)
             ]
-        arguments = (self.x, self.y, self.dz, self.dz_below, self.activation)
-        calls = [Call("activation_backward", arguments)]
+        dz_below = self.dz_below
+        calls = [Call("activation_backward", self.x, self.y, self.dz, dz_below, self.activation)]
         if self.below != IDENTITY:
-            arguments = (None, self.x, self.dz_below, self.dz_below, self.below)
-            calls.append(Call("activation_backward", arguments))
+            calls.append(Call("activation_backward", None, self.x, dz_below, dz_below, self.below))
         return calls
 
     def weight_gradient(self) -> list[Call]:
@@ -149,7 +149,7 @@ class Stage:
         return []
 
 
-class Pass:
+class NetworkPass:
     """A network bound to its memory for the rows of `x`.
 
     `dz_below` receives the gradient before `below`, the activation that made the input; None where
@@ -165,13 +165,12 @@ class Pass:
         network: Network,
         backend: ReferenceBackend,
         parameters: Parameters,
-        buffers: Buffers,
+        buffers: NetworkBuffers,
         x: Any,
         dz_below: Any = None,
         below: Activation = IDENTITY,
         onehot: Any = None,
     ) -> None:
-        self.backend = backend
         self.stages: list[Stage] = []
         rows = x.shape[0]
         for index, layer in enumerate(network.layers):
@@ -219,13 +218,13 @@ class Pass:
             call for stage in backwards for call in stage.weight_gradient()
         ]
 
-    def carry_output_gradient(self) -> list[Call]:
-        """Carries `output_gradient` through `output_activation`, for a caller who cannot."""
+    def output_gradient_calls(self) -> list[Call]:
+        """What carries `output_gradient`, where it is that of `output`, through
+        `output_activation`."""
         if self.output_activation == IDENTITY:
             return []
-        gradient = self.output_gradient
-        arguments = (None, self.output, gradient, gradient, self.output_activation)
-        return [Call("activation_backward", arguments)]
+        dz = self.output_gradient
+        return [Call("activation_backward", None, self.output, dz, dz, self.output_activation)]
 
     def forward(self) -> None:
         """`output` from the input."""

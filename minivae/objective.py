@@ -7,6 +7,7 @@ from .errors import InputError, check_kinds, check_settings
 
 LIKELIHOODS = ("bernoulli", "squared-error", "gaussian", "calibrated-gaussian")
 ESTIMATORS = ("analytic", "monte-carlo", "importance")
+SMALLEST_SIGMA = 1e-9
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Objective:
         checks = {
             "likelihood": (self.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
             "weight": (self.weight > 0, "above 0"),
-            "sigma": (1e-9 < self.sigma < 1e9, "above 1e-9 and below 1e9"),
+            "sigma": (SMALLEST_SIGMA < self.sigma < 1e9, "above 1e-9 and below 1e9"),
             "beta": (self.beta >= 0, "0 or above"),
             "beta_warmup_steps": (self.beta_warmup_steps >= 0, "0 or above"),
             "free_bits": (self.free_bits >= 0, "0 or above"),
@@ -65,7 +66,7 @@ class Objective:
             raise InputError("free_bits and capacity exclude each other: both set the KL's level")
         if not self.by_draws and self.samples != 1:
             raise InputError(
-                f"samples is {self.samples}, expected 1 unless the bound is by draws (iwae-paper-*)"
+                f"samples is {self.samples}, expected 1 with estimator {self.estimator!r}"
             )
         plain = (self.likelihood, self.beta, self.beta_warmup_steps, self.free_bits, self.capacity)
         if self.by_draws and plain != ("bernoulli", 1.0, 0, 0.0, 0.0):
@@ -99,10 +100,12 @@ class Objective:
         return 0.5 * pixels * math.log(2 * math.pi * self.sigma**2)
 
     def beta_at(self, step: int) -> float:
-        """The weight of the KL at `step`, counted from 0."""
-        if step < self.beta_warmup_steps:
-            return self.beta * (step + 1) / self.beta_warmup_steps
-        return self.beta
+        """The weight of the KL at `step`, counted from 0 (elbo.E7)."""
+        return _risen(self.beta, step, self.beta_warmup_steps)
+
+    def capacity_at(self, step: int) -> float:
+        """The KL's capacity in nats at `step`, counted from 0 (capacity.E2)."""
+        return _risen(self.capacity, step, self.capacity_steps)
 
     @property
     def reconstruction_in_words(self) -> str:
@@ -131,3 +134,8 @@ class Objective:
             )
         floor = f", at least {self.free_bits:g} nats a dimension" if self.free_bits else ""
         return f"{self.reconstruction_in_words} + {self.beta:g}{warmup} x KL{floor}; mean per image"
+
+
+def _risen(value: float, step: int, steps: int) -> float:
+    """How far `value` has risen at `step`, linearly over the first `steps`."""
+    return value * (step + 1) / steps if step < steps else value

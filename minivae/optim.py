@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, check_kinds, check_settings
-from .ops.state import BETA, DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
+from .ops.state import DECAY, ROOT, SCHEDULE_COLUMNS, STEP_SIZE
 
 SCHEDULES = ("constant", "step", "cosine", "pieces")
 
@@ -95,19 +95,15 @@ class Adam:
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
         return self.lr
 
-    def schedule_rows(
-        self, first_step: int, betas: list[float], total_steps: int
-    ) -> NDArray[np.float64]:
-        """The rows of an epoch's steps from `first_step`, one for each KL weight in `betas`:
-        (len(betas), SCHEDULE_COLUMNS), the columns of ops/state.py."""
-        rows = np.empty((len(betas), SCHEDULE_COLUMNS))
-        for row, beta in enumerate(betas):
-            step = first_step + row
-            lr = self.learning_rate(step, total_steps, len(betas))
+    def schedule_rows(self, first_step: int, steps: int, total_steps: int) -> NDArray[np.float64]:
+        """The rows (steps, SCHEDULE_COLUMNS) of an epoch of so many steps, from `first_step` on,
+        with the optimizer's columns of ops/state.py; the objective's are 0."""
+        rows = np.zeros((steps, SCHEDULE_COLUMNS))
+        for row, step in enumerate(range(first_step, first_step + steps)):
+            lr = self.learning_rate(step, total_steps, steps)
             step_size = lr / (1 - self.beta1 ** (step + 1))
             root = math.sqrt(1 - self.beta2 ** (step + 1))
             rows[row, STEP_SIZE] = step_size * root if self.epsilon_hat else step_size
             rows[row, ROOT] = 1 if self.epsilon_hat else root
             rows[row, DECAY] = 1 - lr * self.weight_decay
-            rows[row, BETA] = beta
         return rows

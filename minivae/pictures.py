@@ -28,7 +28,7 @@ def draw_progress(
     if isinstance(model, VAE):
         _draw_samples(model, splits.class_names, path, f"Samples from the prior, step {step}")
         return
-    some = splits.test.take(slice(PAIRS)).binarized(training.binarization, training.seed)
+    some = splits.test.sample(PAIRS).binarized(training.binarization, training.seed)
     draw_reconstructions(model, some, path, f"{RECONSTRUCTIONS}, step {step}")
 
 
@@ -55,11 +55,11 @@ def draw_run(
         paths.append(folder / f"{name}.png")
         return paths[-1]
 
-    some = splits.test.take(slice(SCATTER)).binarized(training.binarization, training.seed)
+    some = splits.test.sample(SCATTER).binarized(training.binarization, training.seed)
     originals, labels, names = some.images, some.labels, splits.class_names
     if metrics:
         plots.loss_curves(path("loss_curves"), metrics)
-    draw_reconstructions(model, some.take(slice(PAIRS)), path("reconstructions"))
+    draw_reconstructions(model, some.sample(PAIRS), path("reconstructions"))
     decoded = model.reconstruct(originals, labels)
     errors = np.sum((originals - decoded) ** 2, axis=(1, 2, 3))
     plots.error_histogram(path("error_histogram"), errors)

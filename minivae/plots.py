@@ -190,7 +190,9 @@ def class_reconstructions(
     names: Sequence[str] = (),
 ) -> None:
     """For each of the first MOST_CLASSES classes two originals, each beside its reconstruction."""
-    classes = np.unique(labels)[:MOST_CLASSES]
+    classes = np.unique(labels)
+    most = f", of the first {MOST_CLASSES}," if len(classes) > MOST_CLASSES else ""
+    classes = classes[:MOST_CLASSES]
     rows = []
     for c in classes:
         index = np.resize(np.flatnonzero(labels == c)[:2], 2)
@@ -200,7 +202,7 @@ def class_reconstructions(
     figure = new_figure(
         4 * width + 1.8,
         height * len(classes) + 1.2,
-        "Two images of each class and their reconstructions",
+        f"Two images of each class{most} and their reconstructions",
     )
     axes = figure.subplots()
     _show(axes, np.stack(rows))

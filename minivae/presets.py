@@ -46,17 +46,18 @@ from .optim import Adam
 class Training:
     """How a model is trained.
 
-    The last `validation` training images are held out: the best checkpoint is the one with the
-    lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0, or when
-    that loss has not improved for `patience` epochs where that is above 0. `keep_last` trains on
-    the last partial batch of an epoch too; without `shuffle` every epoch has the order of the data;
-    only the first `images` are used where that is above 0. A batch goes through the model in
-    `accumulate` equal parts, one after another, which need as much less memory; their gradients
-    make one update (dense.E5), and each has noise, free bits, a capacity and a calibrated variance
-    of its own. With `output_bias` the last bias starts at the logits of the training images' mean,
-    clipped to [0.001, 0.999]. Metrics are written each epoch, and also every `log_every` steps;
-    pictures of samples or reconstructions every `picture_every` steps, and checkpoints every
-    `checkpoint_every` steps beside those of each epoch (0: never).
+    `validation` training images, drawn by the seed, are held out: the best checkpoint is the one
+    with the lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0,
+    or when that loss has not improved for `patience` epochs where that is above 0. `keep_last`
+    trains on the last partial batch of an epoch too; without `shuffle` every epoch has the order of
+    the data; only the first `images` are used where that is above 0. A batch goes through the model
+    in `accumulate` equal parts, one after another, which need as much less memory, down to what
+    inference needs (INFERENCE_BATCH); their gradients make one update (dense.E5), and each has
+    noise, free bits, a capacity and a calibrated variance of its own. With `output_bias` the last
+    bias starts at the logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are
+    written each epoch, and also every `log_every` steps; pictures of samples or reconstructions
+    every `picture_every` steps, and checkpoints every `checkpoint_every` steps beside those of each
+    epoch (0: never).
 
     Raises InputError on a value out of its range, and on settings that do not go together.
     """

@@ -31,26 +31,30 @@ from .checkpoint import (
     METRICS,
     NOT_STARTED,
     Progress,
+    best_epoch,
     read_checkpoint,
     read_config,
+    read_metrics,
     read_training,
     write_checkpoint,
     write_config,
 )
 from .data import Dataset, Splits, lasting_name, load
 from .data.batching import epoch_permutation
+from .data.dataset import VALIDATION_STREAM
 from .errors import InputError, check_is
+from .evaluate import active_units
 from .files import exists, held, replacing
 from .model_pass import ModelPass
 from .models import VAE, Autoencoder
-from .ops.latent import active_units, kl_to_prior
+from .ops.latent import kl_to_prior
 from .ops.philox import BINARIZATION_STREAM, LATENT_STREAM, STREAMS, Noise
-from .ops.state import FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
+from .ops.state import BETA, CAPACITY, FAILED, INDEX, SCHEDULE_COLUMNS, STEP, new_state
 from .presets import Training
 
 DEFAULT_TRAINING = Training()
 CALIBRATION_IMAGES = 10_000
-"""The first so many training images calibrate a Gaussian's sigma, at each test."""
+"""How many training images calibrate a Gaussian's sigma, at each test and checkpoint."""
 MAY_CHANGE = ("epochs", "steps", "patience", "picture_every", "checkpoint_every")
 """The settings in which a resumed run may differ from what it was."""
 REMEDY = "try a smaller learning rate, or --clip-norm"
@@ -97,13 +101,13 @@ class Trainer:
                     f"{model.image_shape}"
                 )
         train, self.validation = self._held_out(splits.train)
-        images = train.images
-        if training.batch_size > len(images):
+        self.train = train
+        self.images = len(train)
+        if training.batch_size > self.images:
             raise InputError(
-                f"batch_size is {training.batch_size}, expected at most the {len(images)} training "
+                f"batch_size is {training.batch_size}, expected at most the {self.images} training "
                 f"images of {splits.name} (--batch-size)"
             )
-        self.images = len(images)
         labels = self._checked_labels("training", train)
         self._checked_labels("test", splits.test)
         whole, rest = divmod(self.images, training.batch_size)
@@ -111,7 +115,7 @@ class Trainer:
         self.total_steps = training.steps or training.epochs * self.steps_per_epoch
         self.binarization_noise = Noise(training.seed, BINARIZATION_STREAM)
         backend = model.backend
-        self.data = backend.asarray(images.reshape(self.images, -1))
+        self.data = backend.asarray(train.images.reshape(self.images, -1))
         self.labels = None if labels is None else backend.asarray(labels)
         self.gradient_norm = backend.zeros((1,), model.dtype)
         self.totals = backend.asarray(progress.totals)
@@ -145,7 +149,9 @@ class Trainer:
                 f"images is {training.images}, expected at most the {available} of "
                 f"{self.splits.name} that are there to train on (0: all)"
             )
-        validation = train.take(slice(available, None)) if held_out else None
+        validation = None
+        if held_out:
+            train, validation = train.held_out(held_out, training.seed, VALIDATION_STREAM)
         return train.take(slice(training.images or available)), validation
 
     def _checked_labels(self, split: str, data: Dataset) -> NDArray[np.int64] | None:
@@ -163,7 +169,7 @@ class Trainer:
         for moment in parameters.second_moments.values():
             backend.assign(moment, training.optimizer.second_moment)
         if training.output_bias:
-            images = model.unit_images(self.splits.train.images[: self.images])
+            images = model.unit_images(self.train.images)
             model.set_output_bias(np.asarray(np.mean(images, axis=0, dtype=np.float64)))
 
     @property
@@ -183,14 +189,16 @@ class Trainer:
         position = self.finished_steps % self.steps_per_epoch
         first_step = self.finished_steps - position
         objective, backend = self.model.objective, self.model.backend
-        betas = [objective.beta_at(first_step + index) for index in range(self.steps_per_epoch)]
-        rows = self.training.optimizer.schedule_rows(first_step, betas, self.total_steps)
+        steps = self.steps_per_epoch
+        rows = self.training.optimizer.schedule_rows(first_step, steps, self.total_steps)
+        for row, step in zip(rows, range(first_step, first_step + steps), strict=True):
+            row[BETA], row[CAPACITY] = objective.beta_at(step), objective.capacity_at(step)
         state = new_state(self.finished_steps, position * self.training.batch_size, self.epoch)
         state[INDEX] = position
         order = np.arange(self.images)
         if self.training.shuffle:
             order = epoch_permutation(self.images, self.training.seed, self.epoch)
-        # Not before here is a GPU waited for: it still works while the host computes these.
+        # This waits for a GPU, which worked on while the host computed these.
         self.check_loss()
         backend.assign(self.schedule, rows.astype(self.model.dtype))
         backend.assign(self.state, state)
@@ -266,12 +274,19 @@ class Trainer:
                     raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see {name}")
         raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
 
-    def check_parameters(self) -> None:
-        """Raises NotFiniteError if a parameter is not finite: an update can overflow where the loss
-        did not."""
-        for name, value in self.model.parameters.values.items():
-            if not np.isfinite(self.model.backend.to_numpy(value)).all():
+    def check_model(self) -> None:
+        """Calibrates sigma to the parameters as they are, where the likelihood needs it. Raises
+        NotFiniteError if a parameter, since an update can overflow where the loss did not, or sigma
+        is not finite; InputError if no sigma is."""
+        model, training = self.model, self.training
+        for name, value in model.parameters.values.items():
+            if not np.isfinite(model.backend.to_numpy(value)).all():
                 raise NotFiniteError(f"{name} is not finite after step {self.finished_steps}")
+        if model.objective.calibrated:
+            some = self.train.sample(CALIBRATION_IMAGES)
+            options: Any = {"seed": training.seed, "binarization": training.binarization}
+            if not math.isfinite(model.calibrate(some.images, some.labels, **options)):
+                raise NotFiniteError(f"sigma is not finite after step {self.finished_steps}")
 
     def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:
         """Means of loss, reconstruction and KL over the last `steps` steps, since `totals`."""
@@ -281,17 +296,12 @@ class Trainer:
         return self.model.means(now - totals, images)
 
     def held_out_metrics(self) -> dict[str, Any]:
-        """Loss, reconstruction and KL of the test split and of any validation images, with sigma
-        calibrated anew where the likelihood needs it; and of a VAE, on the first DESCRIBED of the
-        validation or else test images, the active units and the mean KL(q(z|x) || p(z)) in nats.
-        NotFiniteError if a parameter or sigma is not finite."""
+        """Loss, reconstruction and KL of the test split and of any validation images; and of a VAE,
+        on DESCRIBED of the validation or else test images, the active units and the mean
+        KL(q(z|x) || p(z)) in nats. First what `check_model` does."""
         training, model = self.training, self.model
-        self.check_parameters()
+        self.check_model()
         options: Any = {"seed": training.seed, "binarization": training.binarization}
-        if model.objective.calibrated:
-            some = self.splits.train.take(slice(min(self.images, CALIBRATION_IMAGES)))
-            if not math.isfinite(model.calibrate(some.images, some.labels, **options)):
-                raise NotFiniteError(f"sigma is not finite after step {self.finished_steps}")
         splits = {"test": self.splits.test}
         if self.validation is not None:
             splits["validation"] = self.validation
@@ -300,7 +310,7 @@ class Trainer:
             for name, split in splits.items()
         }
         if isinstance(model, VAE):
-            some = (self.validation or self.splits.test).take(slice(DESCRIBED))
+            some = (self.validation or self.splits.test).sample(DESCRIBED)
             some = some.binarized(training.binarization, training.seed)
             mu, logvar = model.encode(some.images, some.labels)
             found["active_units"] = active_units(mu)
@@ -367,7 +377,7 @@ class _Run:
     def checkpoint(self) -> None:
         """Saves the run, if it has a folder."""
         if self.folder is not None:
-            self.trainer.check_parameters()
+            self.trainer.check_model()
             write_checkpoint(self.folder, self.trainer.model, self.trainer.progress)
 
     def out_of_patience(self) -> bool:
@@ -377,16 +387,17 @@ class _Run:
 
 
 DESCRIBED = 1000
-"""Images whose posteriors an epoch's metrics describe."""
+"""How many images' posteriors an epoch's metrics describe."""
 
 EARLY_STEPS = 200
 """Before which no latent dimension need be active."""
 
 FEWEST_ACTIVE = 0.05
+"""The share of active dimensions below which the posterior has collapsed."""
+
 MOST_NATS = 10.0
-"""Share of active dimensions below which the posterior has collapsed; mean KL of a dimension
-above which it has exploded: e^10, some 22,000 values told apart in each, is more than a set of
-images can need."""
+"""The mean KL of a dimension above which it has exploded: e^10, some 22,000 values told apart in
+each, is more than a set of images can need."""
 
 
 def symptom(line: dict[str, Any], model: Autoencoder) -> str:
@@ -399,16 +410,21 @@ def symptom(line: dict[str, Any], model: Autoencoder) -> str:
     nats = line["posterior_kl"] / model.latent
     if nats > MOST_NATS:
         return f"the KL explodes: over {MOST_NATS:g} nats in each latent dimension; {REMEDY}"
-    active = line["active_units"]
+    objective, active = model.objective, line["active_units"]
     if (
         line["epoch"] >= 2
-        and line["step"] >= EARLY_STEPS
+        and line["step"] >= max(EARLY_STEPS, objective.capacity_steps)
         and active is not None
         and active < FEWEST_ACTIVE * model.latent
     ):
+        remedy = "--beta-warmup, --free-bits or a smaller --beta"
+        if objective.by_draws:
+            remedy = "a smaller learning rate"
+        elif objective.capacity:
+            remedy = "a larger --capacity"
         return (
-            "the posterior collapses: fewer than 5% of the latent dimensions are active; try "
-            "--beta-warmup, --free-bits or a smaller --beta"
+            f"the posterior collapses: fewer than {FEWEST_ACTIVE:.0%} of the latent dimensions are "
+            f"active; try {remedy}"
         )
     return ""
 
@@ -434,15 +450,15 @@ def fit(
         out: the run folder for configuration, metrics and checkpoints; none by default.
         resume: go on from the checkpoint in `out`, whose configuration then has this `training`.
         best: with `resume`, go on from the best one instead of the last.
-        device: where to train: a name that `minivae.backends.get` takes, or a backend; where the
-            model is by default, and where it is nowhere yet, the best that works.
+        device: a name for `minivae.backends.get`, or a backend; by default where the model is, or
+            the best that works.
         progress: show a progress bar.
         on_step: called with (step, model) every `training.picture_every` steps.
         on_metrics: called with each metrics record.
         extra_config: what else to keep in the run's configuration.
 
-    Raises InputError on data or options that do not fit, where `out` has a run that is not to be
-    resumed, or one of other data that is; NotFiniteError when the loss, a parameter or sigma is no
+    Raises InputError on data or options that do not fit, if `out` has a run and `resume` is off, or
+    a run on other data and `resume` is on; NotFiniteError when the loss, a parameter or sigma is no
     longer finite; Interrupted on SIGINT or SIGTERM, after saving.
     """
     check_is("model", model, Autoencoder)
@@ -629,46 +645,6 @@ def _show(bar: Any, line: dict[str, Any]) -> None:
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, without a last line that was cut off while being written.
-    InputError if another is not a record."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as text: {error}") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            record = None
-        if not _is_metrics(record):
-            raise InputError(f"{path}: line {number} is not a record of metrics")
-        records.append(record)
-    return records
-
-
-def best_epoch(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record with the lowest validation loss, the first of several; empty if there is none."""
-    validated = [record for record in metrics if "validation" in record]
-    return min(validated, key=lambda record: float(record["validation"]["loss"]), default={})
-
-
-def _is_metrics(record: Any) -> bool:
-    """Whether this is what `_Run` records of a step or an epoch."""
-    if not isinstance(record, dict):
-        return False
-    splits = ("train", "test") if "epoch" in record else ("train",)
-    return all(isinstance(record.get(name), int | float) for name in ("step", "seconds")) and all(
-        isinstance(record.get(name), dict) and isinstance(record[name].get("loss"), int | float)
-        for name in splits
-    )
 
 
 def _cut_metrics(path: Path, trainer: Trainer) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from minivae.backends.reference import ReferenceBackend
 from minivae.kernels import WITH_TILES, Tile
 from minivae.layers import Layer, Shape
 from minivae.models import Autoencoder
-from minivae.network import Buffers, Network, Pass
+from minivae.network import Network, NetworkBuffers, NetworkPass
 from minivae.params import Parameters
 
 STEP = 1e-5
@@ -64,7 +64,7 @@ class BoundNetwork:
         backend: ReferenceBackend | None = None,
         dtype: DTypeLike = np.float64,
     ) -> None:
-        backend = backend or ReferenceBackend()
+        self.backend = backend = backend or ReferenceBackend()
         self.rng = np.random.default_rng(seed)
         self.network = Network("network", list(layers), input_shape)
         self.parameters = Parameters(self.network.parameter_shapes(), backend, dtype)
@@ -72,8 +72,8 @@ class BoundNetwork:
             self.parameters.values[name][...] = value
         self.x = self.rng.standard_normal((rows, *input_shape)).astype(dtype)
         self.dx = np.full_like(self.x, np.nan)
-        buffers = Buffers(self.network, backend, rows, dtype)
-        self.bound = Pass(self.network, backend, self.parameters, buffers, self.x, self.dx)
+        buffers = NetworkBuffers(self.network, backend, rows, dtype)
+        self.bound = NetworkPass(self.network, backend, self.parameters, buffers, self.x, self.dx)
         self.upstream = self.rng.standard_normal(self.bound.output.shape).astype(dtype)
 
     def forward(self) -> NDArray:
@@ -87,7 +87,7 @@ class BoundNetwork:
     def backward(self) -> dict[str, NDArray]:
         """The gradients of `loss` with respect to the input ("x") and to each parameter."""
         self.forward()
-        self.bound.backend.activation_backward(
+        self.backend.activation_backward(
             None,
             self.bound.output,
             self.upstream,
@@ -95,7 +95,7 @@ class BoundNetwork:
             self.bound.output_activation,
         )
         calls = (*self.bound.input_gradient_calls, *self.bound.weight_gradient_calls)
-        self.bound.backend.sequence(*calls)
+        self.backend.sequence(*calls)
         return {"x": self.dx, **self.parameters.gradients}
 
 

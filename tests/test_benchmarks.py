@@ -89,7 +89,7 @@ def test_the_floor_of_a_weights_gradient_has_its_bytes_unless_it_goes_to_adam(
 ) -> None:
     counter = Counter(fused)
     x, dz, dw, db = (counter.zeros(shape) for shape in ((7, 3), (7, 5), (3, 5), (5,)))
-    Call("dense_weight_gradient", (x, dz, dw, db)).run(counter)
+    Call("dense_weight_gradient", x, dz, dw, db).run(counter)
     assert counter.moved == FLOAT * (7 * 3 + 7 * 5 + written)
     assert counter.operations == 2 * 7 * 3 * 5
 

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 from minivae import ConvTranspose2d, Objective, Training, backends, cli, fit, preset
-from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
+from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS, read_metrics
 from minivae.checkpoint import load as load_run
 from minivae.cli import main
 from minivae.data import load
-from minivae.train import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -231,6 +230,11 @@ def test_a_class_is_sampled_by_its_name(tmp_path: Path, capsys: pytest.CaptureFi
     complains(capsys, [*common, "--label", "squares"], "did you mean 'square'?")
     assert main(["evaluate", str(folder), "--device", "cpu", "--quiet"]) == 0
     assert "  squared error of round 0." in capsys.readouterr().out
+    (tmp_path / "shapes" / "round").rename(tmp_path / "shapes" / "zigzag")
+    arguments = ["evaluate", str(folder), "--device", "cpu", "--data", str(tmp_path / "shapes")]
+    complains(capsys, arguments, "the classes are square, zigzag; expected", "round, square")
+    np.save(tmp_path / "bare.npy", np.zeros((20, 28, 28), np.uint8))
+    complains(capsys, [*arguments, "--data", str(tmp_path / "bare.npy")], "bare.npy has no labels")
 
 
 def test_a_run_that_stops_early_says_which_epoch_was_best(
@@ -603,7 +607,7 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["--preset", "mnist-conv", "--hidden", "64"], ["hidden"]),
         (["--preset", "mnist-conv-ae", "--latent", "4"], ["latent"]),
         (["--preset", "mnist-conv-ae", "--beta", "3"], ["--beta", "has no KL"]),
-        (["--k", "5"], ["5", "iwae-paper"]),
+        (["--k", "5"], ["--k", "iwae-paper"]),
         (["--preset", "iwae-paper-iwae", "--k", "0"], ["--k is 0"]),
         (["--sigma", "2"], ["--sigma", "--likelihood gaussian"]),
         (["--gamma", "0.2"], ["--gamma", "--schedule step"]),

@@ -116,12 +116,15 @@ def update(gradient: In | Scratch, *, fused: bool = True, failed: int = 0) -> Ca
     images = In(rng.standard_normal((n, 131), np.float32) * (rng.random((n, 131)) < 0.1))
     large, small = (n, 7, 7, 3), (n, 4, 4, 5)
     calls = [
-        Call("dense_weight_gradient", (images, normal(n, 67), *gradients(0))),
-        Call("dense_weight_gradient", (normal(n, 7), normal(n, 5), *gradients(1))),
-        Call("conv2d_weight_gradient", (normal(*large), normal(*small), *gradients(2), GEOMETRY)),
+        Call("dense_weight_gradient", images, normal(n, 67), *gradients(0)),
+        Call("dense_weight_gradient", normal(n, 7), normal(n, 5), *gradients(1)),
+        Call("conv2d_weight_gradient", normal(*large), normal(*small), *gradients(2), GEOMETRY),
         Call(
             "conv_transpose2d_weight_gradient",
-            (normal(*small), normal(*large), *gradients(3), GEOMETRY),
+            normal(*small),
+            normal(*large),
+            *gradients(3),
+            GEOMETRY,
         ),
     ]
     state = new_state()
@@ -131,8 +134,8 @@ def update(gradient: In | Scratch, *, fused: bool = True, failed: int = 0) -> Ca
     adam = (p, gradient, m, v, schedule, InOut(state), 0.9, 0.999, 1e-8)
     if fused:
         return Case("optimizer_step", "fused", [calls, *adam, n])
-    apart = [Call("weight_gradients", (calls, gradient)), Call("adam_update", adam)]
-    return Case("sequence", "update", [*apart, Call("advance_state", (adam[5], n))])
+    apart = [Call("weight_gradients", calls, gradient), Call("adam_update", *adam)]
+    return Case("sequence", "update", [*apart, Call("advance_state", adam[5], n)])
 
 
 GRADIENT = Scratch((STARTS[-1],))
@@ -204,7 +207,7 @@ def test_a_fused_update_of_a_failed_step_changes_nothing(name: str) -> None:
 def _totals(loss: Out, kl: NDArray, beta: float, free_bits: float) -> Call:
     schedule, state = In(np.full((1, SCHEDULE_COLUMNS), beta)), InOut(new_state())
     written = (Out((kl.shape[1],)), InOut(np.zeros(3), fixed=True))
-    return Call("elbo_totals", (loss, In(kl), schedule, state, free_bits, *written))
+    return Call("elbo_totals", loss, In(kl), schedule, state, free_bits, *written)
 
 
 def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
@@ -218,8 +221,8 @@ def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
     extra = (0.5, activation) if squared else ()
     scored = (y, In(rng.random((n, o))), loss, dz, 1 / n, *extra)
     calls = [
-        Call("dense_forward", (In(x), In(w), In(rng.random(o)), y, activation)),
-        Call(f"{likelihood}_loss", scored),
+        Call("dense_forward", In(x), In(w), In(rng.random(o)), y, activation),
+        Call(f"{likelihood}_loss", *scored),
         _totals(loss, rng.random((n, d)), 0.7, 0.45),
     ]
     return Case("sequence", f"{likelihood}-{n}x{i}x{o}x{d}", calls)
@@ -233,8 +236,8 @@ def dense_bound(importance: bool, n: int, draws: int, i: int, o: int) -> Case:
     given = (y, In(rng.random((n, o))), In(rng.standard_normal(rows)))
     written = (Out((rows,)), loss, Out((rows, o)))
     calls = [
-        Call("dense_forward", (In(x), In(w), In(rng.random(o)), y, IDENTITY)),
-        Call("importance_loss", (*given, *written, 1 / n, importance)),
+        Call("dense_forward", In(x), In(w), In(rng.random(o)), y, IDENTITY),
+        Call("importance_loss", *given, *written, 1 / n, importance),
         _totals(loss, np.zeros((n, 0)), 1.0, 0.0),
     ]
     return Case("sequence", f"bound-{importance}-{n}x{draws}x{i}x{o}", calls)
@@ -247,8 +250,8 @@ def latent_backward(n: int, d: int, o: int) -> Case:
     dz, w, x, head, weight = (In(rng.standard_normal(shape)) for shape in shapes)
     noise, state = Noise(7, LATENT_STREAM), In(new_state(step=9))
     calls = [
-        Call("dense_input_gradient", (dz, w, x, dx, IDENTITY)),
-        Call("latent_backward", (head, dx, weight, Out((n, 2 * d)), noise, state)),
+        Call("dense_input_gradient", dz, w, x, dx, IDENTITY),
+        Call("latent_backward", head, dx, weight, Out((n, 2 * d)), noise, state),
     ]
     return Case("sequence", f"latent_backward-{n}x{d}x{o}", calls)
 
@@ -288,8 +291,8 @@ def test_a_size_that_kernels_cannot_count_to_is_refused() -> None:
 
 def test_calls_that_do_not_follow_from_each_other_are_not_fused() -> None:
     case = dense_elbo("bernoulli", 5, 3, 4, 2)
-    primitive, (_, *arguments) = case.arguments[1]
-    case.arguments[1] = Call(primitive, (In(np.zeros((5, 4))), *arguments))
+    loss = case.arguments[1]
+    case.arguments[1] = Call(loss.primitive, In(np.zeros((5, 4))), *loss.arguments[1:])
     check(Runner(EmulatedBackend(), np.float32)(case), case, TOLERANCE[np.float32])
 
 

@@ -63,7 +63,7 @@ def test_the_mean_bound_does_not_fall_where_each_has_draws_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu", "emulated"])
-@pytest.mark.parametrize("samples", [7, 450])
+@pytest.mark.parametrize("samples", [70, 450])
 def test_the_chunk_changes_nothing_but_rounding(device: str, samples: int) -> None:
     truth = LinearGaussian(3)
     truth.model.to(device)
@@ -234,6 +234,24 @@ def test_the_likelihood_is_by_the_bound_of_all_draws() -> None:
     assert found.bits_per_dimension == pytest.approx(bits)
 
 
+def test_binarized_pixels_under_a_gaussian_are_one_apart() -> None:
+    truth = LinearGaussian(5)
+    found = evaluate(truth.model, truth.data, samples=100, binarization="threshold")
+    assert found.negative_log_likelihood is not None
+    bits = found.negative_log_likelihood.mean / PIXELS / math.log(2)
+    assert found.bits_per_dimension == pytest.approx(bits)
+
+
+@pytest.mark.parametrize("likelihood", ["squared-error", "bernoulli"])
+def test_a_plain_autoencoders_loss_has_a_standard_error_over_images(likelihood: str) -> None:
+    model = Autoencoder([Flatten(), Dense(4)], [Dense(PIXELS)], Objective(likelihood), IMAGE)
+    images = np.random.default_rng(0).random((130, *IMAGE), np.float32)
+    found = evaluate(model.to("cpu"), Dataset(images, None)).loss
+    alone = [model.evaluate(image[None])["loss"] for image in images]
+    assert found.mean == pytest.approx(np.mean(alone), rel=1e-5)
+    assert found.error == pytest.approx(np.std(alone, ddof=1) / math.sqrt(130), rel=1e-4)
+
+
 def test_the_error_of_a_class_is_the_mean_square_over_its_pixels() -> None:
     model = Autoencoder([Flatten(), Dense(4)], [Dense(PIXELS)], Objective("squared-error"), IMAGE)
     images = np.random.default_rng(0).random((3, *IMAGE), np.float32)
@@ -251,7 +269,10 @@ def test_the_error_of_a_class_is_the_mean_square_over_its_pixels() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples is 0, expected 1 to"),
+        ({"samples": 0}, "samples is 0, expected an integer of 1 to"),
+        ({"samples": 2.5}, "samples is 2.5, expected an integer"),
+        ({"samples": 1 << 20}, "samples is 1048576, expected 1 to 409600"),
+        ({"chunk": "x"}, "chunk is 'x', expected an integer"),
         ({"chunk": 50}, "chunk is 50, expected a multiple of 100"),
         ({"binarization": "odd"}, "binarization is 'odd'"),
     ],
@@ -260,6 +281,21 @@ def test_a_wrong_option_is_bad_input(options: dict[str, Any], message: str) -> N
     truth = LinearGaussian(0)
     with pytest.raises(InputError, match=message):
         evaluate(truth.model, truth.data, **options)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(3, np.int64), np.zeros(5)])
+def test_labels_that_do_not_fit_the_images_are_bad_input(labels: NDArray) -> None:
+    with pytest.raises(InputError, match="expected one integer for each of 5 images"):
+        evaluate(LinearGaussian(0).model, Dataset(np.zeros((5, *IMAGE), np.uint8), labels))
+
+
+@pytest.mark.parametrize(("network", "bias"), [("encoder", 1e4), ("decoder", np.inf)])
+def test_a_loss_that_is_not_finite_is_bad_input(network: str, bias: float) -> None:
+    model, data = LinearGaussian(0).model, LinearGaussian(0).data
+    names = [name for name in model.parameters.values if name.startswith(network)]
+    model.parameters.values[names[-1]][...] = bias
+    with pytest.raises(InputError, match="the loss of image 0 is not finite"):
+        evaluate(model, data, samples=100)
 
 
 def test_images_of_another_size_are_bad_input() -> None:
@@ -272,7 +308,7 @@ def test_a_chunk_that_does_not_fit_into_memory_is_bad_input(
 ) -> None:
     model, data = LinearGaussian(0).model, LinearGaussian(0).data
     monkeypatch.setattr(model.backend, "free_memory", lambda: 1 << 20)
-    with pytest.raises(InputError, match=r"chunk is 100000, .* of the 1 MiB that are free"):
+    with pytest.raises(InputError, match=r"a chunk of 100000 draws .* of the 1 MiB that are free"):
         evaluate(model, data, samples=100_000, chunk=100_000)
     assert evaluate(model, data, samples=100, chunk=100_000).samples == 100
 

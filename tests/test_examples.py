@@ -74,6 +74,14 @@ def test_the_example_trains_and_draws(name: str, data: Path, tmp_path: Path) -> 
     assert (tmp_path / "pictures" / "reconstructions.png").exists()
 
 
+def test_too_few_images_are_told_before_training(tmp_path: Path) -> None:
+    images = np.zeros((205, 28, 28), np.uint8)
+    np.savez(tmp_path / "few.npz", images=images[:200], test_images=images[200:])
+    done = run("stacked_autoencoder", "--data", tmp_path / "few.npz", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "at least 128 training and 10 test images" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["why_variational", "stacked_autoencoder", "pixel_error"])
 def test_the_study_leaves_its_picture(name: str, data: Path, tmp_path: Path) -> None:
     done = run(name, "--data", data, "--out", tmp_path, "--epochs", 1, "--steps", 2)

@@ -1,5 +1,6 @@
 """Validation images, the best checkpoint, and warnings about the posterior."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minivae import train
 from minivae.checkpoint import CONFIG, load
 from minivae.cli import main
 from minivae.data import Dataset, Splits
 from minivae.data import load as load_data
+from minivae.data.dataset import VALIDATION_STREAM
 from minivae.errors import InputError
 from minivae.layers import Dense, Flatten
 from minivae.models import VAE, Autoencoder, Objective
@@ -35,13 +38,81 @@ def splits(images: int = 60) -> Splits:
 OVERFITTING = Training(epochs=60, batch_size=10, validation=20, optimizer=Adam(lr=0.05))
 
 
-def test_validation_images_are_the_last_and_not_trained_on() -> None:
+def validation_of(data: Splits, seed: int = 0) -> Dataset:
+    return data.train.held_out(20, seed, VALIDATION_STREAM)[1]
+
+
+def test_validation_images_are_not_trained_on() -> None:
     data = splits()
     trainer = Trainer(small_vae().to("cpu"), data, Training(batch_size=10, validation=20))
     assert trainer.validation is not None
-    np.testing.assert_array_equal(trainer.validation.images, data.train.images[40:])
-    np.testing.assert_array_equal(trainer.data.reshape(-1, *IMAGE), data.train.images[:40])
+    rest, held_out = data.train.held_out(20, 0, VALIDATION_STREAM)
+    np.testing.assert_array_equal(trainer.validation.images, held_out.images)
+    np.testing.assert_array_equal(trainer.data.reshape(-1, *IMAGE), rest.images)
+    together = np.concatenate([trainer.validation.images, rest.images])
+    assert sorted(map(bytes, together)) == sorted(map(bytes, data.train.images))
     assert trainer.steps_per_epoch == 4
+
+
+def sorted_by_class() -> Splits:
+    """Three classes, one after the other, the brighter the higher."""
+    labels = np.repeat(np.arange(3), 40)
+    images = np.full((120, *IMAGE), 50, np.uint8) * (1 + labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    images += np.random.default_rng(0).integers(0, 20, images.shape).astype(np.uint8)
+    data = Dataset(images, labels)
+    return Splits("sorted", data, data)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_validation_images_are_of_all_classes(seed: int) -> None:
+    training = Training(batch_size=10, validation=30, seed=seed)
+    trainer = Trainer(small_vae().to("cpu"), sorted_by_class(), training)
+    for part in (trainer.validation, trainer.train):
+        assert part is not None
+        assert part.labels is not None
+        assert set(part.labels) == {0, 1, 2}
+
+
+def test_images_that_stand_for_all_are_of_all_classes_in_order() -> None:
+    data = sorted_by_class().train
+    some = data.sample(20)
+    assert some.labels is not None
+    assert len(some) == 20
+    assert some.labels.tolist() == sorted(some.labels)
+    assert set(some.labels) == {0, 1, 2}
+    np.testing.assert_array_equal(some.images, data.sample(20).images)
+    assert data.sample(120) is data.sample(500) is data
+
+
+def test_sigma_is_calibrated_on_images_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CALIBRATION_IMAGES", 30)
+    objective = Objective("calibrated-gaussian")
+    model = VAE([Flatten(), Dense(4)], [Dense(6)], objective, IMAGE).to("cpu")
+    Trainer(model, sorted_by_class(), Training(batch_size=10)).check_model()
+    of_30 = float(model.tensors()["sigma"][0])
+    # The first 30 are all dark, far below the mean of all.
+    assert of_30 == pytest.approx(model.calibrate(sorted_by_class().train.images), rel=0.2)
+
+
+def test_a_checkpoint_within_an_epoch_has_the_sigma_of_its_weights(tmp_path: Path) -> None:
+    objective = Objective("calibrated-gaussian")
+    model = VAE([Flatten(), Dense(4)], [Dense(6)], objective, IMAGE)
+    training = Training(epochs=9, batch_size=10, checkpoint_every=3, optimizer=Adam(lr=0.05))
+
+    def stop(step: int, model: Autoencoder) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"out": tmp_path, "progress": False, "device": "cpu"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model, splits(), dataclasses.replace(training, picture_every=9), on_step=stop, **options
+        )
+    loaded = load(tmp_path, "cpu")
+    found = float(loaded.tensors()["sigma"][0])
+    assert found == pytest.approx(loaded.calibrate(splits().train.images), rel=1e-6)
 
 
 def assert_equal_tensors(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
@@ -56,7 +127,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path: Path) -> N
     assert np.argmin(losses) < len(losses) - 1
     best, last = load(tmp_path, "cpu", best=True), load(tmp_path, "cpu")
     for model, expected in ((best, min(losses)), (last, losses[-1])):
-        found = model.evaluate(splits().train.images[40:])
+        found = model.evaluate(validation_of(splits()).images)
         assert found["loss"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -172,6 +243,24 @@ def test_a_symptom_follows_from_an_epochs_figures(
     found = symptom(line, small_vae())
     assert said in found
     assert bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("objective", "advice"),
+    [
+        ({"estimator": "monte-carlo"}, "try a smaller learning rate"),
+        ({"capacity": 5.0, "capacity_steps": 900}, "try a larger --capacity"),
+        ({}, "try --beta-warmup, --free-bits or a smaller --beta"),
+    ],
+)
+def test_what_may_help_is_what_the_objective_takes(objective: dict[str, Any], advice: str) -> None:
+    line = {"epoch": 2, "step": 1000, "test": {"loss": 9.0}, "posterior_kl": 0, "active_units": 0}
+    assert symptom(line, small_vae(**objective)).endswith(advice)
+
+
+def test_a_posterior_whose_capacity_still_rises_has_not_collapsed() -> None:
+    line = {"epoch": 2, "step": 800, "test": {"loss": 9.0}, "posterior_kl": 0, "active_units": 0}
+    assert symptom(line, small_vae(capacity=5.0, capacity_steps=900)) == ""
 
 
 def test_a_plain_autoencoder_has_no_posterior_to_warn_of() -> None:

@@ -50,7 +50,7 @@ from minivae.ops.calibration import calibrate_gaussian
 from minivae.ops.capacity import capacity_totals
 from minivae.ops.elbo import KL, LOSS, squared_error_loss
 from minivae.ops.labels import gather_labels, join_forward, join_input_gradient
-from minivae.ops.state import FAILED, new_state
+from minivae.ops.state import BETA, CAPACITY, FAILED, SCHEDULE_COLUMNS, new_state
 from minivae.presets import conditional
 
 SIZE = 6
@@ -164,6 +164,13 @@ def test_evaluation_before_calibration_is_refused() -> None:
         model.evaluate(random_images(model, 3))
 
 
+def test_images_that_are_reproduced_exactly_have_no_most_likely_sigma() -> None:
+    model = small_vae(likelihood="calibrated-gaussian").to("cpu")
+    model.parameters.flat["values"][...] = 0  # sigmoid(0) = 0.5
+    with pytest.raises(InputError, match="no sigma is most likely: the decoder reproduces the"):
+        model.calibrate(np.full((5, *IMAGE), 0.5, np.float32))
+
+
 def test_calibrating_another_likelihood_is_refused() -> None:
     with pytest.raises(InputError, match="likelihood is 'gaussian': nothing to calibrate"):
         small_vae().to("cpu").calibrate(splits().train.images)
@@ -183,14 +190,12 @@ def test_a_calibrated_loss_in_training_is_a_function_of_the_mean_squared_error()
 # The capacity
 
 
-def totals_at(
-    kl: NDArray, capacity: float, steps: int = 0, step: int = 0
-) -> tuple[NDArray, NDArray]:
+def totals_at(kl: NDArray, capacity: float) -> tuple[NDArray, NDArray]:
     """The totals of a batch without reconstruction error and the weights of its KL, beta 2.5."""
-    schedule, state = np.full((1, 4), 2.5), new_state(step=step)
+    schedule = np.full((1, SCHEDULE_COLUMNS), np.nan)
+    schedule[0, BETA], schedule[0, CAPACITY] = 2.5, capacity
     kl_weight, totals = np.full(kl.shape[1], np.nan), np.zeros(3)
-    bounds = (capacity, steps)
-    capacity_totals(np.zeros(len(kl)), kl, schedule, state, *bounds, kl_weight, totals)
+    capacity_totals(np.zeros(len(kl)), kl, schedule, new_state(), kl_weight, totals)
     return totals, kl_weight
 
 
@@ -215,8 +220,8 @@ def test_the_distance_is_of_the_mean_over_images() -> None:
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 1), (1, 2), (3, 4), (4, 5), (5, 5), (99, 5)])
 def test_the_capacity_rises_linearly_and_then_stays(step: int, expected: int) -> None:
-    totals, _ = totals_at(np.zeros((1, 1)), 5.0, steps=5, step=step)
-    assert totals[LOSS] == pytest.approx(2.5 * expected, rel=1e-12)
+    objective = Objective(capacity=5.0, capacity_steps=5)
+    assert objective.capacity_at(step) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("capacity", [0.001, 50.0], ids=["below the KL", "above the KL"])
@@ -226,9 +231,9 @@ def test_a_model_with_capacity_has_gradients_that_agree_with_differences(capacit
 
 
 def test_a_kl_that_is_not_finite_sets_the_latch() -> None:
-    schedule, state, totals = np.ones((1, 4)), new_state(), np.zeros(3)
+    schedule, state, totals = np.ones((1, SCHEDULE_COLUMNS)), new_state(), np.zeros(3)
     kl = np.array([[np.nan, 1.0]])
-    capacity_totals(np.zeros(1), kl, schedule, state, 1.0, 0, np.empty(2), totals)
+    capacity_totals(np.zeros(1), kl, schedule, state, np.empty(2), totals)
     assert state[FAILED] == 1
     assert (totals == 0).all()
 

@@ -336,7 +336,8 @@ class Steps:
 
     def __init__(self, model: Autoencoder, optimizer: Adam, count: int) -> None:
         self.model, self.optimizer, self.bound = model, optimizer, model.bind(ROWS)
-        rows = optimizer.schedule_rows(0, [1.0] * count, count)
+        rows = optimizer.schedule_rows(0, count, count)
+        rows[:, BETA] = model.objective.beta
         self.schedule, self.state = rows.astype(model.dtype), new_state()
 
     def step(self, images: NDArray) -> None:

@@ -30,10 +30,10 @@ from minivae import (
     save,
 )
 from minivae.backends.reference import ReferenceBackend
-from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS
+from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS, read_metrics
 from minivae.data import Dataset, Splits
 from minivae.layers import JoinLabel, Layer
-from minivae.train import Interrupted, NotFiniteError, Trainer, read_metrics
+from minivae.train import Interrupted, NotFiniteError, Trainer
 
 IMAGES, TEST_IMAGES, SIZE = 50, 20, 6
 

@@ -28,10 +28,10 @@ from .cpu_windows import Windows, weight_tiles, windows
 from .reference import Call, ReferenceBackend
 
 CACHE_BYTES = 1 << 19
-"""How much memory a kernel goes through again and again: half of a second-level cache."""
+"""How much memory a kernel goes through again and again: half of a L2 cache."""
 
 STREAM_BYTES = 1 << 21
-"""The same, where the order is one that a processor foresees."""
+"""The same, where the order is one that the hardware prefetcher follows."""
 
 STILL = ConvGeometry(1, 1, 0, 0)
 POINT = windows((1, 1), (1, 1), (1, 1), STILL, False)
@@ -69,8 +69,8 @@ Primitive = TypeVar("Primitive", bound=Callable[..., None])
 def float32_only(primitive: Primitive) -> Primitive:
     """The primitive where all arrays of floating point but `totals`, float64 by their contract, are
     float32; elsewhere that of the reference."""
-    name = primitive.__name__
-    names = list(signature(primitive).parameters)[1:]
+    reference = getattr(ReferenceBackend, primitive.__name__)
+    names = list(signature(reference).parameters)
 
     @wraps(primitive)
     def run(self: "CpuBackend", *arguments: Any) -> None:
@@ -83,13 +83,31 @@ def float32_only(primitive: Primitive) -> Primitive:
         if _is_float32(*arrays):
             primitive(self, *arguments)
         else:
-            self._run(getattr(ReferenceBackend, name), *arguments)
+            self._run(reference, *arguments)
 
     return cast(Primitive, run)
 
 
+def _of_one_kernel(kernel: Any) -> Callable[..., None]:
+    """The primitive that is a kernel of the same name, with the same arguments."""
+
+    def primitive(self: "CpuBackend", *arguments: Any) -> None:
+        self._run(kernel, *(part for argument in arguments for part in _lowered(argument)))
+
+    primitive.__name__ = kernel.__name__
+    return float32_only(primitive)
+
+
+def _lowered(argument: Any) -> tuple[Any, ...]:
+    """An argument as the kernels take it."""
+    if isinstance(argument, Activation):
+        return _code(argument)
+    if isinstance(argument, Noise):
+        return _noise_words(argument)
+    return (argument,)
+
+
 def _code(activation: Activation) -> tuple[int, np.float32]:
-    """An activation as the kernels take it."""
     return activation.code, np.float32(activation.slope)
 
 
@@ -143,7 +161,7 @@ def _places(part: NDArray, whole: NDArray, others: Iterable[NDArray]) -> tuple[N
 
 
 def _noise_words(noise: Noise) -> tuple[np.uint32, np.uint32, np.uint32]:
-    """(stream, low word, high word) of a noise's key, as the kernels take them."""
+    """The stream, and the low and high word of the key."""
     low, high = noise.key
     return np.uint32(noise.stream), np.uint32(low), np.uint32(high)
 
@@ -220,10 +238,8 @@ class CpuBackend(ReferenceBackend):
     def activation_backward(
         self, z: NDArray | None, y: NDArray, dy: NDArray, dz: NDArray, activation: Activation
     ) -> None:
-        source = _flat(y if z is None else z)
-        self._run(
-            kernels.multiply_derivative, source, _flat(y), _flat(dy), _flat(dz), *_code(activation)
-        )
+        flat = [_flat(array) for array in (y if z is None else z, y, dy, dz)]
+        self._run(kernels.multiply_derivative, *flat, *_code(activation))
 
     def _oriented(self, w: NDArray, outputs: int) -> tuple[NDArray, bool]:
         """w (kh, kw, c, k) for a product that makes c or k numbers, whichever axis `outputs` is, 2
@@ -357,10 +373,10 @@ class CpuBackend(ReferenceBackend):
         dz: NDArray,
         dw: NDArray,
         db: NDArray,
-        weight: float = 1.0,
+        fraction: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        added = (np.float32(weight), accumulate)
+        added = (np.float32(fraction), accumulate)
         self._weight_gradient(_points(x), _points(dz), dw[None, None], STILL, *added)
         self._bias_gradient(_points(dz), db, *added)
 
@@ -398,10 +414,10 @@ class CpuBackend(ReferenceBackend):
         dw: NDArray,
         db: NDArray,
         geometry: ConvGeometry,
-        weight: float = 1.0,
+        fraction: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        added = (np.float32(weight), accumulate)
+        added = (np.float32(fraction), accumulate)
         self._weight_gradient(x, dz, dw, geometry, *added)
         self._bias_gradient(dz, db, *added)
 
@@ -439,46 +455,28 @@ class CpuBackend(ReferenceBackend):
         dw: NDArray,
         db: NDArray,
         geometry: ConvGeometry,
-        weight: float = 1.0,
+        fraction: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        added = (np.float32(weight), accumulate)
+        added = (np.float32(fraction), accumulate)
         self._weight_gradient(dz, x, dw, geometry, *added)
         self._bias_gradient(dz, db, *added)
 
-    @float32_only
-    def latent_forward(
-        self, head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray
-    ) -> None:
-        words = _noise_words(noise)
-        self._run(kernels.latent_forward, head, z, kl, *words, state)
-
-    @float32_only
-    def latent_backward(
-        self,
-        head: NDArray,
-        dz: NDArray,
-        kl_weight: NDArray,
-        dhead: NDArray,
-        noise: Noise,
-        state: NDArray,
-    ) -> None:
-        arguments = (head, dz, kl_weight, dhead, *_noise_words(noise), state)
-        self._run(kernels.latent_backward, *arguments)
-
-    @float32_only
-    def importance_latent_forward(
-        self,
-        head: NDArray,
-        z: NDArray,
-        log_ratio: NDArray,
-        logvar_factor: float,
-        noise: Noise,
-        state: NDArray,
-    ) -> None:
-        arguments: Any = (head, z, log_ratio, np.float32(logvar_factor))
-        words = _noise_words(noise)
-        self._run(kernels.importance_latent_forward, *arguments, *words, state)
+    latent_forward = _of_one_kernel(kernels.latent_forward)
+    latent_backward = _of_one_kernel(kernels.latent_backward)
+    bernoulli_loss = _of_one_kernel(kernels.bernoulli_loss)
+    squared_error_loss = _of_one_kernel(kernels.squared_error_loss)
+    calibrate_gaussian = _of_one_kernel(kernels.calibrate_gaussian)
+    importance_latent_forward = _of_one_kernel(kernels.importance_latent_forward)
+    importance_loss = _of_one_kernel(kernels.importance_loss)
+    elbo_totals = _of_one_kernel(kernels.elbo_totals)
+    capacity_totals = _of_one_kernel(kernels.capacity_totals)
+    adam_update = _of_one_kernel(kernels.adam_update)
+    clip_gradient = _of_one_kernel(kernels.clip_gradient)
+    gather_labels = _of_one_kernel(kernels.gather_labels)
+    join_forward = _of_one_kernel(kernels.join_forward)
+    join_input_gradient = _of_one_kernel(kernels.join_input_gradient)
+    advance_state = _of_one_kernel(kernels.advance_state)
 
     @float32_only
     def importance_latent_backward(
@@ -498,93 +496,6 @@ class CpuBackend(ReferenceBackend):
             *(head, dz, weights, dhead, np.float32(scale), np.float32(logvar_factor)),
             *(eps, *_noise_words(noise), state),
         )
-
-    @float32_only
-    def importance_loss(
-        self,
-        logits: NDArray,
-        x: NDArray,
-        log_ratio: NDArray,
-        weights: NDArray,
-        loss: NDArray,
-        dlogits: NDArray,
-        scale: float,
-        importance: bool,
-    ) -> None:
-        arguments = (logits, x, log_ratio, weights, loss, dlogits)
-        self._run(kernels.importance_loss, *arguments, np.float32(scale), importance)
-
-    @float32_only
-    def bernoulli_loss(
-        self, logits: NDArray, x: NDArray, loss: NDArray, dlogits: NDArray, scale: float
-    ) -> None:
-        self._run(kernels.bernoulli_loss, logits, x, loss, dlogits, np.float32(scale))
-
-    @float32_only
-    def squared_error_loss(
-        self,
-        y: NDArray,
-        x: NDArray,
-        loss: NDArray,
-        dz: NDArray,
-        scale: float,
-        weight: float,
-        activation: Activation,
-    ) -> None:
-        self._run(
-            kernels.squared_error_loss,
-            *(y, x, loss, dz, np.float32(scale), np.float32(weight), *_code(activation)),
-        )
-
-    @float32_only
-    def calibrate_gaussian(self, loss: NDArray, dz: NDArray, variance: NDArray) -> None:
-        self._run(kernels.calibrate_gaussian, loss, dz, variance)
-
-    @float32_only
-    def elbo_totals(
-        self,
-        reconstruction: NDArray,
-        kl: NDArray,
-        schedule: NDArray,
-        state: NDArray,
-        free_bits: float,
-        kl_weight: NDArray,
-        totals: NDArray,
-    ) -> None:
-        arguments: Any = (reconstruction, kl, schedule, state, free_bits, kl_weight, totals)
-        self._run(kernels.elbo_totals, *arguments)
-
-    @float32_only
-    def capacity_totals(
-        self,
-        reconstruction: NDArray,
-        kl: NDArray,
-        schedule: NDArray,
-        state: NDArray,
-        capacity: float,
-        capacity_steps: int,
-        kl_weight: NDArray,
-        totals: NDArray,
-    ) -> None:
-        bounds: Any = (capacity, capacity_steps)
-        arguments: Any = (reconstruction, kl, schedule, state, *bounds, kl_weight, totals)
-        self._run(kernels.capacity_totals, *arguments)
-
-    @float32_only
-    def adam_update(
-        self,
-        p: NDArray,
-        g: NDArray,
-        m: NDArray,
-        v: NDArray,
-        schedule: NDArray,
-        state: NDArray,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-    ) -> None:
-        arguments: Any = (p, g, m, v, schedule, state, beta1, beta2, epsilon)
-        self._run(kernels.adam_update, *arguments)
 
     def optimizer_step(
         self,
@@ -617,13 +528,6 @@ class CpuBackend(ReferenceBackend):
         self.advance_state(state, batch_size)
 
     @float32_only
-    def clip_gradient(self, g: NDArray, max_norm: float, norm: NDArray) -> None:
-        self._run(kernels.clip, g, max_norm, norm)
-
-    def advance_state(self, state: NDArray, batch_size: int) -> None:
-        self._run(kernels.advance_state, state, batch_size)
-
-    @float32_only
     def gather_batch(
         self,
         data: NDArray,
@@ -642,17 +546,3 @@ class CpuBackend(ReferenceBackend):
             self._run(kernels.gather_stochastic, *arguments, words, *_noise_words(noise))
         else:
             self._run(kernels.gather_scaled, *arguments)
-
-    @float32_only
-    def gather_labels(
-        self, labels: NDArray, permutation: NDArray, state: NDArray, onehot: NDArray
-    ) -> None:
-        self._run(kernels.gather_labels, labels, permutation, state, onehot)
-
-    @float32_only
-    def join_forward(self, v: NDArray, onehot: NDArray, u: NDArray) -> None:
-        self._run(kernels.join_forward, v, onehot, u)
-
-    @float32_only
-    def join_input_gradient(self, du: NDArray, v: NDArray, da: NDArray, below: Activation) -> None:
-        self._run(kernels.join_input_gradient, du, v, da, *_code(below))

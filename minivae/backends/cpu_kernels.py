@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 from ..files import alone
 from ..ops import philox
 from ..ops.activations import KINDS
-from ..ops.state import BETA, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
+from ..ops.elbo import KL, LOSS, RECONSTRUCTION
+from ..ops.state import BETA, CAPACITY, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
 
 settings: Any = config
 
@@ -359,7 +360,7 @@ def sum_rows(dz, first, db):
 
 COUNTERS = 128
 """Blocks of noise that are made at a time: enough to fill vectors, few enough to stay in the
-nearest cache."""
+L1 cache."""
 
 
 @inlined
@@ -427,9 +428,9 @@ def latent_forward(part, parts, head, z, kl, stream, key_low, key_high, state):
     begin, end = share(n, part, parts)
     standard_normal_rows(z, d, begin, end, state[STEP], stream, key_low, key_high)
     for row in range(begin, end):
-        mu, logvar = head[row, :d], head[row, d:]
+        mu, logvar, eps = head[row, :d], head[row, d:], z[row]
         for j in range(d):
-            z[row, j] = mu[j] + exp(HALF * logvar[j]) * z[row, j]
+            z[row, j] = mu[j] + exp(HALF * logvar[j]) * eps[j]
             kl[row, j] = HALF * (mu[j] * mu[j] + expm1(logvar[j]) - logvar[j])
 
 
@@ -442,21 +443,21 @@ def latent_backward(part, parts, head, dz, kl_weight, dhead, stream, key_low, ke
     for row in range(begin, end):
         mu, logvar = head[row, :d], head[row, d:]
         dmu, dlogvar = dhead[row, :d], dhead[row, d:]
+        eps = dlogvar
         for j in range(d):
+            through_z = dz[row, j] * eps[j] * exp(HALF * logvar[j])
             dmu[j] = dz[row, j] + kl_weight[j] * mu[j]
-            growth = dz[row, j] * dlogvar[j] * exp(HALF * logvar[j])
-            dlogvar[j] = HALF * (growth + kl_weight[j] * expm1(logvar[j]))
+            dlogvar[j] = HALF * (through_z + kl_weight[j] * expm1(logvar[j]))
 
 
 @sum_kernel
-def _draw_row(mu, logvar, logvar_factor, z):
+def _draw_row(mu, h, logvar_factor, z):
     """latent.E1 of one draw, whose noise z holds before, and importance.E1."""
     total = ZERO
     for j in range(z.size):
-        noise, scaled = z[j], logvar_factor * logvar[j]
-        drawn = mu[j] + exp(HALF * scaled) * noise
-        total += noise * noise - drawn * drawn + scaled
-        z[j] = drawn
+        eps, logvar = z[j], logvar_factor * h[j]
+        z[j] = mu[j] + exp(HALF * logvar) * eps
+        total += eps * eps - z[j] * z[j] + logvar
     return HALF * total
 
 
@@ -465,12 +466,13 @@ def importance_latent_forward(
     part, parts, head, z, log_ratio, logvar_factor, stream, key_low, key_high, state
 ):
     """latent.E1 and importance.E1."""
+    logvar_factor = np.float32(logvar_factor)
     (rows, d), draws = z.shape, z.shape[0] // head.shape[0]
     begin, end = share(rows, part, parts)
     standard_normal_rows(z, d, begin, end, state[STEP], stream, key_low, key_high)
     for row in range(begin, end):
-        mu, logvar = head[row // draws, :d], head[row // draws, d:]
-        log_ratio[row] = _draw_row(mu, logvar, logvar_factor, z[row])
+        mu, h = head[row // draws, :d], head[row // draws, d:]
+        log_ratio[row] = _draw_row(mu, h, logvar_factor, z[row])
 
 
 @kernel
@@ -483,32 +485,32 @@ def importance_latent_backward(
     dhead,
     scale,
     logvar_factor,
-    noise,
+    eps,
     stream,
     key_low,
     key_high,
     state,
 ):
-    """importance.E5 to E7; noise (n k, d) is scratch."""
+    """importance.E5 to E7; eps (n k, d) is scratch."""
     n, d = head.shape[0], dz.shape[1]
     draws = dz.shape[0] // n
     begin, end = share(n, part, parts)
     rows = begin * draws, end * draws
-    standard_normal_rows(noise, d, *rows, state[STEP], stream, key_low, key_high)
+    standard_normal_rows(eps, d, *rows, state[STEP], stream, key_low, key_high)
     for image in range(begin, end):
-        mu, logvar = head[image, :d], head[image, d:]
-        dmu, dlogvar = dhead[image, :d], dhead[image, d:]
+        mu, h = head[image, :d], head[image, d:]
+        dmu, dh = dhead[image, :d], dhead[image, d:]
         for j in range(d):
-            dmu[j], dlogvar[j] = ZERO, -scale
+            dmu[j], dh[j] = ZERO, -scale
         for row in range(image * draws, (image + 1) * draws):
             weight = scale * weights[row]
             for j in range(d):
-                deviation = exp(HALF * logvar_factor * logvar[j]) * noise[row, j]
-                g = dz[row, j] + weight * (mu[j] + deviation)
+                offset = exp(HALF * logvar_factor * h[j]) * eps[row, j]
+                g = dz[row, j] + weight * (mu[j] + offset)
                 dmu[j] += g
-                dlogvar[j] += g * deviation
+                dh[j] += g * offset
         for j in range(d):
-            dlogvar[j] *= HALF * logvar_factor
+            dh[j] *= HALF * logvar_factor
 
 
 # Objective
@@ -529,14 +531,13 @@ def bernoulli_row(logits, x, dlogits, scale):
 
 @kernel
 def importance_loss(part, parts, logits, x, log_ratio, weights, loss, dlogits, scale, importance):
-    """importance.E2 to E4: the rows of an image are scaled while they are in the nearest cache."""
-    draws = logits.shape[0] // x.shape[0]
+    """importance.E2 to E4: the rows of an image are scaled while they are in the L1 cache."""
+    scale, draws = np.float32(scale), logits.shape[0] // x.shape[0]
     for image in range(*share(x.shape[0], part, parts)):
         first, end = image * draws, (image + 1) * draws
         mean, largest = ZERO, -np.float32(np.inf)
         for row in range(first, end):
-            surprise = bernoulli_row(logits[row], x[image], dlogits[row], ONE)
-            log_weight = log_ratio[row] - surprise
+            log_weight = log_ratio[row] - bernoulli_row(logits[row], x[image], dlogits[row], ONE)
             weights[row] = log_weight
             mean += log_weight / np.float32(draws)
             # A NaN stays, to be seen by the latch: it is not even equal to itself.
@@ -564,7 +565,7 @@ def importance_loss(part, parts, logits, x, log_ratio, weights, loss, dlogits, s
 def bernoulli_loss(part, parts, logits, x, loss, dlogits, scale):
     """elbo.E2."""
     for row in range(*share(x.shape[0], part, parts)):
-        loss[row] = bernoulli_row(logits[row], x[row], dlogits[row], scale)
+        loss[row] = bernoulli_row(logits[row], x[row], dlogits[row], np.float32(scale))
 
 
 @sum_kernel
@@ -578,19 +579,19 @@ def _squared_error_row(y, x, dy, scale):
 
 
 @kernel
-def squared_error_loss(part, parts, y, x, loss, dz, scale, weight, kind, slope):
-    """elbo.E3; the derivative takes each row while it is in the nearest cache."""
-    n, m = x.shape
+def squared_error_loss(part, parts, y, x, loss, da, scale, weight, kind, slope):
+    """elbo.E3; the derivative takes each row while it is in the L1 cache."""
+    (n, m), scale, weight = x.shape, np.float32(scale), np.float32(weight)
     dy = np.empty(m, np.float32)
     for row in range(*share(n, part, parts)):
         loss[row] = weight * _squared_error_row(y[row], x[row], dy, weight * scale)
-        multiply_derivative(y[row], y[row], dy, dz[row], kind, slope)
+        multiply_derivative(y[row], y[row], dy, da[row], kind, slope)
 
 
 @kernel
-def calibrate_gaussian(loss, dz, variance):
+def calibrate_gaussian(loss, da, variance):
     """calibration.E2 to E4, with the sum over images in float64."""
-    n, m = dz.shape
+    n, m = da.shape
     total = 0.0
     for row in range(n):
         total += loss[row]
@@ -601,7 +602,7 @@ def calibrate_gaussian(loss, dz, variance):
     for row in range(n):
         loss[row] = weight * loss[row] + constant
         for i in range(m):
-            dz[row, i] *= weight
+            da[row, i] *= weight
 
 
 @kernel
@@ -626,14 +627,11 @@ def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, total
 
 
 @kernel
-def capacity_totals(
-    reconstruction, kl, schedule, state, capacity, capacity_steps, kl_weight, totals
-):
-    """capacity.E1 to E4, with sums in float64."""
+def capacity_totals(reconstruction, kl, schedule, state, kl_weight, totals):
+    """capacity.E1, E3 and E4, with sums in float64."""
     n, d = kl.shape
     beta = np.float64(schedule[state[INDEX], BETA])
-    if state[STEP] + 1 < capacity_steps:
-        capacity *= (state[STEP] + 1) / capacity_steps
+    capacity = np.float64(schedule[state[INDEX], CAPACITY])
     reconstruction_total, mean_kl = 0.0, 0.0
     for row in range(n):
         reconstruction_total += reconstruction[row]
@@ -653,15 +651,15 @@ def _add_to_totals(totals, state, loss, reconstruction, kl):
     if not math.isfinite(loss):
         state[FAILED] = 1
     if not state[FAILED]:
-        totals[0] += loss
-        totals[1] += reconstruction
-        totals[2] += kl
+        totals[LOSS] += loss
+        totals[RECONSTRUCTION] += reconstruction
+        totals[KL] += kl
 
 
 # Optimizer
 
 PARAMETERS = 1 << 13
-"""So many at a time are updated by one core."""
+"""How many one core updates at a time."""
 
 
 @kernel
@@ -694,7 +692,7 @@ def adam_update(part, parts, p, g, m, v, schedule, state, beta1, beta2, epsilon)
 
 
 @sum_kernel
-def clip(g, max_norm, norm):
+def clip_gradient(g, max_norm, norm):
     """adam.E5, |g| in float64: to norm (1,)."""
     total = 0.0
     for i in range(g.size):

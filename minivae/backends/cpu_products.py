@@ -24,14 +24,14 @@ from .cpu_tiles import (
     SUMS,
     VECTORS,
     add_tile,
-    bend_back_tile,
-    bend_tile,
     copy_row,
     fetch,
-    lit_lanes,
+    leaky_relu_gradient_tile,
+    leaky_relu_tile,
     load_tile,
     multiply_add,
     multiply_add_dots,
+    nonzero_lanes,
     store_tile,
     sum_lanes,
     transpose_square,
@@ -39,12 +39,12 @@ from .cpu_tiles import (
 )
 
 FEW = LANES // 4
-"""So few columns leave most lanes of a tile idle."""
+"""With at most this many columns most lanes of a tile are idle."""
 
 HALF_ROWS = ROWS // 2
 
 FEW_ROWS = 4 * ROWS
-"""For so few rows of one factor, or a sum of so few terms, the other is not worth packing."""
+"""Up to this many rows of one factor, or terms of the sum, packing the other does not pay."""
 
 END = -1
 """After the last step of a list."""
@@ -53,15 +53,15 @@ DENSE_WIDTH = DENSE_VECTORS * LANES
 """The columns of a dense layer's whole tile."""
 
 AHEAD = 12
-"""So many rows of a weight are on their way to the core at a time. A list of steps for them ends
-with as many numbers more."""
+"""How many rows of a weight are prefetched ahead. A list of steps for them is that much
+longer."""
 
-MOST_LIT = 3 / 4
-"""Lists of more than so much of all steps are not worth making."""
+MOST_NONZERO = 3 / 4
+"""The fraction of all steps above which a list of those that count does not pay."""
 
 
 @kernel
-def _turn(source, at, step, target, to, to_step, rows, columns):
+def _transpose_block(source, at, step, target, to, to_step, rows, columns):
     """`transpose_square`, without masks where the square is whole."""
     if rows >= LANES and columns >= LANES:
         transpose_square(source, at, step, target, to, to_step, LANES, LANES)
@@ -79,12 +79,12 @@ def transpose_taps(part, parts, w, transposed):
         for k in range(0, columns, LANES):
             for c in range(first, end, LANES):
                 at, to = origin + c * columns + k, origin + k * rows + c
-                _turn(source, at, columns, target, to, rows, end - c, columns - k)
+                _transpose_block(source, at, columns, target, to, rows, end - c, columns - k)
 
 
 @inlined
 def _accumulate(tile, count, a, rows, a_at, a_step, b, b_at, b_step, width):
-    """The tile plus `count` outer products, whose places in a and b are so many steps apart."""
+    """The tile plus `count` outer products, whose places in a and b are a_step and b_step apart."""
     for t in range(count):
         tile = multiply_add(tile, a, rows, a_at + t * a_step, b, b_at + t * b_step, width)
     return tile
@@ -102,8 +102,8 @@ def _accumulate_listed(tile, steps, count, a, rows, a_step, b, b_at, b_step, wid
 @inlined
 def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
     """`_accumulate`, but only the outer products whose numbers are in `steps`, up to END, of
-    neighbouring columns of a. Asks for the rows of b AHEAD of time: they lie too far apart for a
-    processor to foresee them."""
+    neighbouring columns of a. Asks for the rows of b AHEAD of time: they lie too far apart for
+    the hardware prefetcher."""
     place, step = 0, steps[0]
     # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
     while step != END:
@@ -116,7 +116,7 @@ def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
 
 @inlined
 def _wide(columns, vectors):
-    """How many columns go into tiles of so many vectors: the others, if there are any, fill but
+    """How many columns go to tiles of `vectors` vectors; the rest, at most LANES, go to tiles of
     one."""
     rest = columns % (vectors * LANES)
     return columns if rest > LANES else columns - rest
@@ -290,10 +290,10 @@ def _list_columns(x, row, steps):
         rows[r] = min(row + r, n - 1) * columns
     for first in range(0, columns, LANES):
         width = min(LANES, columns - first)
-        lit = lit_lanes(x_flat, rows, first, width)
+        nonzero = nonzero_lanes(x_flat, rows, first, width)
         for lane in range(width):
             steps[count] = first + lane
-            count += lit >> lane & 1
+            count += nonzero >> lane & 1
     steps[count : count + 1 + AHEAD] = END
     return count
 
@@ -301,8 +301,8 @@ def _list_columns(x, row, steps):
 @inlined
 def _pack(source, step, first, last, at, width, target, to, vectors):
     """Copies `width` columns of a matrix, from `at` on, of the rows from `first` to `last`, to rows
-    of `vectors` whole vectors, one behind the other: they stay in the cache, in an order that a
-    processor foresees."""
+    of `vectors` whole vectors, one behind the other: they stay in the cache, in an order that the
+    hardware prefetcher follows."""
     whole = vectors * LANES
     for row in range(first, last):
         numbers = load_tile(source, None, at + row * step, width, 1, vectors)
@@ -310,9 +310,8 @@ def _pack(source, step, first, last, at, width, target, to, vectors):
 
 
 @inlined
-def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
+def _dense_tiles(x, w, b, y, lists, panel, slope, first, last, vectors, part, parts):
     """`dense_forward` for the columns from `first` to `last`."""
-    lists, panel, slope = how
     (n, inputs), columns = x.shape, w.shape[1]
     x_flat, w_flat, y_flat = x.reshape(-1), w.reshape(-1), y.reshape(-1)
     panel_flat, step = panel.reshape(-1), vectors * LANES
@@ -335,19 +334,19 @@ def _dense_tiles(x, w, b, y, how, first, last, vectors, part, parts):
                 packed = block
             tile = load_tile(b, b_rows, block, width, ROWS, vectors)
             tile = _accumulate(tile, inputs, x_flat, x_rows, 0, 1, panel_flat, 0, step, step)
-            store_tile(bend_tile(tile, slope), y_flat, y_rows, block, width)
+            store_tile(leaky_relu_tile(tile, slope), y_flat, y_rows, block, width)
         elif n - row > HALF_ROWS:
-            lit = load_tile(b, b_rows, block, width, ROWS, vectors)
-            lit = _accumulate_fetched(
-                lit, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
+            whole = load_tile(b, b_rows, block, width, ROWS, vectors)
+            whole = _accumulate_fetched(
+                whole, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
             )
-            store_tile(bend_tile(lit, slope), y_flat, y_rows, block, width)
+            store_tile(leaky_relu_tile(whole, slope), y_flat, y_rows, block, width)
         else:
-            low = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
-            low = _accumulate_fetched(
-                low, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
+            half = load_tile(b, b_rows, block, width, HALF_ROWS, vectors)
+            half = _accumulate_fetched(
+                half, steps, x_flat, x_rows, w_flat, block, columns, width, vectors
             )
-            store_tile(bend_tile(low, slope), y_flat, y_rows, block, width)
+            store_tile(leaky_relu_tile(half, slope), y_flat, y_rows, block, width)
 
 
 @kernel
@@ -360,7 +359,7 @@ def list_first_columns(x, lists):
     """
     inputs, first = x.shape[1], lists[0]
     first[-1] = lists.shape[0]
-    if _list_columns(x, np.int64(0), first) > MOST_LIT * inputs:
+    if _list_columns(x, np.int64(0), first) > MOST_NONZERO * inputs:
         first[-1] = 1
         for column in range(inputs):
             first[column] = column
@@ -385,11 +384,10 @@ def dense_forward(part, parts, x, w, b, y, lists, panels, slope):
     Shapes: x (n, i), w (i, o), b (o,), y (n, o); lists of `list_first_columns`; scratch panels
     (parts, i, DENSE_WIDTH).
     """
-    columns = w.shape[1]
+    columns, panel = w.shape[1], panels[part]
     wide = _wide(columns, DENSE_VECTORS)
-    how = lists, panels[part], slope
-    _dense_tiles(x, w, b, y, how, 0, wide, DENSE_VECTORS, part, parts)
-    _dense_tiles(x, w, b, y, how, wide, columns, 1, part, parts)
+    _dense_tiles(x, w, b, y, lists, panel, slope, 0, wide, DENSE_VECTORS, part, parts)
+    _dense_tiles(x, w, b, y, lists, panel, slope, wide, columns, 1, part, parts)
 
 
 @inlined
@@ -401,36 +399,38 @@ def _dense_back_tiles(dz, w, x, dz_below, panel, slope, first, last, vectors, pa
     dz_rows, below_rows = np.empty(ROWS, np.intp), np.empty(ROWS, np.intp)
     step = vectors * LANES
     begin, end, tiles = _matrix_share(n, last - first, step, part, parts)
-    turned = -1
+    transposed = -1
     for number in range(begin, end):
         block = first + number // tiles * step
         width = min(step, last - block)
-        if block != turned:
+        if block != transposed:
             for c in range(0, width, LANES):
                 for k in range(0, outputs, LANES):
                     at, to = (block + c) * outputs + k, k * step + c
-                    _turn(w_flat, at, outputs, panel_flat, to, step, width - c, outputs - k)
-            turned = block
+                    _transpose_block(
+                        w_flat, at, outputs, panel_flat, to, step, width - c, outputs - k
+                    )
+            transposed = block
         row = number % tiles * ROWS
         _matrix_rows(row, n, dz_rows, outputs, below_rows, columns)
         if n - row > HALF_ROWS:
             tile = zero_tile(ROWS, vectors)
             tile = _accumulate(tile, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
-            tile = bend_back_tile(tile, x_flat, below_rows, block, width, slope)
+            tile = leaky_relu_gradient_tile(tile, x_flat, below_rows, block, width, slope)
             store_tile(tile, below_flat, below_rows, block, width)
         else:
-            low = zero_tile(HALF_ROWS, vectors)
-            low = _accumulate(low, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
-            low = bend_back_tile(low, x_flat, below_rows, block, width, slope)
-            store_tile(low, below_flat, below_rows, block, width)
+            half = zero_tile(HALF_ROWS, vectors)
+            half = _accumulate(half, outputs, dz_flat, dz_rows, 0, 1, panel_flat, 0, step, width)
+            half = leaky_relu_gradient_tile(half, x_flat, below_rows, block, width, slope)
+            store_tile(half, below_flat, below_rows, block, width)
 
 
 @kernel
 def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, slope):
     """dz_below = dz w^T, times `slope` where x is not positive (dense.E4).
 
-    DENSE_WIDTH rows of w at a time are turned into the columns of a panel, which stays in the cache
-    while all rows of dz go by.
+    DENSE_WIDTH rows of w at a time are transposed into a panel, which stays in the cache while all
+    rows of dz go by.
 
     Shapes: dz (n, o), w (i, o), x and dz_below (n, i); scratch panels (parts, o, DENSE_WIDTH).
     """
@@ -445,7 +445,7 @@ def dense_input_gradient(part, parts, dz, w, x, dz_below, panels, slope):
 
 @inlined
 def _to_square(matrix, rows, block, width, vectors, square, square_rows):
-    """Copies a tile to memory in the nearest cache, where its numbers are neighbours. Returns the
+    """Copies a tile to memory in the L1 cache, where its numbers are neighbours. Returns the
     part of the square that it fills."""
     for r in range(ROWS):
         square_rows[r] = r * vectors * LANES
@@ -556,9 +556,9 @@ def _run_starts(x, dz, runs, group, steps, first_pixel, targets, sources, images
 
 
 @kernel
-def window_weight_gradient(part, parts, x, dz, dw, windows, tiles, images, weight, accumulate):
+def window_weight_gradient(part, parts, x, dz, dw, windows, tiles, images, fraction, accumulate):
     """dw[t] = sum of x[n, source of p + shift of t]^T dz[n, target of p] over the p that see t
-    (dense.E2, conv.E3, conv.E7), times `weight`, on top of what dw holds if `accumulate`
+    (dense.E2, conv.E3, conv.E7), times `fraction`, on top of what dw holds if `accumulate`
     (dense.E5).
 
     Each number of dw has one owner, so that its bits do not depend on how many cores share the
@@ -593,7 +593,7 @@ def window_weight_gradient(part, parts, x, dz, dw, windows, tiles, images, weigh
                 grows = accumulate or not one_group or first > 0
                 left = (x_flat, x_rows, starts[0], x_step)
                 right = (dz_flat, starts[1], dz_step)
-                target = (dw_flat, dw_rows, counts[i], grows, weight)
+                target = (dw_flat, dw_rows, counts[i], grows, fraction)
                 _gradient_tiles(left, right, found, count, target, 0, wide, VECTORS)
                 _gradient_tiles(left, right, found, count, target, wide, columns, 1)
 
@@ -608,8 +608,8 @@ def partial_sums(part, parts, dz, sums):
 
 
 @kernel
-def bias_gradient(sums, db, weight, accumulate):
-    """db = sum of dz over all pixels (dense.E3, conv.E4), from `partial_sums`, times `weight`, on
+def bias_gradient(sums, db, fraction, accumulate):
+    """db = sum of dz over all pixels (dense.E3, conv.E4), from `partial_sums`, times `fraction`, on
     top of what db holds if `accumulate` (dense.E5).
 
     Shapes: sums (groups, w c), db (c,).
@@ -617,7 +617,7 @@ def bias_gradient(sums, db, weight, accumulate):
     total = np.empty_like(db)
     sum_rows(sums.reshape(-1, db.size), 0, total)
     for o in range(db.size):
-        db[o] = weight * total[o] + (db[o] if accumulate else ZERO)
+        db[o] = fraction * total[o] + (db[o] if accumulate else ZERO)
 
 
 @kernel
@@ -638,9 +638,9 @@ def _pack_rows(x, at, step, width, n, band, steps):
     rows that are not all zero there. Returns how many they are."""
     count = 0
     for row in range(n):
-        lit = copy_row(x, at + row * step, width, band, row * ROWS)
+        nonzero = copy_row(x, at + row * step, width, band, row * ROWS)
         steps[count] = row
-        count += lit
+        count += nonzero
     return count
 
 
@@ -700,7 +700,7 @@ def dense_weight_update(
     stage,
 ):
     """Adam on a dense layer with the gradients dense.E2 and E3, of which no more is in memory than
-    some rows in the nearest cache; only where there are more images than are taken at a time, they
+    some rows in the L1 cache; only where there are more images than are taken at a time, they
     grow in `sums`: `stage` says whether these are not the first images, and whether they are the
     last. Images whose numbers are zero in all of these rows are skipped.
 

@@ -38,25 +38,26 @@ NUMBER, JOB, COUNT, YIELD = range(4)
 where it is, and how many functions it has; and the address of the system's function that leaves the
 core to others."""
 
-MEETING, STATE = 0, LINE
+BARRIER, STATE = 0, LINE
 LINES = 2
-"""Each thread's own lines: the last meeting that it came to; and its state."""
+"""Each thread's own lines: the number of the last barrier that it reached; and its state."""
 
 AWAKE, CALLED, ASLEEP = range(3)
 """States of a thread: it looks out for a job; a job is coming, so that it must not fall asleep; it
 has to be woken."""
 
 PATIENCE = 1 << 6
-"""So often a thread looks before it leaves its core to others: for a few microseconds."""
+"""How often a waiting thread looks before it yields its core: for a few microseconds."""
 
 LONGEST_WATCH = 1 << 12
-"""So often a thread looks out for a job before it falls asleep: for a millisecond or two."""
+"""How often a thread looks for a job before it falls asleep: for a millisecond or two."""
 
 PERIOD, TRIAL = 800, 4
-"""After so many runs of a job it is tried with another number of threads, so often."""
+"""Of every PERIOD runs of a job the first 2 TRIAL are timed: TRIAL with the present number of
+threads, and TRIAL with a neighbouring one."""
 
 CLEARLY_FASTER = 0.9
-"""So much of the time has to be enough for another number of threads to be taken."""
+"""The fraction of the time that another number of threads must not exceed to be taken."""
 
 INTEGER = ir.IntType(64)
 FUNCTION = ir.FunctionType(ir.VoidType(), [INTEGER] * 3)
@@ -177,12 +178,12 @@ def _own(part):
 
 
 @kernel
-def _meet(shared, part, parts, meeting):
-    """Waits until all threads have come to the meeting of this number."""
-    write(shared, _own(part) + MEETING, meeting)
+def _barrier(shared, part, parts, number):
+    """Waits until all threads have reached the barrier of this number."""
+    write(shared, _own(part) + BARRIER, number)
     for other in range(parts):
         looks = 0
-        while read(shared, _own(other) + MEETING) < meeting:
+        while read(shared, _own(other) + BARRIER) < number:
             _wait(shared, looks)
             looks += 1
 
@@ -190,11 +191,11 @@ def _meet(shared, part, parts, meeting):
 @kernel
 def _take_part(shared, part, parts):
     """One thread's part of the last job."""
-    job, meeting = shared[JOB], shared[_own(part) + MEETING]
+    job, barrier = shared[JOB], shared[_own(part) + BARRIER]
     for i in range(shared[COUNT]):
         _call(job, i, part, parts)
-        meeting += 1
-        _meet(shared, part, parts, meeting)
+        barrier += 1
+        _barrier(shared, part, parts, barrier)
 
 
 @kernel

@@ -257,14 +257,14 @@ def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
         source, at, _ = arguments
         emit = Emitter(context, builder)
         first = emit.data(signature.args[0], source)
-        to_read, to_second_level, data = SHORT(0), SHORT(2), SHORT(1)
+        to_read, to_l2, data = SHORT(0), SHORT(2), SHORT(1)
         for v in range(vectors.literal_value):
             address = builder.gep(first, [builder.add(at, INDEX(v * LANES))])
             address = builder.bitcast(address, ir.IntType(8).as_pointer())
             emit._call(
                 "llvm.prefetch.p0",
                 ir.VoidType(),
-                [address, to_read, to_second_level, data],
+                [address, to_read, to_l2, data],
             )
         return context.get_dummy_value()
 
@@ -272,7 +272,7 @@ def fetch(typing_context: Any, source: Any, at: Any, vectors: Any) -> Any:
 
 
 @emitted
-def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any) -> Any:
+def nonzero_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any) -> Any:
     """A number whose bit number `lane` says whether a[places[r] + at + lane] is other than zero for
     some r below ROWS; lanes at or beyond `width` are zero."""
 
@@ -280,11 +280,13 @@ def lit_lanes(typing_context: Any, a: Any, places: Any, at: Any, width: Any) -> 
         a, places, at, width = arguments
         emit = Emitter(context, builder)
         first, masks = emit.data(signature.args[0], a), emit.masks(width, 1)
-        lit = MASK([0] * LANES)
+        nonzero = MASK([0] * LANES)
         for offset in emit.offsets(signature.args[1], places, ROWS):
             (numbers,) = emit.load(first, builder.add(offset, at), masks)
-            lit = builder.or_(lit, builder.fcmp_unordered("!=", numbers, VECTOR([0.0] * LANES)))
-        return builder.zext(builder.bitcast(lit, ir.IntType(LANES)), INDEX)
+            nonzero = builder.or_(
+                nonzero, builder.fcmp_unordered("!=", numbers, VECTOR([0.0] * LANES))
+            )
+        return builder.zext(builder.bitcast(nonzero, ir.IntType(LANES)), INDEX)
 
     return types.intp(a, places, types.intp, types.intp), generate
 
@@ -305,15 +307,15 @@ def copy_row(typing_context: Any, source: Any, at: Any, width: Any, target: Any,
         name = f"llvm.masked.load.v{BAND.count}f32.p0"
         numbers = emit._call(name, BAND, [first, SHORT(4), mask, zeros])
         builder.store(numbers, place, align=4)
-        lit = builder.fcmp_unordered("!=", numbers, zeros)
+        nonzero = builder.fcmp_unordered("!=", numbers, zeros)
         bits = ir.IntType(BAND.count)
-        return builder.icmp_unsigned("!=", builder.bitcast(lit, bits), bits(0))
+        return builder.icmp_unsigned("!=", builder.bitcast(nonzero, bits), bits(0))
 
     return types.boolean(source, types.intp, types.intp, target, types.intp), generate
 
 
 @emitted
-def bend_tile(typing_context: Any, tile: Any, slope: Any) -> Any:
+def leaky_relu_tile(typing_context: Any, tile: Any, slope: Any) -> Any:
     """The tile, what is negative in it multiplied by `slope`."""
 
     def generate(context, builder, signature, arguments):
@@ -323,15 +325,15 @@ def bend_tile(typing_context: Any, tile: Any, slope: Any) -> Any:
         for i in range(tile.rows * tile.vectors):
             z = builder.extract_value(numbers, i)
             positive = builder.fcmp_ordered(">", z, zero)
-            bent = builder.select(positive, z, builder.fmul(factor, z))
-            numbers = builder.insert_value(numbers, bent, i)
+            scaled = builder.select(positive, z, builder.fmul(factor, z))
+            numbers = builder.insert_value(numbers, scaled, i)
         return numbers
 
     return tile(tile, types.float32), generate
 
 
 @emitted
-def bend_back_tile(
+def leaky_relu_gradient_tile(
     typing_context: Any, tile: Any, x: Any, places: Any, at: Any, width: Any, slope: Any
 ) -> Any:
     """The tile, multiplied by `slope` where x[places[r] + at + column] is not positive."""

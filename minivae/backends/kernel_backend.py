@@ -348,10 +348,10 @@ class KernelBackend(ReferenceBackend):
         )
 
     def dense_weight_gradient(
-        self, x: Any, dz: Any, dw: Any, db: Any, weight: float = 1.0, accumulate: bool = False
+        self, x: Any, dz: Any, dw: Any, db: Any, fraction: float = 1.0, accumulate: bool = False
     ) -> None:
-        call = Call("dense_weight_gradient", (x, dz, dw, db))
-        self._launch_group("dense_weight_gradient", [call], dw, dw, weight, accumulate)
+        call = Call("dense_weight_gradient", x, dz, dw, db)
+        self._launch_group("dense_weight_gradient", [call], dw, dw, fraction, accumulate)
 
     def _launch_group(
         self,
@@ -482,11 +482,11 @@ class KernelBackend(ReferenceBackend):
         dw: Any,
         db: Any,
         geometry: ConvGeometry,
-        weight: float = 1.0,
+        fraction: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        call = Call("conv2d_weight_gradient", (x, dz, dw, db, geometry))
-        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, weight, accumulate)
+        call = Call("conv2d_weight_gradient", x, dz, dw, db, geometry)
+        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, fraction, accumulate)
 
     def conv_transpose2d_forward(
         self, x: Any, w: Any, b: Any, y: Any, geometry: ConvGeometry, activation: Activation
@@ -509,11 +509,11 @@ class KernelBackend(ReferenceBackend):
         dw: Any,
         db: Any,
         geometry: ConvGeometry,
-        weight: float = 1.0,
+        fraction: float = 1.0,
         accumulate: bool = False,
     ) -> None:
-        call = Call("conv_transpose2d_weight_gradient", (x, dz, dw, db, geometry))
-        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, weight, accumulate)
+        call = Call("conv_transpose2d_weight_gradient", x, dz, dw, db, geometry)
+        self._launch_conv_group("conv_weight_gradient", [call], dw, dw, fraction, accumulate)
 
     # The latent and the losses
 
@@ -584,14 +584,14 @@ class KernelBackend(ReferenceBackend):
         y: Any,
         x: Any,
         loss: Any,
-        dz: Any,
+        da: Any,
         scale: float,
         weight: float,
         activation: Activation,
     ) -> None:
         n, m = y.shape
         code = _code(activation)
-        self.launch("squared_error_loss", n, y, x, loss, dz, scale, weight, *code, n, m)
+        self.launch("squared_error_loss", n, y, x, loss, da, scale, weight, *code, n, m)
 
     def elbo_totals(
         self,
@@ -608,10 +608,10 @@ class KernelBackend(ReferenceBackend):
             *(free_bits, kl_weight, totals, *kl.shape),
         )
 
-    def calibrate_gaussian(self, loss: Any, dz: Any, variance: Any) -> None:
-        n, m = dz.shape
+    def calibrate_gaussian(self, loss: Any, da: Any, variance: Any) -> None:
+        n, m = da.shape
         self.launch("calibrate_gaussian_variance", 1, loss, variance, n, m)
-        self.launch("calibrate_gaussian", n, loss, dz, variance, n, m)
+        self.launch("calibrate_gaussian", n, loss, da, variance, n, m)
 
     def capacity_totals(
         self,
@@ -619,14 +619,12 @@ class KernelBackend(ReferenceBackend):
         kl: Any,
         schedule: Any,
         state: Any,
-        capacity: float,
-        capacity_steps: int,
         kl_weight: Any,
         totals: Any,
     ) -> None:
         self.launch(
             *("capacity_totals", 1, reconstruction, kl, schedule, state),
-            *(capacity, capacity_steps, kl_weight, totals, *kl.shape),
+            *(kl_weight, totals, *kl.shape),
         )
 
     # The label
@@ -672,11 +670,11 @@ class KernelBackend(ReferenceBackend):
         self.launch("clip_gradient", blocks, g, max_norm, norm, partials, g.size)
 
     def weight_gradients(
-        self, calls: Sequence[Call], g: Any, weight: float = 1.0, accumulate: bool = False
+        self, calls: Sequence[Call], g: Any, fraction: float = 1.0, accumulate: bool = False
     ) -> None:
         """One launch for all dense layers, one for all convolutions."""
-        self._launch_group("dense_weight_gradient", calls, g, g, weight, accumulate)
-        self._launch_conv_group("conv_weight_gradient", calls, g, g, weight, accumulate)
+        self._launch_group("dense_weight_gradient", calls, g, g, fraction, accumulate)
+        self._launch_conv_group("conv_weight_gradient", calls, g, g, fraction, accumulate)
 
     def optimizer_step(
         self,

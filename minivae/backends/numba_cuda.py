@@ -116,17 +116,17 @@ class _Twins(ReferenceBackend):
         y: Any,
         x: Any,
         loss: Any,
-        dz: Any,
+        da: Any,
         scale: float,
         weight: float,
         activation: Activation,
     ) -> None:
-        _check(y, x, loss, dz)
+        _check(y, x, loss, da)
         n, m = y.shape
         kind, slope = activation.code, float(activation.slope)
         self._launch(
             *(elbo_numba.squared_error_loss, n),
-            *(y, x, loss, dz, float(scale), float(weight), kind, slope, n, m),
+            *(y, x, loss, da, float(scale), float(weight), kind, slope, n, m),
         )
 
     def elbo_totals(

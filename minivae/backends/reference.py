@@ -5,7 +5,7 @@ the rest, with the same names, the same arguments and the same meaning.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,11 +26,11 @@ from ..ops import (
 )
 
 
-class Call(NamedTuple):
+class Call:
     """A primitive's name and the arguments that it is to be called with."""
 
-    primitive: str
-    arguments: tuple[Any, ...]
+    def __init__(self, primitive: str, *arguments: Any) -> None:
+        self.primitive, self.arguments = primitive, arguments
 
     def run(self, backend: "ReferenceBackend") -> None:
         getattr(backend, self.primitive)(*self.arguments)
@@ -79,12 +79,12 @@ class ReferenceBackend:
             call.run(self)
 
     def weight_gradients(
-        self, calls: Sequence[Call], g: Any, weight: float = 1.0, accumulate: bool = False
+        self, calls: Sequence[Call], g: Any, fraction: float = 1.0, accumulate: bool = False
     ) -> None:
         """The weight gradients of a batch or of a part of it (dense.E5), all of them views of the
-        flat buffer `g`. `calls` go without `weight` and `accumulate`."""
-        added = (weight, accumulate)
-        self.sequence(*(Call(name, (*arguments, *added)) for name, arguments in calls))
+        flat buffer `g`. `calls` go without `fraction` and `accumulate`."""
+        for call in calls:
+            Call(call.primitive, *call.arguments, fraction, accumulate).run(self)
 
     def optimizer_step(
         self,
@@ -115,8 +115,8 @@ class ReferenceBackend:
         return np.array(array, order="C")
 
     def assign(self, array: Any, values: Any) -> None:
-        """Gives the backend's array the numbers of NumPy's, or of another of the backend, or one
-        number, as far as they have to be repeated."""
+        """Copies `values` (NumPy's array, the backend's, or one number) into the backend's array,
+        broadcast as NumPy does."""
         array[...] = values
 
     def to_numpy(self, array: Any) -> NDArray:
@@ -124,7 +124,7 @@ class ReferenceBackend:
         return np.array(array)
 
     def free_memory(self) -> int:
-        """Bytes that new arrays can have, of the host's memory with its file cache or the GPU's."""
+        """Bytes available for new arrays: of the host (file cache included) or of the GPU."""
         import psutil
 
         return int(psutil.virtual_memory().available)

@@ -46,10 +46,10 @@ atomic addition and two barriers."""
 
 TRIP_TIME = 1.35
 """What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
-to the second-level cache."""
+to the L2 cache."""
 
 PASSING_TIME = 1.8e-6
-"""What a number takes of all blocks' time to pass the second-level cache: 4 bytes at 5.5 TB/s
+"""What a number takes of all blocks' time to pass the L2 cache: 4 bytes at 5.5 TB/s
 (estimated)."""
 
 EXPOSED_SHARE = 1 / 3
@@ -88,7 +88,7 @@ def _tree_time(splits: int, at_once: int) -> float:
 
 def adding_time(tile: Tile, blocks: int, splits: int) -> float:
     """What splitting costs: the adding up of a tile's results, and the way of all to and from the
-    second-level cache."""
+    L2 cache."""
     if splits == 1:
         return 0
     at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))

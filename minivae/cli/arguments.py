@@ -139,7 +139,7 @@ def _add_loop_options(group: Any) -> None:
     _option(group, "--clip-norm", float, "X", "bound the gradient's global norm")
     _option(group, "--seed", _seed, "N", "of weights, noise and order")
     _option(group, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
-    _option(group, "--validation", int, "N", "hold out the last N training images, keep the best")
+    _option(group, "--validation", int, "N", "hold out N training images, keep the best")
     group.add_argument(
         "--keep-last",
         action="store_const",

@@ -22,10 +22,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     config = read_config(arguments.run)
     training = config.get("training", {})
     model, step = load_at_step(arguments.run, arguments.device, best=arguments.best)
-    splits = run_data(arguments, config)
+    splits = run_data(arguments, config, model)
     found = estimate(
         model,
-        _first_images(splits, arguments.images),
+        _some_images(splits, arguments.images),
         samples=arguments.samples,
         binarization=arguments.binarization or training.get("binarization", "none"),
         seed=arguments.seed,
@@ -58,8 +58,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"written    {path}, pictures in {pictures}")
 
 
-def _first_images(splits: Splits, count: int | None) -> Dataset:
-    """So many of the test split, or all."""
+def _some_images(splits: Splits, count: int | None) -> Dataset:
+    """So many that stand for the test split, or all."""
     if count is None:
         return splits.test
     check_count("--images", count)
@@ -68,7 +68,7 @@ def _first_images(splits: Splits, count: int | None) -> Dataset:
             f"--images is {count}, expected at most the {len(splits.test)} test images of "
             f"{splits.name}"
         )
-    return splits.test.take(slice(count))
+    return splits.test.sample(count)
 
 
 def _print_evaluation(found: Evaluation, names: Sequence[str]) -> None:

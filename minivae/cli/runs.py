@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import BEST, CHECKPOINT, CONFIG, METRICS, load, read_config, read_training
+from ..checkpoint import (
+    BEST,
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    load,
+    read_config,
+    read_metrics,
+    read_training,
+)
 from ..data import Splits
 from ..data import load as load_data
 from ..data.dataset import joined
@@ -15,7 +24,7 @@ from ..export import EXPORTERS
 from ..files import replacing
 from ..models import VAE, Autoencoder
 from ..presets import Training
-from ..train import check_same_data, read_metrics
+from ..train import check_same_data
 
 NO_LIKELIHOOD = "a loss, not a likelihood"
 """What such a figure is called wherever it is printed."""
@@ -25,16 +34,31 @@ def open_run(arguments: argparse.Namespace) -> tuple[Autoencoder, Splits]:
     """The run's model, and the data that was asked for or that it was trained on."""
     config = read_config(arguments.run)
     model = load(arguments.run, arguments.device, best=arguments.best)
-    return model, run_data(arguments, config)
+    return model, run_data(arguments, config, model)
 
 
-def run_data(arguments: argparse.Namespace, config: dict[str, Any]) -> Splits:
+def run_data(arguments: argparse.Namespace, config: dict[str, Any], model: Autoencoder) -> Splits:
     """The data that was asked for, or that the run was trained on, as it was then."""
     source = data_source(arguments, arguments.run, config)
     splits = load_data(source, seed=config.get("training", {}).get("seed", 0))
     if arguments.data is None:
         check_same_data(arguments.run, splits, ", or --data for others")
+    elif model.classes:
+        if splits.test.labels is None:
+            raise InputError(f"{splits.name} has no labels, and the model is conditional")
+        _check_same_classes(arguments.run, splits, config.get("class_names", []))
     return splits
+
+
+def _check_same_classes(run: Path, splits: Splits, names: list[str]) -> None:
+    """Raises InputError where labels mean other classes than those that a conditional model was
+    trained with."""
+    found = list(splits.class_names)
+    if names and found and found != names:
+        raise InputError(
+            f"{splits.name}: the classes are {', '.join(found)}; expected those of {run}, whose "
+            f"model is conditional: {', '.join(names)}"
+        )
 
 
 def _training(folder: Path) -> Training:
@@ -65,7 +89,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     _check_output(arguments)
     model, splits = open_run(arguments)
     training = _training(arguments.run)
-    some = splits.test.take(slice(arguments.count))
+    some = splits.test.sample(arguments.count)
     some = some.binarized(training.binarization, training.seed)
     draw_reconstructions(model, some, arguments.output)
     print(arguments.output)

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__, backends
-from ..checkpoint import METRICS, load, read_config
+from ..checkpoint import METRICS, best_epoch, load, read_config, read_metrics
 from ..gradcheck import ENTRIES, TOLERANCE, check_gradients
 from ..network import Network
 from ..presets import PRESETS, preset
-from ..train import best_epoch, read_metrics
 
 
 def gradcheck(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import backends
 from ..backends.reference import ReferenceBackend
-from ..checkpoint import METRICS, read_config, read_model, read_training
+from ..checkpoint import METRICS, best_epoch, read_config, read_metrics, read_model, read_training
 from ..data import Splits, lasting_name
 from ..data import load as load_data
 from ..environment import environment
@@ -21,7 +21,7 @@ from ..models import Autoencoder
 from ..presets import Preset, Training
 from ..presets import preset as find_preset
 from ..tensorboard import TensorBoard
-from ..train import best_epoch, fit, read_metrics
+from ..train import fit
 from .arguments import DEFAULT_PRESET
 from .runs import NO_LIKELIHOOD, data_source
 
@@ -72,7 +72,7 @@ def train(arguments: argparse.Namespace) -> None:
     source = arguments.data or preset.data
     splits = load_data(source, seed=training.seed)
     if arguments.conditional:
-        _check_classes(splits)
+        _check_classes(splits, training.images)
     model = _model(preset, arguments, splits.train.image_shape, splits.classes)
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
@@ -89,7 +89,8 @@ def train(arguments: argparse.Namespace) -> None:
         raise
 
 
-def _check_classes(splits: Splits) -> None:
+def _check_classes(splits: Splits, images: int) -> None:
+    """Of the first so many training images, or all (0)."""
     if splits.train.labels is None:
         raise InputError(f"--conditional: {splits.name} has no labels")
     if splits.classes > len(splits.train):
@@ -97,7 +98,7 @@ def _check_classes(splits: Splits) -> None:
             f"--conditional: the labels of {splits.name} reach {splits.classes - 1}, "
             f"expected numbers below that of the {len(splits.train)} training images, from 0 on"
         )
-    untrained = np.setdiff1d(np.arange(splits.classes), splits.train.labels)
+    untrained = np.setdiff1d(np.arange(splits.classes), splits.train.labels[: images or None])
     if len(untrained):
         shown = ", ".join(map(str, untrained[:5])) + (", ..." if len(untrained) > 5 else "")
         print(f"warning    no training image has the label {shown}: samples of it mean nothing")
@@ -256,6 +257,8 @@ def _model(
         given["classes"] = classes
     if arguments.k is not None:
         check_count("--k", arguments.k)
+        if not preset.objective.by_draws:
+            raise InputError("--k changes nothing here: it is for one of the presets iwae-paper-*")
         given["samples"] = arguments.k
     return preset.model(image_shape, **given)
 
@@ -301,7 +304,6 @@ def _refuse_idle(arguments: argparse.Namespace, model: Autoencoder, training: Tr
         (("sigma",), objective.likelihood == "gaussian", "--likelihood gaussian"),
         (("capacity_steps",), objective.capacity > 0, "--capacity"),
         (of_steps, optimizer.schedule == "step", "--schedule step"),
-        (("k",), objective.by_draws, "one of the presets iwae-paper-*"),
     ):
         for name in _given(arguments, names):
             if not effective:

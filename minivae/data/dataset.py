@@ -14,8 +14,11 @@ from ..ops.batch import gather_batch
 from ..ops.philox import EVALUATION_BINARIZATION_STREAM, Noise
 from ..ops.state import new_state
 
-HELD_OUT, HOLD_OUT_STREAM = 10, 6
-"""One image of so many is held out where a source has no test split, drawn by this stream."""
+HELD_OUT = 10
+"""One image of so many is held out where a source has no test split."""
+
+TEST_STREAM, VALIDATION_STREAM, SAMPLE_STREAM = 6, 8, 9
+"""What images are drawn by, to test or validate on, or to stand for all."""
 
 MOST_CHANNELS = 4
 
@@ -68,6 +71,18 @@ class Dataset:
         """The images and labels of an index."""
         labels, origin = (None if a is None else a[index] for a in (self.labels, self.origin))
         return Dataset(np.ascontiguousarray(self.images[index]), labels, origin)
+
+    def sample(self, count: int) -> "Dataset":
+        """So many images that stand for all, since those may be sorted by class: drawn, the same
+        each time, in the order of the data; all where there are no more."""
+        return self.held_out(count, 0, SAMPLE_STREAM)[1] if count < len(self) else self
+
+    def held_out(self, count: int, seed: int, stream: int) -> tuple["Dataset", "Dataset"]:
+        """The data without `count` images, and these, drawn by (seed, stream). Both keep the order
+        of the data."""
+        order = np.random.default_rng([seed, stream]).permutation(len(self))
+        drawn = np.isin(np.arange(len(self)), order[:count])
+        return self.take(~drawn), self.take(drawn)
 
     def binarized(self, binarization: str, seed: int) -> "Dataset":
         """The images as float32, binarized once, as `Autoencoder.evaluate` does it."""
@@ -179,16 +194,13 @@ def _checked_labels(
 
 def hold_out(data: Dataset, source: Path, seed: int) -> tuple[Dataset, Dataset]:
     """The data without a tenth, and at least one image, that is drawn by `seed`: sources may be
-    sorted by class. Both parts keep the order of the data. Raises InputError of fewer than two
-    images."""
+    sorted by class. Raises InputError of fewer than two images."""
     images = len(data)
     if images < 2:
         raise InputError(f"{source}: holds {images} image, expected at least 2")
     if data.origin is None:
         data = replace(data, origin=np.arange(images))
-    order = np.random.default_rng([seed, HOLD_OUT_STREAM]).permutation(images)
-    tested = np.isin(np.arange(images), order[: max(1, images // HELD_OUT)])
-    return data.take(~tested), data.take(tested)
+    return data.held_out(max(1, images // HELD_OUT), seed, TEST_STREAM)
 
 
 def joined(first: Dataset, second: Dataset) -> Dataset:

@@ -1,10 +1,10 @@
 """The mathematics, in NumPy: each forward pass directly above its hand-derived backward pass.
 
 These functions define what every backend computes, up to rounding: a fast one may add up in another
-order, take moments that have faded below the smallest normal number for zero, and on a GPU divide
-and take roots to 2 ulp. They write into arrays that the caller owns, accept float32 and float64,
-and favour the equation over speed. Array shapes are written `n h w c` (batch, height, width,
-channels); every array is C-contiguous.
+order, flush subnormal moments of Adam to zero, and on a GPU divide and take roots to 2 ulp. They
+write into arrays that the caller owns, accept float32 and float64, and favour the equation over
+speed. Array shapes are written `n h w c` (batch, height, width, channels); every array is
+C-contiguous.
 
 L is the loss. A name prefixed with d is the gradient of L with respect to the array it names, in
 its shape: dz[r, o] = ∂L/∂z[r, o]. In equations x w is a matrix product, and * is elementwise.

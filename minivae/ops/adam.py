@@ -6,10 +6,11 @@ With the gradient g of step t = 1, 2, ...:
     E2    v <- v + (1 - beta2) (g^2 - v)                             running uncentred variance
     E3    p <- p - [lr / (1 - beta1^t)] m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
-Both moments start at zero (or v at `Adam.second_moment`). After t steps from there
-m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights add up to 1 - beta1^t and not to 1, and v
-from zero likewise: E3 divides each by that sum. The paper's section 2 also has a form with fewer
-operations, whose epsilon is added to the uncorrected sqrt(v) (`Adam.epsilon_hat`):
+Both moments start at zero. After t steps m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights
+add up to 1 - beta1^t and not to 1, and v likewise: E3 divides m by this sum, and sqrt(v) by the
+root of v's. (If v starts at `Adam.second_moment`, this correction is not exact.) The paper's
+section 2 also has a form with fewer operations, whose epsilon is added to the uncorrected sqrt(v)
+(`Adam.epsilon_hat`):
 
     E3'   p <- p - [lr sqrt(1 - beta2^t) / (1 - beta1^t)] m / (sqrt(v) + epsilon_hat)
 
@@ -45,7 +46,7 @@ def adam_update(
 ) -> None:
     """E1 to E4 on flat buffers, unless the step failed.
 
-    Shapes: p, g, m and v (size,), schedule (steps, 4), state (5,).
+    Shapes: p, g, m and v (size,), schedule (steps, 5), state (5,).
     """
     if state[FAILED]:
         return

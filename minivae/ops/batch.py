@@ -6,9 +6,10 @@
 
 Drawn anew each epoch, E3 is the literature's dynamic binarization; drawn once, the static one.
 
-E3 compares integers, word * 255 < pixel * 2^32 for a random 32-bit word (below in float64, where
-both are exact), so that a white pixel stays white and a black one black. The word is a function of
-(seed, epoch, image, pixel): drawn afresh each epoch, and the same on every backend.
+For uint8, E3 compares integers, word * 255 < pixel * 2^32 for a random 32-bit word (below in
+float64, where both are exact), so that a white pixel stays white and a black one black; for float32
+data it is word < pixel * 2^32, exact as well. The word is a function of (seed, epoch, image,
+pixel): drawn afresh each epoch, and the same on every backend.
 """
 
 import numpy as np

@@ -2,7 +2,8 @@
 "Simple and Effective VAE Training with Calibrated Decoders", 2021).
 
 One variance v = sigma^2 is shared by all m pixels of all n images of a batch. With S_i the sum of
-squared errors (y - x)^2 of image i and S = sum_i S_i, the mean of elbo.E4 over the batch is
+squared errors (y - x)^2 of image i and S = sum_i S_i, elbo.E4, summed over an image's pixels and
+averaged over the batch, is
 
     E1    R(y, v) = S / (2 n v) + (m / 2) log(2 pi v)                        nats per image
 
@@ -18,10 +19,11 @@ The gradient sees v* move with y, but at v* that has no effect:
 
     E4    dy = ∂R/∂y + ∂R/∂v ∂v*/∂y = ∂R/∂y = (y - x) / (n v*)               (∂R/∂v = 0 by E2)
 
-which is that of a squared error (elbo.E3 with w = 1) times 1 / (2 v*): a weight found anew at each
-step. A batch without any error has no finite density, and its loss is not finite.
+times f'(a), as in elbo.E3. That is the gradient of a squared error with w = 1 times 1 / (2 v*): a
+weight found anew at each step. A batch without any error has no finite density, and its loss is not
+finite.
 
-E1 is a density only for a variance that does not depend on the image being scored. Images are
+E3 is the logarithm of a density only if v does not depend on the image being scored. Images are
 therefore evaluated with one sigma, by E2 over training images (`Autoencoder.calibrate`).
 """
 
@@ -31,13 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def calibrate_gaussian(loss: NDArray, dz: NDArray, variance: NDArray) -> None:
+def calibrate_gaussian(loss: NDArray, da: NDArray, variance: NDArray) -> None:
     """E2 to E4, in place on what `squared_error_loss` of weight 1 wrote.
 
-    Shapes: loss (n,), in S_i, out l_i; dz (n, m), the gradient; variance (1,), which gets v*.
+    Shapes: loss (n,), in S_i, out l_i; da (n, m), the gradient; variance (1,), which gets v*.
     """
-    n, m = dz.shape
+    n, m = da.shape
     variance[0] = best = np.sum(loss, dtype=np.float64) / (n * m)
     weight = 0.5 / best
     loss[...] = weight * loss + 0.5 * m * np.log(2 * math.pi * best)
-    dz *= weight
+    da *= weight

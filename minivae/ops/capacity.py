@@ -18,15 +18,16 @@ C where another takes less. Every KL_j of every image enters K by 1 / n, so that
 
     E4    c_j = ∂L/∂KL_j of one image = (beta / n) sign(K - C(t)),   0 at K = C(t)
 
-Below the capacity, gradient descent raises the KL; above it, it lowers it. C(t) is computed from
-the state's step, on the device. C = 0 is elbo.E5 without free bits, since K is never negative.
+Below the capacity, gradient descent raises the KL; above it, it lowers it. The host computes C(t)
+(`Objective.capacity_at`) as a column of the schedule (state.py). C = 0 is elbo.E5 without free
+bits, since K is never negative.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .elbo import add_to_totals
-from .state import BETA, INDEX, STEP
+from .state import BETA, CAPACITY, INDEX
 
 
 def capacity_totals(
@@ -34,19 +35,15 @@ def capacity_totals(
     kl: NDArray,
     schedule: NDArray,
     state: NDArray,
-    capacity: float,
-    capacity_steps: int,
     kl_weight: NDArray,
     totals: NDArray,
 ) -> None:
-    """E1 to E4: adds the batch's loss, reconstruction and KL to `totals`, and sets `kl_weight`.
+    """E3 and E4: adds the batch's loss, reconstruction and KL to `totals`, and sets `kl_weight`.
 
     The KL in `totals` is the true one. All else, and shapes, as for `elbo.elbo_totals`.
     """
     n = len(reconstruction)
-    beta = schedule[state[INDEX], BETA]
-    if state[STEP] + 1 < capacity_steps:
-        capacity *= (state[STEP] + 1) / capacity_steps
+    beta, capacity = schedule[state[INDEX], [BETA, CAPACITY]]
     mean_kl = np.sum(np.mean(kl, axis=0))
     kl_weight[...] = beta / n * np.sign(mean_kl - capacity)
     reconstruction_total = np.sum(reconstruction, dtype=np.float64)

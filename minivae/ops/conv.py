@@ -6,13 +6,13 @@ the top and left, kernel w[i, j, c, k]:
     E1    y[n, p, q, k] = f( b[k] + sum_{i,j,c} x[n, p s + i - t, q s + j - t, c] w[i, j, c, k] )
 
 where x is zero outside the image. Written tap by tap it is a sum of small matrix products: for
-each tap (i, j), the window X_ij of all pixels that this tap ever sees, a strided slice of the
-padded image, is multiplied with the c x k matrix w_ij:
+each tap (i, j), the slice X_ij of the padded image, with a pixel for each position (p, q), is
+multiplied with the c x k matrix w_ij:
 
     E1'   y = f( b + sum_ij X_ij w_ij )
 
 Each term is a dense layer whose rows are the positions (n, p, q), so dense.E1 to dense.E3 hold for
-each tap, with dz = dy * f'. A pixel lies in several windows, and their gradients add up in it:
+each tap, with dz = dy * f'. A pixel lies in several slices, and their gradients add up in it:
 
     E2    dX_ij += dz w_ij^T,    that is  dx[n, u, v, c] = sum of dz[n, p, q, k] w[i, j, c, k] over
                                  all i, j, k, p, q with p s + i - t = u and q s + j - t = v
@@ -20,8 +20,8 @@ each tap, with dz = dy * f'. A pixel lies in several windows, and their gradient
     E4    db     = sum_{n,p,q} dz[n, p, q]
 
 A transposed convolution (Dumoulin & Visin 2016) is by definition the map of E2, from a small image
-x to a large one, with b and f added: each tap adds x w_ij^T to the window Y_ij of the large image.
-With dY_ij the same window of dz, dense.E1 and dense.E2 of each tap give
+x to a large one, with b and f added: each tap adds x w_ij^T to the slice Y_ij of the large image.
+With dY_ij the same slice of dz, dense.E1 and dense.E2 of each tap give
 
     E5    Y_ij += x w_ij^T,  then y = f( b + Y )                E2's map, of x instead of dz
     E6    dx    = sum_ij dY_ij w_ij                            E1' of dz, with neither b nor f
@@ -42,7 +42,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .activations import Activation, activation_backward, activation_forward
-from .dense import keep_or_clear
 
 
 class ConvGeometry(NamedTuple):
@@ -55,7 +54,7 @@ class ConvGeometry(NamedTuple):
 
 
 def _padded(large: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry) -> NDArray:
-    """Zeros in the shape of `large` with its padding, as far as the last window reaches."""
+    """Zeros in the shape of `large` with its padding, as far as the last tap reaches."""
     n, height, width, channels = large.shape
     _, rows, columns, _ = small.shape
     kh, kw = w.shape[:2]
@@ -71,7 +70,7 @@ def _inside(padded: NDArray, large: NDArray, geometry: ConvGeometry) -> NDArray:
     return padded[:, top : top + large.shape[1], left : left + large.shape[2]]
 
 
-def _windows(
+def _slices(
     padded: NDArray, small: NDArray, w: NDArray, geometry: ConvGeometry
 ) -> Iterator[tuple[tuple[int, int], NDArray]]:
     """For each tap (i, j) the view X_ij (n, p, q, c) of the padded image."""
@@ -87,26 +86,26 @@ def _correlate(large: NDArray, w: NDArray, small: NDArray, geometry: ConvGeometr
     padded = _padded(large, small, w, geometry)
     _inside(padded, large, geometry)[...] = large
     small[...] = 0
-    for tap, window in _windows(padded, small, w, geometry):
-        small += window @ w[tap]
+    for tap, pixels in _slices(padded, small, w, geometry):
+        small += pixels @ w[tap]
 
 
 def _scatter(small: NDArray, w: NDArray, large: NDArray, geometry: ConvGeometry) -> None:
-    """large = sum_ij of small w_ij^T added into window X_ij (E2)."""
+    """large = sum_ij of small w_ij^T added into slice X_ij (E2)."""
     padded = _padded(large, small, w, geometry)
-    for tap, window in _windows(padded, small, w, geometry):
-        window += small @ w[tap].T
+    for tap, pixels in _slices(padded, small, w, geometry):
+        pixels += small @ w[tap].T
     large[...] = _inside(padded, large, geometry)
 
 
 def _correlate_weight(
-    large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry, weight: float
+    large: NDArray, small: NDArray, dw: NDArray, geometry: ConvGeometry, fraction: float
 ) -> None:
-    """dw_ij grows by `weight` times the sum over all positions of X_ij^T small (E3)."""
+    """dw_ij grows by `fraction` times the sum over all positions of X_ij^T small (E3)."""
     padded = _padded(large, small, dw, geometry)
     _inside(padded, large, geometry)[...] = large
-    for tap, window in _windows(padded, small, dw, geometry):
-        dw[tap] += weight * np.tensordot(window, small, axes=((0, 1, 2), (0, 1, 2)))
+    for tap, pixels in _slices(padded, small, dw, geometry):
+        dw[tap] += fraction * np.tensordot(pixels, small, axes=((0, 1, 2), (0, 1, 2)))
 
 
 def conv2d_forward(
@@ -148,16 +147,17 @@ def conv2d_weight_gradient(
     dw: NDArray,
     db: NDArray,
     geometry: ConvGeometry,
-    weight: float = 1.0,
+    fraction: float = 1.0,
     accumulate: bool = False,
 ) -> None:
-    """dw by E3 and db by E4, times `weight`, on top of what they hold if `accumulate` (dense.E5).
+    """dw by E3 and db by E4, times `fraction`, on top of what they hold if `accumulate` (dense.E5).
 
     Shapes: x (n, h, w, c), dz (n, p, q, k), dw (kh, kw, c, k), db (k,).
     """
-    keep_or_clear(accumulate, dw, db)
-    _correlate_weight(x, dz, dw, geometry, weight)
-    db += weight * np.sum(dz, axis=(0, 1, 2))
+    if not accumulate:
+        dw[...] = db[...] = 0
+    _correlate_weight(x, dz, dw, geometry, fraction)
+    db += fraction * np.sum(dz, axis=(0, 1, 2))
 
 
 def conv_transpose2d_forward(
@@ -196,13 +196,14 @@ def conv_transpose2d_weight_gradient(
     dw: NDArray,
     db: NDArray,
     geometry: ConvGeometry,
-    weight: float = 1.0,
+    fraction: float = 1.0,
     accumulate: bool = False,
 ) -> None:
-    """dw by E7 and db by E4, times `weight`, on top of what they hold if `accumulate` (dense.E5).
+    """dw by E7 and db by E4, times `fraction`, on top of what they hold if `accumulate` (dense.E5).
 
     Shapes: x (n, p, q, k), dz (n, h, w, c), dw (kh, kw, c, k), db (c,).
     """
-    keep_or_clear(accumulate, dw, db)
-    _correlate_weight(dz, x, dw, geometry, weight)
-    db += weight * np.sum(dz, axis=(0, 1, 2))
+    if not accumulate:
+        dw[...] = db[...] = 0
+    _correlate_weight(dz, x, dw, geometry, fraction)
+    db += fraction * np.sum(dz, axis=(0, 1, 2))

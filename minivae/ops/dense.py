@@ -15,10 +15,10 @@ that activation's derivative, so that a gradient on its way down is always dz, n
     E4    dz_below = (dz w^T) * f_below'
 
 To save memory, a batch may go through the model in parts, one after another (Training.accumulate).
-The batch mean is the sum of the parts' means, each times its share of the batch, `weight`, and so
+The batch mean is the sum of the parts' means, each times its share of the batch, `fraction`, and so
 is the gradient:
 
-    E5    dw = dw + weight x^T dz,    db = db + weight sum_r dz[r]
+    E5    dw = dw + fraction x^T dz,    db = db + fraction sum_r dz[r]
 
 A loss that is not linear in a mean over the batch (free bits, a capacity, a calibrated variance)
 is computed from each part's own mean instead.
@@ -55,21 +55,15 @@ def dense_weight_gradient(
     dz: NDArray,
     dw: NDArray,
     db: NDArray,
-    weight: float = 1.0,
+    fraction: float = 1.0,
     accumulate: bool = False,
 ) -> None:
-    """dw = x^T dz (E2) and db = sum of dz over the batch (E3), times `weight`, on top of what they
-    hold if `accumulate` (E5).
+    """dw = x^T dz (E2) and db = sum of dz over the batch (E3), times `fraction`, on top of what
+    they hold if `accumulate` (E5).
 
     Shapes: x (n, i), dz (n, o), dw (i, o), db (o,).
     """
-    keep_or_clear(accumulate, dw, db)
-    dw += weight * (x.T @ dz)
-    db += weight * np.sum(dz, axis=0)
-
-
-def keep_or_clear(accumulate: bool, dw: NDArray, db: NDArray) -> None:
-    """Clears dw and db for a new sum of gradients unless `accumulate` (E5)."""
     if not accumulate:
-        dw[...] = 0
-        db[...] = 0
+        dw[...] = db[...] = 0
+    dw += fraction * (x.T @ dz)
+    db += fraction * np.sum(dz, axis=0)

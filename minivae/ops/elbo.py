@@ -6,14 +6,15 @@ z. With any q(z|x) to draw z from, Jensen's inequality bounds its logarithm:
     E0    log p(x) = log E_q[p(x|z) p(z) / q(z|x)]
                   >= E_q[log p(x|z) + log p(z) - log q(z|x)] = ELBO(x)
 
-The gap is KL(q(z|x) || p(z|x)): a better encoder q tightens the bound. Regrouped,
+Since p(x|z) p(z) = p(z|x) p(x), ELBO(x) = log p(x) - KL(q(z|x) || p(z|x)): a q that is nearer to
+the true posterior tightens the bound. Regrouped,
 
     E1    -ELBO(x) = E_q[-log p(x|z)] + KL(q(z|x) || p(z))           (Kingma & Welling 2014, eq. 3)
-                   ~ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
+                   ≈ -log p(x|z) + KL(q(z|x) || p(z)),  z ~ q(z|x)   one draw: unbiased (eq. 7)
 
 Every reconstruction loss here sums over pixels, to one number per image; `scale`, one over the
-batch size, turns the gradient into that of the batch mean. Value and gradient are
-computed together, so that a kernel reads each pixel once.
+batch size, turns the gradient into that of the batch mean. Value and gradient are computed
+together, so that a kernel reads each pixel once.
 
 **Bernoulli likelihood on logits** a, pixel x in [0, 1], white with probability sigmoid(a). Since
 log sigmoid(a) = a - softplus(a), log(1 - sigmoid(a)) = -softplus(a) and softplus' = sigmoid:
@@ -36,13 +37,13 @@ with Inverse Autoregressive Flow", eq. 15):
     E6    c_j = ∂L/∂KL_j of one image = beta / n if mean KL_j > lambda else 0
 
 **KL annealing** (Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1).
-At first the decoder ignores z, and the KL alone would push q(z|x) onto the prior for good. At step
-t, counted from 0, of the first T, beta has therefore risen only linearly:
+Early in training the decoder ignores z, and the KL would push q(z|x) onto the prior for good. Beta
+therefore rises linearly over the first T steps; t counts from 0:
 
-    E7    beta(t) = beta min(1, (t + 1) / T)
+    E7    beta(t) = beta min(1, (t + 1) / T),      beta at once for T = 0
 
-For the gradients of step t it is a constant: E6 holds with it, and from step T - 1 on E5 is what is
-optimised. The host computes it (`Objective.beta_at`), as a column of the schedule (state.py).
+Within a step it is a constant, so E6 holds with beta(t). The host computes it (`Objective.beta_at`)
+as a column of the schedule (state.py).
 """
 
 import numpy as np
@@ -70,18 +71,18 @@ def squared_error_loss(
     y: NDArray,
     x: NDArray,
     loss: NDArray,
-    dz: NDArray,
+    da: NDArray,
     scale: float,
     weight: float,
     activation: Activation,
 ) -> None:
     """E3: the loss of each image and the gradient, times `scale`, before the activation of y.
 
-    Shapes: y, x and dz (n, m), loss (n,).
+    Shapes: y, x and da (n, m), loss (n,).
     """
     error = y - x
     loss[...] = weight * np.sum(error * error, axis=1)
-    activation_backward(None, y, (2 * weight * scale) * error, dz, activation)
+    activation_backward(None, y, (2 * weight * scale) * error, da, activation)
 
 
 def elbo_totals(
@@ -96,10 +97,10 @@ def elbo_totals(
     """E5 and E6: adds the batch's loss, reconstruction and KL to `totals`, and sets `kl_weight`.
 
     Each is its batch mean times n, so that `totals` divided by the number of images seen are the
-    means over them. The KL in `totals` is the true one, without free bits
-    (`free_bits` is lambda, in nats). A plain autoencoder has d = 0. A loss that is not finite sets
-    `state[FAILED]` and adds nothing. Shapes: reconstruction (n,), kl (n, d), schedule (steps, 4),
-    state (5,), kl_weight (d,), totals (3,) in float64.
+    means over them. The KL in `totals` is the true one, without free bits (`free_bits` is lambda,
+    in nats). A plain autoencoder has d = 0. A loss that is not finite sets `state[FAILED]` and adds
+    nothing. Shapes: reconstruction (n,), kl (n, d), schedule (steps, 5), state (5,), kl_weight
+    (d,), totals (3,) in float64.
     """
     n = len(reconstruction)
     beta = schedule[state[INDEX], BETA]

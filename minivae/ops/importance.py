@@ -120,11 +120,11 @@ def importance_latent_backward(
     mu, h = (np.repeat(half, draws, axis=0) for half in split_head(head))
     dmu, dh = split_head(dhead)
     eps = standard_normal(dz.shape, noise, int(state[STEP]), head.dtype.type)
-    deviation = np.exp(0.5 * logvar_factor * h) * eps
-    g = dz + scale * weights[:, None] * (mu + deviation)
+    offset = np.exp(0.5 * logvar_factor * h) * eps
+    g = dz + scale * weights[:, None] * (mu + offset)
 
     def sums(rows: NDArray) -> NDArray:
         return np.sum(rows.reshape(len(head), draws, -1), axis=1)
 
     dmu[...] = sums(g)
-    dh[...] = logvar_factor * 0.5 * (sums(g * deviation) - scale)
+    dh[...] = logvar_factor * 0.5 * (sums(g * offset) - scale)

@@ -13,8 +13,8 @@ just one more input of both networks. One-hot over the classes c,
 
 it is appended to m numbers v = f(a), f being an activation:
 
-    E3    u = (v_1, ..., v_m, o_0, o_1, ...)
-    E4    da_i = du_i f'(a_i),  i <= m          (the chain rule as in dense.E4; o is given)
+    E3    u = (v_0, ..., v_{m-1}, o_0, o_1, ...)
+    E4    da_i = du_i f'(a_i),  i < m           (the chain rule as in dense.E4; o is given)
 
 A dense layer after it reads u w + b = v w_v + (w_o[k] + b): each class has a bias of its own.
 """

@@ -9,6 +9,12 @@ Gaussian posterior (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014):
 
 since the densities' constants cancel, E[eps_j^2] = 1 and E[z_j^2] = mu_j^2 + exp(logvar_j).
 
+A z that is drawn from q itself has no derivative. E1 makes it a function of the head and of noise
+that does not depend on the head, so that the gradient of a loss l goes under the expectation, and
+that of a single draw is an unbiased estimate:
+
+    E_q[l(z)] = E_eps[l(z(head, eps))],    ∂/∂head E_q[l(z)] = E_eps[∂l/∂z ∂z/∂head]
+
 The loss sees the head through z, and through KL_j with the derivative c_j = ∂L/∂KL_j of one image
 (elbo.E6 or capacity.E4). With ∂z_j/∂mu_j = 1, ∂z_j/∂logvar_j = exp(logvar_j / 2) eps_j / 2,
 ∂KL_j/∂mu_j = mu_j and ∂KL_j/∂logvar_j = (exp(logvar_j) - 1) / 2:
@@ -36,16 +42,6 @@ def split_head(head: NDArray) -> tuple[NDArray, NDArray]:
 def kl_to_prior(mu: NDArray, logvar: NDArray) -> NDArray:
     """E2, in nats. Shapes: mu, logvar and result (n, d)."""
     return 0.5 * (mu * mu + np.expm1(logvar) - logvar)
-
-
-ACTIVE = 0.01
-"""Variance of the posterior mean over images above which a latent dimension is active (Burda,
-Grosse & Salakhutdinov 2016, section 5.2)."""
-
-
-def active_units(mu: NDArray) -> int | None:
-    """How many dimensions of the posterior means (n, d) are active; None of a single image."""
-    return int(np.sum(np.var(mu, axis=0) > ACTIVE)) if len(mu) > 1 else None
 
 
 def latent_forward(head: NDArray, z: NDArray, kl: NDArray, noise: Noise, state: NDArray) -> None:

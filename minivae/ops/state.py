@@ -18,7 +18,8 @@ can be replayed unchanged.
     ROOT         sqrt(1 - beta2^t)               the second moment's (adam.E3); for adam.E3' it is a
                                                  factor of STEP_SIZE, and ROOT is 1
     DECAY        1 - lr * weight_decay           (adam.E4)
-    BETA         the weight of the KL (elbo.E5)
+    BETA         the weight of the KL (elbo.E7)
+    CAPACITY     C(t) in nats (capacity.E2)
 """
 
 import numpy as np
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 STEP, INDEX, FIRST, EPOCH, FAILED = range(5)
 
-STEP_SIZE, ROOT, DECAY, BETA = range(4)
-SCHEDULE_COLUMNS = 4
+STEP_SIZE, ROOT, DECAY, BETA, CAPACITY = range(5)
+SCHEDULE_COLUMNS = 5
 
 
 def new_state(step: int = 0, first: int = 0, epoch: int = 0) -> NDArray[np.int64]:
