@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
+from minivae.backends.cpu_cache import kernel
 from minivae.backends.cpu_jobs import job, run
-from minivae.backends.cpu_kernels import kernel
 from minivae.backends.cpu_threads import CORES, read, write
 
 from .measure import Candidate

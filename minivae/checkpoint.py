@@ -65,13 +65,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise InputError(f'{path}: expected a JSON object with the key "model"')
     for key, (kind, expected) in EXPECTED.items():
         if not isinstance(config.get(key, kind()), kind):
             raise InputError(f'{path}: expected {expected} under the key "{key}"')
+    if not all(isinstance(name, str) for name in config.get("class_names", [])):
+        raise InputError(f'{path}: expected strings under the key "class_names"')
     return config
 
 
@@ -119,7 +121,7 @@ def _describes(text: str, model: Autoencoder) -> bool:
     """Whether a description is that of a model, options that it does not name at their defaults."""
     try:
         return model_from_config(json.loads(text)).config() == model.config()
-    except (ValueError, TypeError, InputError):
+    except (ValueError, TypeError, RecursionError, InputError):
         return False
 
 
@@ -127,7 +129,7 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
     """Puts the checkpoint's tensors into the model and returns where its run stands.
 
     Raises InputError, and leaves the model as it was, if the file is missing, damaged, of another
-    model, or holds a parameter that is not finite.
+    model, or holds a parameter that is not a finite float32.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,10 +138,13 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
         hint = "; it is kept where a run has validation images" if name == BEST else ""
         raise InputError(f"{path}: no such checkpoint{hint}")
     try:
+        path.open("rb").close()  # safetensors calls whatever cannot be read missing
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a whole safetensors file: {error}") from None
     if metadata.get("format") != "minivae":
         raise InputError(f"{path}: not a checkpoint of minivae")
@@ -152,9 +157,15 @@ def read_checkpoint(folder: Path, model: Autoencoder, name: str = CHECKPOINT) ->
         )
     except KeyError as error:
         raise InputError(f"{path}: expected the tensor {error}") from None
-    for parameter in model.parameters.values:
-        if parameter in tensors and not np.isfinite(tensors[parameter]).all():
-            raise InputError(f"{path}: tensor {parameter} holds NaN or infinity")
+    except TypeError:
+        raise InputError(f"{path}: progress.step is not one number") from None
+    if progress.step < 0 or any(t.shape != (TOTALS_SIZE,) for t in progress[1:]):
+        raise InputError(f"{path}: the progress is of another shape, or below 0")
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind != "f":
+            raise InputError(f"{path}: tensor {name} is {tensor.dtype}, expected float32")
+        if name in model.parameters.values and not np.isfinite(tensor).all():
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity")
     try:
         model.set_tensors(tensors)
     except InputError as error:
@@ -199,13 +210,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not readable as text: {error}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             record = None
@@ -225,8 +238,11 @@ def _is_metrics(record: Any) -> bool:
     """Whether this is what training records of a step or an epoch."""
     if not isinstance(record, dict):
         return False
-    splits = ("train", "test") if "epoch" in record else ("train",)
-    return all(isinstance(record.get(name), int | float) for name in ("step", "seconds")) and all(
-        isinstance(record.get(name), dict) and isinstance(record[name].get("loss"), int | float)
-        for name in splits
+    needed = ("train", "test") if "epoch" in record else ("train",)
+    splits = [record[name] for name in ("train", "test", "validation") if name in record]
+    return (
+        all(isinstance(record.get(name), int | float) for name in ("step", "seconds"))
+        and all(name in record for name in needed)
+        and all(isinstance(means, dict) and "loss" in means for means in splits)
+        and all(isinstance(mean, int | float) for means in splits for mean in means.values())
     )

@@ -33,11 +33,12 @@ def unknown(what: str, name: str, known: Iterable[str], meant: str = "") -> Inpu
 
 def check_settings(settings: Any, checks: dict[str, tuple[bool, str]]) -> None:
     """Raises InputError for the first field of a dataclass whose check, (whether it holds, what was
-    expected), does not hold, or that float32 has no room for."""
+    expected), does not hold, or that float32 or a count has no room for."""
     for name, (holds, expected) in checks.items():
         value = getattr(settings, name)
-        if not holds or (isinstance(value, float) and not abs(value) < TOO_LARGE):
-            beyond = f", below {TOO_LARGE:g}" if holds else ""
+        limit = TOO_LARGE if isinstance(value, float) else LARGEST_COUNT
+        if not holds or (isinstance(value, int | float) and not abs(value) < limit):
+            beyond = f", below {limit:g}" if holds else ""
             raise InputError(f"{name} is {value!r}, expected {expected}{beyond}")
 
 

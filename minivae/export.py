@@ -238,6 +238,8 @@ def to_onnx(model: Autoencoder, path: Path) -> list[str]:
         import onnx
     except ImportError:
         raise InputError("--to onnx needs the package onnx: pip install 'minivae[onnx]'") from None
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file's name")
     written = []
     for network, sequence in _networks(model):
         if network is model.decoder and model.objective.likelihood == "bernoulli":

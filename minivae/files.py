@@ -47,6 +47,14 @@ def exists(path: Path) -> bool:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
+def resolved(path: Path) -> Path:
+    """The absolute path without links; InputError where there is none."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, a folder that is gone
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, which the operating system releases if it is killed.
@@ -64,7 +72,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _holding(folder: Path, operation: int) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be opened: {error.strerror}") from None
     try:
         with suppress(OSError):  # of a file system without locks
             _lock(handle, operation, folder)

@@ -34,7 +34,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     width = max(width, TITLE_INCHES * len(title))
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -82,8 +82,8 @@ def _show(axes: Axes, images: NDArray, gap: int = 2) -> None:
 def _label(axes: Axes, x: str, y: str, columns: Sequence[Any], rows: Sequence[Any]) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_xticklabels([str(column) for column in columns])
-    axes.set_yticklabels([str(row) for row in rows])
+    axes.set_xticklabels([str(column) for column in columns], parse_math=False)
+    axes.set_yticklabels([str(row) for row in rows], parse_math=False)
 
 
 def loss_curves(path: Path, metrics: list[dict[str, Any]]) -> None:
@@ -240,7 +240,8 @@ def latent_scatter(
     classes = [] if labels is None else list(np.unique(labels))
     groups = [labels == c for c in classes] or [slice(None)]
     shown = called(classes, names) or [""]
-    colours = [colormaps["tab10"](index % 10) for index in range(len(groups))]
+    palette = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    colours = [palette(index % palette.N) for index in range(len(groups))]
     if dimensions == 1:
         axes.hist(
             [
@@ -249,7 +250,6 @@ def latent_scatter(
             bins=40,
             stacked=True,
             color=colours,
-            label=shown,
         )
         quantities = [f"{quantity} of z1", "test images"]
     else:
@@ -261,9 +261,8 @@ def latent_scatter(
                 for i in range(2)
             ]
         shades = np.empty((len(points), 4))
-        for group, name, colour in zip(groups, shown, colours, strict=True):
+        for group, colour in zip(groups, colours, strict=True):
             shades[group] = colour
-            axes.scatter([], [], s=8, color=colour, label=name)
         # Mixed, so that no class hides those drawn before it.
         order = np.random.default_rng(0).permutation(len(points))
         x, y = points[order, 0], points[order, 1]
@@ -271,7 +270,11 @@ def latent_scatter(
     axes.set_xlabel(quantities[0])
     axes.set_ylabel(quantities[1])
     if 0 < len(classes) <= MOST_CLASSES:
-        axes.legend(title="class", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
+        # Handles of its own: a label that begins with _ would be left out.
+        dots = [axes.scatter([], [], s=8, color=colour) for colour in colours]
+        options: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "markerscale": 3}
+        for text in axes.legend(dots, shown, title="class", **options).get_texts():
+            text.set_parse_math(False)
     axes.grid(alpha=0.3)
     save_figure(path, figure)
 

@@ -667,7 +667,12 @@ def _pending_signal() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Who ignores one, as a shell has its background jobs do, goes on to.
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
     def collect(number: int, frame: Any) -> None:
         pending.append(number)

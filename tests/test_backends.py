@@ -8,6 +8,7 @@ its name to BACKENDS.
 import importlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -23,7 +24,7 @@ from helpers import give_all_products, relative_error
 from numpy.typing import DTypeLike, NDArray
 
 from minivae import backends
-from minivae.backends import cpu, cpu_kernels, cpu_products
+from minivae.backends import cpu, cpu_cache, cpu_kernels, cpu_products
 from minivae.backends.cpu import CpuBackend
 from minivae.backends.reference import PRIMITIVES, Call, ReferenceBackend
 from minivae.data.glyphs import glyphs
@@ -843,8 +844,6 @@ def _ulps(actual: NDArray, exact: NDArray) -> float:
 def _mapped(name: str, x: NDArray) -> NDArray[np.float32]:
     from numba import njit
 
-    from minivae.backends import cpu_kernels
-
     function = getattr(cpu_kernels, name)
 
     @njit
@@ -1118,16 +1117,27 @@ def test_machine_code_is_kept_by_the_content_of_all_its_sources(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = Path(cpu_products.dense_forward.stats.cache_path)
-    assert kept.is_relative_to(cpu_kernels.CACHE_FOLDER)
+    assert kept.is_relative_to(cpu_cache.CACHE_FOLDER)
     for folder in ("backends", "ops"):
         (tmp_path / folder).mkdir()
-    monkeypatch.setattr(cpu_kernels, "__file__", str(tmp_path / "backends" / "cpu_kernels.py"))
-    folders = {cpu_kernels._cache_folder()}
+    monkeypatch.setattr(cpu_cache, "__file__", str(tmp_path / "backends" / "cpu_cache.py"))
+    folders = {cpu_cache._cache_folder()}
     for path in ("backends/cpu_tiles.py", "ops/state.py"):
         for content in ("x = 1", "x = 2"):
             (tmp_path / path).write_text(content)
-            folders.add(cpu_kernels._cache_folder())
+            folders.add(cpu_cache._cache_folder())
     assert len(folders) == 5
+
+
+def test_machine_code_that_nobody_can_keep_is_kept_for_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cpu_cache.settings, "CACHE_DIR", str(tmp_path / "file"))
+    folder = Path(cpu_cache._cache_folder())
+    assert folder.is_dir()
+    assert not folder.is_relative_to(tmp_path)
+    shutil.rmtree(folder)
 
 
 def test_a_product_of_no_images_is_nothing(backend: ReferenceBackend) -> None:

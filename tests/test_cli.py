@@ -214,6 +214,51 @@ def test_an_output_replaces_nothing_that_the_run_needs(
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "export", "sample"])
+def test_an_output_replaces_no_file_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        pixels = rng.integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    folder, options = tmp_path / "run", ["--steps", "1", "--batch-size", "4"]
+    assert train(folder, "--data", str(tmp_path / "images"), *options) == 0
+    output = tmp_path / "images" / "3.png"
+    before = output.read_bytes()
+    options = ["--to", "torch"] if command == "export" else []
+    complains(capsys, [command, str(folder), *options, "-o", str(output)], "of the run or its data")
+    assert output.read_bytes() == before
+
+
+def test_a_name_in_a_circle_of_links_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    output = str(tmp_path / "circle" / "x.png")
+    complains(capsys, ["sample", str(run), "--device", "cpu", "-o", output], "circle")
+
+
+def test_what_the_output_cannot_encode_is_replaced(run: Path) -> None:
+    command = [sys.executable, "-m", "minivae", "evaluate", str(run), "--quiet", "--device", "cpu"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command, "--images", "4"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert r"\xb1" in done.stdout
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), (">/dev/full", 2)])
+def test_an_output_that_takes_nothing_is_no_traceback(run: Path, closed: str, code: int) -> None:
+    command = f'"{sys.executable}" -m minivae info "{run}" {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_class_is_sampled_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for number in range(20):
@@ -535,6 +580,16 @@ def test_what_would_need_less_memory_is_named(
 
     monkeypatch.setattr(f"minivae.cli.{cli.MODULES[command]}.{command}", runs_out)
     complains(capsys, [command, *([] if command == "train" else ["run"])], "out of memory", less)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--warmup", "warmup_steps"), ("--beta-warmup", "beta_warmup_steps")]
+)
+def test_a_number_that_nothing_can_count_to_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str
+) -> None:
+    arguments = ["train", option, "1" + "0" * 400, "--out", str(tmp_path / "run")]
+    complains(capsys, arguments, f"{name} is 1000", "below 1e+09")
 
 
 def test_a_run_whose_model_is_none_names_its_file(

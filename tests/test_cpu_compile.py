@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numba.core.compiler_lock import global_compiler_lock
 
-from minivae.backends import cpu_compile, cpu_kernels
+from minivae.backends import cpu_cache, cpu_compile
 from minivae.backends.cpu_compile import Signature, compile_all
 from minivae.files import alone
 
@@ -32,7 +32,7 @@ print(hashlib.sha256(model.parameters.flat["values"].tobytes()).hexdigest())
 @pytest.fixture
 def signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Signature]:
     """Of three kernels that were never compiled before, whose cache is empty."""
-    monkeypatch.setattr(cpu_kernels, "CACHE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(cpu_cache, "CACHE_FOLDER", str(tmp_path))
     monkeypatch.setattr(cpu_compile, "CORES", 2)
 
     def first(x: Any) -> None:
@@ -44,7 +44,7 @@ def signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Signatur
     def third(x: Any) -> None:
         x[0] -= 3
 
-    made = [cpu_kernels._compiled()(kernel) for kernel in (first, second, third)]
+    made = [cpu_cache._compiled()(kernel) for kernel in (first, second, third)]
     return [(kernel, (kernel.typeof_pyval(NUMBERS),)) for kernel in made]
 
 
@@ -160,7 +160,7 @@ def test_what_is_in_the_cache_needs_no_other_process(
 ) -> None:
     compile_all(signatures)
     monkeypatch.setattr(cpu_compile, "_compiling_process", forbidden)
-    again = [(cpu_kernels._compiled()(kernel.py_func), types) for kernel, types in signatures]
+    again = [(cpu_cache._compiled()(kernel.py_func), types) for kernel, types in signatures]
     compile_all(again)
     assert all(kernel.stats.cache_hits.total() == 1 for kernel, _ in again)
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from minivae.backends import cpu, cpu_threads
+from minivae.backends.cpu_cache import kernel
 from minivae.backends.cpu_jobs import Launch, job
 from minivae.backends.cpu_jobs import run as run_job
-from minivae.backends.cpu_kernels import kernel
 from minivae.backends.cpu_threads import (
     ASLEEP,
     LINE,

@@ -17,6 +17,7 @@ from minivae import InputError
 from minivae.data import Dataset, Splits, download, load
 from minivae.data.batching import epoch_permutation
 from minivae.data.dataset import unit_pixels
+from minivae.data.folder import SUFFIXES
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 5, 4), dtype=np.uint8)
@@ -103,7 +104,7 @@ def test_a_header_that_disagrees_with_the_file_is_refused(tmp_path: Path, count:
 
 
 def test_labels_below_zero_are_refused() -> None:
-    with pytest.raises(InputError, match="mine: labels begin at -3, expected 0 or above"):
+    with pytest.raises(InputError, match="mine: labels range from -3 to 1, expected 0 to"):
         Dataset.of(np.zeros((2, 4, 4), np.uint8), np.array([1, -3]), "mine")
 
 
@@ -189,6 +190,13 @@ def test_a_truncated_numpy_file_is_refused(tmp_path: Path, suffix: str, keep: in
     refused(path)
 
 
+def test_a_numpy_header_that_is_no_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((4, 5, 5), np.uint8))
+    path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
+    refused(path, "not a whole .npy file")
+
+
 def test_an_array_of_objects_is_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", np.array([print, len], object), allow_pickle=True)
     refused(tmp_path / "data.npy", "Python objects")
@@ -269,6 +277,42 @@ def test_images_of_8_and_of_16_bits_are_not_mixed(tmp_path: Path) -> None:
         InputError, match=r"b\.png: an image of .* in float32, expected .* in uint8"
     ):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_an_image_that_ends_anywhere_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / "folder" / f"cut{suffix}"
+    mode = "L" if suffix == ".pgm" else "RGB"
+    Image.effect_noise((40, 30), 60).convert(mode).save(whole)
+    path.parent.mkdir()
+    content = whole.read_bytes()
+    for keep in (0, 1, 6, 12, 20, 40, len(content) // 2):
+        path.write_bytes(content[:keep])
+        refused(path.parent, str(path), "not a readable image")
+
+
+def test_a_class_whose_files_are_no_images_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, {"cats": 3})
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs" / "1.avif").touch()
+    refused(tmp_path, "dogs: holds no images that can be read, but 1.avif")
+
+
+def test_a_tiff_of_several_pages_is_refused(tmp_path: Path) -> None:
+    pages = [Image.new("L", (4, 5)) for _ in range(3)]
+    pages[0].save(tmp_path / "1.tiff", save_all=True, append_images=pages[1:])
+    refused(tmp_path, "1.tiff", "a TIFF of several pages")
+
+
+def test_data_that_may_not_be_read_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*arguments: Any) -> Path:
+        raise PermissionError(13, "Permission denied", "train-images")
+
+    monkeypatch.setattr("minivae.data.download.find_or_download", forbidden)
+    with pytest.raises(InputError, match="train-images: cannot be read: Permission denied"):
+        load("mnist")
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

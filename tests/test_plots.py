@@ -174,6 +174,35 @@ def test_classes_with_names_are_called_by_them(
     assert "".join(shown).count("hatshoe2") == 1
 
 
+@pytest.mark.parametrize("names", [("_bg", r"$\foo$", "a $5 b $6"), ("caf\udce9", "x", "y")])
+def test_a_class_may_have_any_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    figures: list[Figure] = []
+    save = plots.save_figure
+
+    def keep(path: Path, figure: Figure) -> None:
+        figures.append(figure)
+        save(path, figure)
+
+    monkeypatch.setattr(plots, "save_figure", keep)
+    plots.latent_scatter(tmp_path / "means.png", CODES, LABELS, names=names)
+    plots.class_reconstructions(tmp_path / "c.png", IMAGES, IMAGES, LABELS, names=names)
+    plots.sample_grid(tmp_path / "s.png", IMAGES, classes=3, names=names)
+    shown = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert shown == [name.replace("\udce9", "?") for name in names]
+
+
+def test_twenty_classes_have_colours_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: figures.append(figure))
+    plots.latent_scatter(tmp_path / "means.png", RNG.standard_normal((40, 2)), np.arange(40) % 20)
+    handles = figures[0].axes[0].get_legend().legend_handles
+    assert len({tuple(handle.get_facecolor()[0]) for handle in handles}) == 20
+
+
 def test_an_unknown_suffix_of_a_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"p\.txt: expected a picture's suffix: .*png"):
         plots.sample_grid(tmp_path / "p.txt", IMAGES)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from minivae import (
     VAE,
@@ -29,6 +32,7 @@ from minivae import (
     load,
     save,
 )
+from minivae import train as train_module
 from minivae.backends.reference import ReferenceBackend
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS, read_metrics
 from minivae.data import Dataset, Splits
@@ -524,12 +528,46 @@ def test_images_without_an_axis_of_channels_train_like_those_with_one() -> None:
     assert without_seconds(found[0]) == without_seconds(found[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("encoder.1.weight", np.int32, "tensor encoder.1.weight is int32, expected float32"),
+        ("progress.step", np.array([1, 2]), "progress.step is not one number"),
+        ("progress.step", np.array(-5), "the progress is of another shape, or below 0"),
+        ("progress.totals", np.zeros(2), "the progress is of another shape, or below 0"),
+    ],
+)
+def test_a_checkpoint_with_a_tensor_of_another_kind_is_refused(
+    tmp_path: Path, name: str, value: Any, said: str
+) -> None:
+    fit(small_vae(), splits(), Training(epochs=1, batch_size=16), out=tmp_path, progress=False)
+    path = tmp_path / CHECKPOINT
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors[name] = value if isinstance(value, np.ndarray) else tensors[name].astype(value)
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=re.escape(said)):
+        load(tmp_path, "cpu")
+
+
 def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = small_vae()
     model.parameters.values["encoder.1.bias"][0] = np.nan
     save(model, tmp_path)
     with pytest.raises(InputError, match=r"tensor encoder\.1\.bias holds NaN or infinity"):
         load(tmp_path)
+
+
+def test_a_signal_that_is_ignored_stops_no_run() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train_module._pending_signal() as pending:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not pending
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_metrics_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -6,82 +6,19 @@ calls into the C library do not vectorise. `contract` allows fused multiply-adds
 vectorises sums, is only where a sum is. Neither assumes that values are finite.
 """
 
-import hashlib
 import math
-import os
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import config, njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from ..files import alone
 from ..ops import philox
 from ..ops.activations import KINDS
 from ..ops.elbo import KL, LOSS, RECONSTRUCTION
 from ..ops.state import BETA, CAPACITY, DECAY, EPOCH, FAILED, FIRST, INDEX, ROOT, STEP, STEP_SIZE
-
-settings: Any = config
-
-
-def _cache_folder() -> str:
-    """Where compiled kernels are kept, by the hash of all sources: Numba itself looks only at the
-    file of a kernel, not at those of the functions that it calls and the constants that it reads.
-    """
-    here = Path(__file__).parent
-    paths = sorted([*here.glob("cpu_*.py"), *(here.parent / "ops").glob("*.py")])
-    sources = b"".join(path.read_bytes() for path in paths)
-    if settings.CACHE_DIR:
-        folder = Path(settings.CACHE_DIR)
-    elif os.access(here, os.W_OK):
-        folder = here / "__pycache__"
-    else:
-        from platformdirs import user_cache_path
-
-        folder = user_cache_path("minivae") / "numba"
-    return str(folder / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
-
-
-CACHE_FOLDER = _cache_folder()
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Numba's decorator, with machine code that is kept between runs."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        others = settings.CACHE_DIR
-        settings.CACHE_DIR = CACHE_FOLDER
-        try:
-            compiled: Any = njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        finally:
-            settings.CACHE_DIR = others
-        cache = compiled._cache
-        cache.save_overload = _saved_alone(cache.save_overload, cache.cache_path)
-        return compiled
-
-    return decorate
-
-
-def _saved_alone(save: Callable[..., None], folder: str) -> Callable[..., None]:
-    """Numba reads a kernel's index, numbers one more file in it, and writes it: two processes at a
-    time would give two files one number."""
-
-    @wraps(save)
-    def saved(*arguments: Any) -> None:
-        with alone(Path(folder)):
-            save(*arguments)
-
-    return saved
-
-
-kernel: Any = _compiled(fastmath={"contract"})
-sum_kernel: Any = _compiled(fastmath={"contract", "reassoc"})
-inlined: Any = njit(inline="always")
-"""For what a loop around it must see to be vectorised: a loop of its own."""
+from .cpu_cache import inlined, kernel, sum_kernel
 
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU, GELU, SILU = range(len(KINDS))
 """The codes of the kinds, in the order of KINDS."""

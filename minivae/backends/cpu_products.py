@@ -7,12 +7,11 @@ of columns is written.
 import numpy as np
 
 from ..ops.state import FAILED, INDEX
+from .cpu_cache import inlined, kernel
 from .cpu_kernels import (
     ZERO,
     activate,
     adam,
-    inlined,
-    kernel,
     multiply_derivative,
     share,
     sum_rows,

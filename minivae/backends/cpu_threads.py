@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from .cpu_kernels import inlined, kernel, settings
+from .cpu_cache import inlined, kernel, settings
 from .cpu_tiles import emitted
 
 CORES: int = settings.NUMBA_NUM_THREADS

@@ -1,6 +1,7 @@
 """The command line. A command's module loads when it is called, so that help answers at once."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -41,14 +42,18 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    _open_standard_streams()
     try:
         parsed = parser().parse_args(arguments)
         _command(parsed.command)(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads what the interpreter would flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:  # of standard output: others are told where they occur
+        _drop_output()
+        print(f"minivae: error: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     except InputError as error:
         print(f"minivae: error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -63,6 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minivae: {str(interrupt) or 'stopped'}", file=sys.stderr)
         return 128 + getattr(interrupt, "number", signal.SIGINT)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Has both streams written to, whatever the caller closed and whatever they can encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nobody can read what the interpreter would flush at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: Exception) -> int:

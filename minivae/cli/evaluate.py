@@ -32,7 +32,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         chunk=arguments.chunk,
         progress=not arguments.quiet,
     )
-    _print_evaluation(found, splits.class_names)
     document = {
         "run": arguments.run.name,
         "preset": config.get("preset"),
@@ -47,6 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     path = arguments.run / "evaluation.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
+    _print_evaluation(found, splits.class_names)
     pictures = arguments.run / "pictures"
     if found.kl_per_dimension:
         plots.kl_per_dimension(pictures / "evaluation_kl.png", np.array(found.kl_per_dimension))

@@ -21,7 +21,7 @@ from ..data import load as load_data
 from ..data.dataset import joined
 from ..errors import InputError, check_count, unknown
 from ..export import EXPORTERS
-from ..files import replacing
+from ..files import exists, replacing, resolved
 from ..models import VAE, Autoencoder
 from ..presets import Training
 from ..train import check_same_data
@@ -74,11 +74,13 @@ def data_source(arguments: argparse.Namespace, folder: Path, config: dict[str, A
     return source
 
 
-def _check_output(arguments: argparse.Namespace, source: str | None = None) -> None:
-    """Raises InputError if the output would replace a file of the run, or its data."""
-    read = [arguments.run / name for name in (CONFIG, METRICS, CHECKPOINT, BEST)]
-    read += [] if source is None else [Path(source)]
-    if arguments.output.resolve() in [path.resolve() for path in read]:
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Raises InputError if the output would replace a file of the run, or of the data."""
+    output = resolved(arguments.output)
+    run = [resolved(arguments.run / name) for name in (CONFIG, METRICS, CHECKPOINT, BEST)]
+    sources = [getattr(arguments, "data", None), read_config(arguments.run).get("source")]
+    data = [resolved(Path(source)) for source in sources if source is not None]
+    if output in [*run, *data] or ({*output.parents} & {*data} and exists(output)):
         raise InputError(f"-o {arguments.output}: is of the run or its data, expected another file")
 
 
@@ -126,7 +128,7 @@ def _label(arguments: argparse.Namespace, names: list[str]) -> int:
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    _check_output(arguments, data_source(arguments, arguments.run, read_config(arguments.run)))
+    _check_output(arguments)
     model, splits = open_run(arguments)
     training = _training(arguments.run)
     if arguments.split == "all":

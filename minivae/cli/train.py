@@ -17,6 +17,7 @@ from ..data import load as load_data
 from ..environment import environment
 from ..errors import InputError, check_count
 from ..evaluate import why_no_likelihood
+from ..files import resolved
 from ..models import Autoencoder
 from ..presets import Preset, Training
 from ..presets import preset as find_preset
@@ -77,7 +78,7 @@ def train(arguments: argparse.Namespace) -> None:
     _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
     extra = {"preset": name, "source": lasting_name(source), "precision": arguments.precision}
-    if arguments.out is not None and arguments.out.resolve() == Path(extra["source"]).resolve():
+    if arguments.out is not None and resolved(arguments.out) == resolved(Path(extra["source"])):
         raise InputError(f"--out {arguments.out}: expected another folder than that of the data")
     folder = arguments.out or _new_folder(arguments.preset or Path(splits.name).stem or "data")
     try:

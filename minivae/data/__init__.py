@@ -26,6 +26,14 @@ def load(source: str | Path, *, seed: int = 0) -> Splits:
     """
     check_seed(seed)
     check_is("data", source, str, Path)
+    try:
+        return _load(source, seed)
+    except OSError as error:
+        where = error.filename or source
+        raise InputError(f"{where}: cannot be read: {error.strerror or error}") from None
+
+
+def _load(source: str | Path, seed: int) -> Splits:
     if source == "glyphs":
         from .glyphs import glyphs
 
@@ -55,14 +63,11 @@ def _load_path(path: Path, seed: int) -> Splits:
         raise InputError(
             f"data {str(path)!r} is neither a path nor one of {', '.join(BUILTIN)}{hint}"
         )
-    try:
-        if path.is_dir():
-            if has_idx_files(path):
-                return load_idx_folder(path, path.resolve().name, seed)
-            return load_image_folder(path, seed)
-        if path.suffix.lower() in SUFFIXES:
-            raise InputError(f"{path}: one image, expected a folder of several")
-        readers = {".npy": load_npy, ".npz": load_npz}
-        return readers.get(path.suffix, load_idx_file)(path, seed)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if path.is_dir():
+        if has_idx_files(path):
+            return load_idx_folder(path, path.resolve().name, seed)
+        return load_image_folder(path, seed)
+    if path.suffix.lower() in SUFFIXES:
+        raise InputError(f"{path}: one image, expected a folder of several")
+    readers = {".npy": load_npy, ".npz": load_npz}
+    return readers.get(path.suffix.lower(), load_idx_file)(path, seed)

@@ -1,6 +1,7 @@
 """Images in NumPy's own files. Arrays of objects, which would have to be unpickled, are refused."""
 
 import difflib
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -29,7 +30,11 @@ def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: not a whole {path.suffix} file: {reason}")
 
 
-READ_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+READ_ERRORS = (
+    *(ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""Of a file whose content is not what it says, size and encryption included."""
 
 
 def _load(path: Path) -> dict[str, NDArray]:

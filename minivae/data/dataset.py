@@ -141,8 +141,9 @@ def as_array(values: ArrayLike, what: str, dtype: DTypeLike | None = None) -> ND
 
 
 def called(classes: Iterable[int], names: Sequence[str]) -> list[str]:
-    """The names of classes, or the numbers of those that have none."""
-    return [names[c] if c < len(names) else str(c) for c in classes]
+    """The names of classes, as far as they are text, or the numbers of those that have none."""
+    shown = (names[c] if c < len(names) else str(c) for c in classes)
+    return [name.encode(errors="replace").decode() for name in shown]
 
 
 def unit_pixels(images: NDArray) -> NDArray[np.float32]:
@@ -165,7 +166,8 @@ def checked_pixels(images: NDArray, source: Path | str) -> NDArray:
         raise InputError(
             f"{source}: images are {images.dtype}, expected uint8, bool or floating point in [0, 1]"
         )
-    images = images.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        images = images.astype(np.float32, copy=False)
     low, high = (float(f(images, initial=0.0)) for f in (np.min, np.max))  # NaN if one is
     if not np.isfinite([low, high]).all():
         raise InputError(f"{source}: images hold NaN or infinity, expected values in [0, 1]")
@@ -187,8 +189,10 @@ def _checked_labels(
             f"{source}: labels are {labels.dtype} of shape {labels.shape}, "
             f"expected one integer for each of {images} images"
         )
-    if labels.size and labels.min() < 0:
-        raise InputError(f"{source}: labels begin at {labels.min()}, expected 0 or above")
+    if labels.size and not 0 <= labels.min() <= labels.max() < 2**63:
+        raise InputError(
+            f"{source}: labels range from {labels.min()} to {labels.max()}, expected 0 to 2^63 - 1"
+        )
     return labels.astype(np.int64)
 
 

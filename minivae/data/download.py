@@ -84,7 +84,7 @@ def _download(name: str, target: Path, digest: str) -> None:
         try:
             content = _fetch(mirror + target.name)
             found = hashlib.sha256(_decompress(content)).hexdigest()
-        except (OSError, HTTPException, zlib.error) as error:
+        except (OSError, ValueError, HTTPException, zlib.error) as error:
             reasons.append(f"{mirror}: {error}")
             continue
         if found == digest:

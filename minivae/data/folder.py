@@ -29,9 +29,9 @@ def load_image_folder(folder: Path, seed: int) -> Splits:
     nothing else is read; else a tenth, drawn by `seed`, is the test split. Names that begin with a
     dot are passed over.
 
-    Raises InputError on a folder without images, images beside subfolders of images, images of
-    mixed sizes, an unreadable file, splits of different classes, or one of VALIDATION in place of
-    `test`.
+    Raises InputError on a folder without images, images beside subfolders of images, a subfolder of
+    other files beside such, images of mixed sizes, an unreadable file, splits of different classes,
+    or one of VALIDATION in place of `test`.
     """
     name = folder.resolve().name
     if (folder / "train").is_dir():
@@ -77,6 +77,12 @@ def _read(folder: Path, root: Path) -> Dataset:
             f"{folder}: holds images, such as {loose[0].name}, and subfolders of images, such as "
             f"{classes[0].name}: expected one or the other"
         )
+    for part in _visible(folder) if classes else []:
+        if part.is_dir() and part not in classes and (others := _visible(part)):
+            raise InputError(
+                f"{part}: holds no images that can be read, but {others[0].name}: expected "
+                f"{', '.join(sorted(SUFFIXES))}, as in {classes[0].name}"
+            )
     files = [(path, label) for label, part in enumerate(classes) for path in _image_files(part)]
     labels = np.array([label for _, label in files], np.int64) if classes else None
     files = files or [(path, 0) for path in loose]
@@ -100,10 +106,12 @@ def _read_image(path: Path) -> NDArray:
     """One image (h, w, c): grey stays one channel, everything else becomes three; what is
     transparent is white. Grey of more than 8 bits is float32: 16 bits scaled to [0, 1], floating
     point as it is."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
+            if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+                raise ValueError("a TIFF of several pages, expected one")
             if image.mode.startswith("I"):
                 pixels = np.asarray(image, np.float32) / MOST_GREY
             elif image.mode == "F":
@@ -111,7 +119,9 @@ def _read_image(path: Path) -> NDArray:
             else:
                 shown = _on_white(image) if image.has_transparency_data else image
                 pixels = np.asarray(shown.convert("L" if image.mode in GREY else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers let whatever a damaged file causes pass
         raise InputError(f"{path}: not a readable image: {error}") from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
