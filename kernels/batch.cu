@@ -33,15 +33,19 @@ __device__ __forceinline__ void gather(
   if (thread >= n * blocks) return;
   int row = thread / blocks, block = thread % blocks;
   long long image = permutation[state[FIRST] + row];
+  Pixel pixel[4] = {};
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {  // all are on their way before one is needed
+    int j = 4 * block + lane;
+    if (j < m) pixel[lane] = data[image * m + j];
+  }
   uint4 words = make_uint4(0, 0, 0, 0);
   if (binarization == STOCHASTIC) words = random_words(block, image, state[EPOCH], seed, stream);
   unsigned int word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     int j = 4 * block + lane;
-    if (j < m) {
-      x[(size_t)row * m + j] = pixel_value(data[image * m + j], binarization, word[lane]);
-    }
+    if (j < m) x[(size_t)row * m + j] = pixel_value(pixel[lane], binarization, word[lane]);
   }
 }
 

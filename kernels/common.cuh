@@ -42,6 +42,25 @@ __device__ __forceinline__ float block_sum(float value) {
   return warp_sum(lane < warps ? sums[lane] : 0.0f);
 }
 
+// The sum of term(i) for i from `first` to `end`, `step` apart. It asks for 16 terms before it adds
+// the first: a loop that ends where it likes waits for each.
+template <class Term>
+__device__ __forceinline__ float sum_of(int first, int end, int step, const Term& term) {
+  const int at_once = 16;
+  float sum = 0.0f;
+#pragma unroll 1
+  for (; first < end; first += at_once * step) {
+    float terms[at_once] = {};
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) {
+      if (first + t * step < end) terms[t] = term(first + t * step);
+    }
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) sum += terms[t];
+  }
+  return sum;
+}
+
 __device__ __forceinline__ float sigmoid(float z) {
   float e = expf(-fabsf(z));
   return (z >= 0.0f ? 1.0f : e) / (1.0f + e);

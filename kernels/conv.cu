@@ -196,11 +196,10 @@ struct OfPhase {
 // E1' and an epilogue. Grid: tiles of small, by splits.
 template <class Finish>
 __device__ __forceinline__ void correlate(
-    const float* large, const float* w, float* partials, int* arrivals, const Shape& s,
-    const Finish& finish) {
+    float* memory, const float* large, const float* w, float* partials, int* arrivals,
+    const Shape& s, const Finish& finish) {
   using A = Windows<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[MEMORY];
   int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
   Place place(blockIdx.x, s.filters);
   Share share = this_share(partials, arrivals);
@@ -214,11 +213,10 @@ __device__ __forceinline__ void correlate(
 // E2 and an epilogue. Grid: tiles of the largest phase, by splits, by phases.
 template <class Finish>
 __device__ __forceinline__ void scatter(
-    const float* small, const float* w, float* partials, int* arrivals, const Shape& s,
-    const Finish& finish) {
+    float* memory, const float* small, const float* w, float* partials, int* arrivals,
+    const Shape& s, const Finish& finish) {
   using A = Taps;
   using B = PhaseWeight;
-  __shared__ __align__(16) float memory[MEMORY];
   Phase phase(s, blockIdx.z);
   int pixels = s.images * phase.height * phase.width;
   int depth = phase.taps_h * phase.taps_w * s.filters;
@@ -233,11 +231,12 @@ __device__ __forceinline__ void scatter(
       memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
 }
 
-// E3 and, if `with_bias`, E4 of small, by one block of a share.
-template <class Finish>
+// E3 and, if `with_bias`, E4 of small, by one block of a share, which is
+// counted at `end` before the epilogue.
+template <class Finish, class End>
 __device__ __forceinline__ void correlate_weight(
     float* memory, const float* large, const float* small, const Share& share, const Shape& s,
-    bool with_bias, const Finish& weight, const Finish& bias) {
+    bool with_bias, const Finish& weight, const Finish& bias, End& end) {
   using A = Windows<false>;
   using B = Matrix<false>;
   int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
@@ -246,6 +245,7 @@ __device__ __forceinline__ void correlate_weight(
   multiply(
       memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
       share.first(depth), share.end(depth), with_bias);
+  end.count();
   if (!share.gather(memory, taps - place.row)) return;
   for_each_run(memory, place.row, place.column, taps, s.filters, weight);
   if (with_bias) for_sums(memory, place.column, s.filters, bias);
@@ -291,9 +291,10 @@ __device__ __forceinline__ void add_rows(
 // The sums of the columns of z (rows, columns), for the bias of a transposed convolution (E4), by
 // one block of a share whose tiles are groups of THREADS columns, and whose splits runs of rows.
 // The block that arrives last adds up the runs' sums. `sums` (THREADS * RUN,).
-template <class Finish>
+template <class Finish, class End>
 __device__ __forceinline__ void column_sums(
-    float* sums, const float* z, const Share& share, int rows, int columns, const Finish& finish) {
+    float* sums, const float* z, const Share& share, int rows, int columns, const Finish& finish,
+    End& end) {
   int first_column = share.tile * THREADS, width = min(columns - first_column, THREADS);
   int column = first_column + threadIdx.x, run = ceil_div(rows, share.splits);
   bool vectors = Matrix<false>{z, columns, rows}.vectors();
@@ -305,6 +306,7 @@ __device__ __forceinline__ void column_sums(
     }
   };
   add_up(z, share.split * run, min(rows, (share.split + 1) * run));
+  end.count();
   float* mine = share.partials + (size_t)share.split * columns;
   if (threadIdx.x < width) mine[column] = sums[threadIdx.x];
   if (!last_to_arrive(share.arrivals + share.tile, share.splits)) return;
@@ -339,19 +341,19 @@ struct Job {
 
 // A block's part of a group of gradients. `finish(first, columns)` makes the epilogue of a tensor
 // that begins there.
-template <class Finish>
+template <class Finish, class End>
 __device__ __forceinline__ void conv_gradients(
-    const Job* job, float* partials, int* arrivals, const Finish& finish) {
-  __shared__ __align__(16) float memory[MEMORY];
+    float* memory, const Job* job, float* partials, int* arrivals, const Finish& finish, End& end) {
   Share share = job->share(partials, arrivals);
   Shape s = job->shape();
   if (job->small) {
     correlate_weight(
         memory, job->large, job->small, share, s, job->with_bias, finish(job->weight, s.filters),
-        finish(job->bias, s.filters));
+        finish(job->bias, s.filters), end);
   } else {
     int rows = s.images * s.height * s.width;
-    column_sums(memory, job->large, share, rows, s.channels, finish(job->bias, s.channels));
+    column_sums(
+        memory, job->large, share, rows, s.channels, finish(job->bias, s.channels), end);
   }
 }
 
@@ -365,9 +367,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward(
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
+  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, filters});
+  correlate(memory, x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, filters});
 }
 
 // dz small, x and dz_below large. E2.
@@ -377,9 +380,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradi
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
+  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  scatter(dz, w, partials, arrivals, s, ActivationDerivative{x, dz_below, kind, slope, channels});
+  scatter(
+      memory, dz, w, partials, arrivals, s,
+      ActivationDerivative{x, dz_below, kind, slope, channels});
 }
 
 // x small, y large, b (channels,). E5.
@@ -389,9 +395,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_f
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
+  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  scatter(x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, channels});
+  scatter(memory, x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, channels});
 }
 
 // dz large, x and dz_below small. E6.
@@ -401,9 +408,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
+  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
-  correlate(dz, w, partials, arrivals, s, ActivationDerivative{x, dz_below, kind, slope, filters});
+  correlate(
+      memory, dz, w, partials, arrivals, s,
+      ActivationDerivative{x, dz_below, kind, slope, filters});
 }
 
 // The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:
@@ -411,25 +421,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
+  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
-  conv_gradients(job, partials, arrivals, [&](long long first, int columns) {
+  auto finish = [&](long long first, int columns) {
     return Store{g + first, fraction, accumulate, columns};
-  });
+  };
+  NoEnd end;
+  conv_gradients(memory, job, partials, arrivals, finish, end);
 }
 
 // The same, with Adam on each parameter as soon as its gradient is known: p, m and v are the flat
-// buffers, schedule (steps, 5), state (5,). Unless batch_size is 0, the block that arrives last, at
-// `all`, goes on to the next step.
+// buffers, schedule (steps, 5), state (5,). `all` a counter. Unless batch_size is 0, goes on
+// to the next step.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_update(
     const long long* __restrict__ jobs, float* __restrict__ p, float* __restrict__ m,
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count) {
+  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   if (state[FAILED]) return;  // not before: the loads above need not wait for this one
-  conv_gradients(job, partials, arrivals, [&](long long first, int columns) {
+  auto finish = [&](long long first, int columns) {
     return Update{p + first, m + first, v + first, step, columns};
-  });
-  if (batch_size) end_step(all, gridDim.x, state, batch_size);
+  };
+  StepEnd end = {all, state, batch_size, (int)gridDim.x, 0};
+  conv_gradients(memory, job, partials, arrivals, finish, end);
+  end.finish();
 }

@@ -33,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,
     const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
     float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {
-  add_totals<TOTALS_THREADS>(
-      reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  __shared__ float partials[TOTALS_THREADS];
+  elbo_totals_of_block(
+      partials, reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }

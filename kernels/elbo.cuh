@@ -36,35 +36,28 @@ __device__ __forceinline__ void add_to_totals(
 }
 
 // The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps
-// share the rows of 32 neighbouring columns of kl at a time.
-template <int BLOCK_THREADS>
-__device__ __forceinline__ void add_totals(
-    const float* reconstruction, const float* kl, const float* schedule, long long* state,
-    float free_bits, float* kl_weight, double* totals, int n, int d) {
-  const int parts = BLOCK_THREADS / TOTALS_COLUMNS;
-  __shared__ float partials[parts][TOTALS_COLUMNS];
+// share the rows of 32 neighbouring columns of kl at a time. partials (threads,) in shared memory.
+__device__ __forceinline__ void elbo_totals_of_block(
+    float* partials, const float* reconstruction, const float* kl, const float* schedule,
+    long long* state, float free_bits, float* kl_weight, double* totals, int n, int d) {
+  int parts = blockDim.x / TOTALS_COLUMNS;
   int column = threadIdx.x % TOTALS_COLUMNS, part = threadIdx.x / TOTALS_COLUMNS;
   float images = (float)n;
   float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
 
-  float reconstruction_sum = 0.0f;
-#pragma unroll 4
-  for (int row = threadIdx.x; row < n; row += BLOCK_THREADS) {
-    reconstruction_sum += __ldcg(reconstruction + row);  // perhaps just written by another block
-  }
+  float reconstruction_sum = sum_of(threadIdx.x, n, blockDim.x, [&](int row) {
+    return __ldcg(reconstruction + row);  // perhaps just written by another block
+  });
   float kl_sum = 0.0f, bounded_sum = 0.0f;
   for (int first = 0; first < d; first += TOTALS_COLUMNS) {
     int j = first + column;
-    float partial = 0.0f;
-    if (j < d) {
-#pragma unroll 32  // so many loads in flight: one block alone has nothing else to do meanwhile
-      for (int row = part; row < n; row += parts) partial += kl[(size_t)row * d + j];
-    }
-    partials[part][column] = partial;
+    partials[threadIdx.x] = sum_of(part, j < d ? n : 0, parts, [&](int row) {
+      return kl[(size_t)row * d + j];
+    });
     __syncthreads();
     if (part == 0 && j < d) {
       float sum = 0.0f;
-      for (int other = 0; other < parts; ++other) sum += partials[other][column];
+      for (int other = 0; other < parts; ++other) sum += partials[other * TOTALS_COLUMNS + column];
       float mean_kl = sum / images;
       kl_weight[j] = mean_kl > free_bits ? beta / images : 0.0f;  // elbo.E6
       kl_sum += mean_kl;
@@ -73,8 +66,8 @@ __device__ __forceinline__ void add_totals(
     __syncthreads();
   }
   reconstruction_sum = block_sum(reconstruction_sum);
-  kl_sum = block_sum(kl_sum);
-  bounded_sum = block_sum(bounded_sum);
+  kl_sum = warp_sum(kl_sum);  // the first warp has all of it
+  bounded_sum = warp_sum(bounded_sum);
   if (threadIdx.x == 0) {
     float loss = reconstruction_sum + images * beta * bounded_sum;  // elbo.E5
     add_to_totals(totals, state, loss, reconstruction_sum, images * kl_sum);

@@ -84,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
   using A = Matrix<true>;
   using B = Matrix<true>;
   __shared__ __align__(16) float memory[MEMORY];
+  long long step = state[STEP];  // here, so that it is there when the epilogue needs it
   Place place(blockIdx.x, d);
   Share share = this_share(partials, arrivals);
   multiply(
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
   if (!share.gather(memory, n - place.row)) return;
   for_each_run(
       memory, place.row, place.column, n, d,
-      LatentBackward{head, kl_weight, dhead, seed, stream, state[STEP], d});
+      LatentBackward{head, kl_weight, dhead, seed, stream, step, d});
 }
 
 // Where the fused losses leave their sums: a row's loss for each column of tiles,
@@ -108,13 +109,9 @@ struct RowSums {
     const int sharing = THREADS / ROWS;
     int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x / sharing;
     if (!last_to_arrive(arrivals + 1 + place.row / ROWS, tiles)) return false;
-    float sum = 0.0f;
-    if (row < n) {
-#pragma unroll 8
-      for (int tile = threadIdx.x % sharing; tile < tiles; tile += sharing) {
-        sum += __ldcg(parts + (size_t)tile * n + row);
-      }
-    }
+    float sum = sum_of(threadIdx.x % sharing, row < n ? tiles : 0, sharing, [&](int tile) {
+      return __ldcg(parts + (size_t)tile * n + row);
+    });
 #pragma unroll
     for (int offset = sharing / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
@@ -191,11 +188,10 @@ struct SquaredErrorLoss {
 // of the launch.
 template <class Loss>
 __device__ __forceinline__ bool dense_loss(
-    const float* x, const float* w, float* partials, int* arrivals,
+    float* memory, const float* x, const float* w, float* partials, int* arrivals,
     const LossOfOutput<Loss>& finish, int i) {
   using A = Matrix<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[MEMORY];
   int n = finish.n, o = finish.o;
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
@@ -217,10 +213,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_el
     float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int i, int o, int d) {
+  __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<BernoulliLoss> finish = {
       b, y, target, dz, kind, slope, {scale}, {row_sums, row_arrivals, loss}, 1, n, o};
-  bool last = dense_loss(x, w, partials, arrivals, finish, i);
-  if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  bool last = dense_loss(memory, x, w, partials, arrivals, finish, i);
+  if (last) {
+    elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  }
 }
 
 // The same for the squared error with its weight.
@@ -232,11 +231,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float free_bits, float* __restrict__ kl_weight, double* __restrict__ totals,
     float* __restrict__ row_sums, int* __restrict__ row_arrivals, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o, int d) {
+  __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<SquaredErrorLoss> finish = {
       b, y, target, dz, kind, slope, {scale, weight, kind, slope}, {row_sums, row_arrivals, loss},
       1, n, o};
-  bool last = dense_loss(x, w, partials, arrivals, finish, i);
-  if (last) add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  bool last = dense_loss(memory, x, w, partials, arrivals, finish, i);
+  if (last) {
+    elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  }
 }
 
 // The Bernoulli loss of k draws per image: x, y, dz, log_ratio, weights have rows i k + s, target
@@ -251,14 +253,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_e
     float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
     int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
     int k, int i, int o, int d) {
+  __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<BernoulliLoss> finish = {
       b, y, target, dz, kind, slope, {1.0f}, {row_sums, row_arrivals, weights}, k, n * k, o};
-  if (!dense_loss(x, w, partials, arrivals, finish, i)) return;
+  if (!dense_loss(memory, x, w, partials, arrivals, finish, i)) return;
   for (int image = threadIdx.x / WARP; image < n; image += THREADS / WARP) {
     size_t first = (size_t)image * k;
     float bound = bound_of_draws(weights + first, log_ratio + first, importance, k);
     if (threadIdx.x % WARP == 0) loss[image] = -bound;
   }
   __syncthreads();
-  add_totals<THREADS>(loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }

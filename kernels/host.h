@@ -275,6 +275,7 @@ inline int arrive(int* counter) {
   host::stop_block();
   return before;
 }
+inline int arrive_before(int* counter) { return arrive(counter); }
 template <class T>
 inline T __ldcg(const T* address) {
   return *address;

@@ -10,15 +10,20 @@ extern "C" __global__ void latent_forward(
   int thread = blockIdx.x * blockDim.x + threadIdx.x;
   if (thread >= n * blocks) return;
   int row = thread / blocks, block = thread % blocks;
-  float eps[4];
+  float mu[4] = {}, logvar[4] = {}, eps[4];
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {  // all are on their way while the noise is made
+    int j = 4 * block + lane;
+    if (j < d) mu[lane] = head[2 * row * d + j], logvar[lane] = head[2 * row * d + d + j];
+  }
   normal4(random_words(block, row, state[STEP], seed, stream), eps);
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     int j = 4 * block + lane;
     if (j < d) {
-      float mu = head[2 * row * d + j], logvar = head[2 * row * d + d + j];
-      z[row * d + j] = mu + expf(0.5f * logvar) * eps[lane];         // latent.E1
-      kl[row * d + j] = 0.5f * (mu * mu + expm1f(logvar) - logvar);  // latent.E2
+      z[row * d + j] = mu[lane] + expf(0.5f * logvar[lane]) * eps[lane];  // latent.E1
+      kl[row * d + j] =
+          0.5f * (mu[lane] * mu[lane] + expm1f(logvar[lane]) - logvar[lane]);  // latent.E2
     }
   }
 }

@@ -196,18 +196,22 @@ struct Product {
   static __device__ __forceinline__ int group() { return lane() / 4; }
   static __device__ __forceinline__ int member() { return lane() % 4; }
 
-  // Adds the product of the WARP_DEPTH depths from `depth`.
-  __device__ __forceinline__ void add(const float* a, const float* b, int depth) {
+  // Adds the product of the WARP_DEPTH depths from `depth`. `copy` asks for a later stage while the
+  // first fragments are on their way.
+  template <class Copy>
+  __device__ __forceinline__ void add(
+      const float* a, const float* b, int depth, const Copy& copy) {
     if constexpr (TURNED) {
-      add_in_order<B, A>(b, first_column_of_warp(), a, first_row_of_warp(), depth);
+      add_in_order<B, A>(b, first_column_of_warp(), a, first_row_of_warp(), depth, copy);
     } else {
-      add_in_order<A, B>(a, first_row_of_warp(), b, first_column_of_warp(), depth);
+      add_in_order<A, B>(a, first_row_of_warp(), b, first_column_of_warp(), depth, copy);
     }
   }
 
-  template <class First, class Second>
+  template <class First, class Second, class Copy>
   __device__ __forceinline__ void add_in_order(
-      const float* a, int first_row, const float* b, int first_column, int depth) {
+      const float* a, int first_row, const float* b, int first_column, int depth,
+      const Copy& copy) {
 #pragma unroll
     for (int k = depth; k < depth + WARP_DEPTH; k += 8) {
       float rows[DOWN][4], columns[ACROSS / 2][4];
@@ -217,6 +221,7 @@ struct Product {
       for (int j = 0; j < ACROSS / 2; ++j) {
         read_columns<Second>(columns[j], b, first_column + 16 * j, k);
       }
+      if (k == depth) copy();
       unsigned int row_fragment[DOWN][4], column_fragment[ACROSS][2];
 #pragma unroll
       for (int i = 0; i < DOWN; ++i) {
@@ -269,20 +274,22 @@ struct Product {
     }
   }
 
-  // Writes the sums to a result.
+  // Writes the sums to a result, two neighbours of a row at a time.
   __device__ __forceinline__ void store(float* result) const {
-    const bool inner_depth = TURNED ? B::INNER_DEPTH : A::INNER_DEPTH;
+    const bool inner_depth = !TURNED && A::INNER_DEPTH;
 #pragma unroll
     for (int i = 0; i < DOWN; ++i) {
 #pragma unroll
       for (int j = 0; j < ACROSS; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
+        for (int pair = 0; pair < 2; ++pair) {
+          const int e = TURNED ? pair : 2 * pair, neighbour = TURNED ? e + 2 : e + 1;
           int down = 16 * i + (inner_depth ? group() + e / 2 * 8 : 2 * group() + e / 2);
           int across = 8 * j + 2 * member() + e % 2;
           int row = first_row_of_warp() + (TURNED ? across : down);
           int column = first_column_of_warp() + (TURNED ? down : across);
-          result[in_result(row, column)] = sums[i][j][e];
+          float2 both = {sums[i][j][e], sums[i][j][neighbour]};
+          *(float2*)(result + in_result(row, column)) = both;
         }
       }
     }
@@ -341,8 +348,12 @@ struct Product {
   static __device__ __forceinline__ int group() { return threadIdx.x % WARP / MEMBERS; }
   static __device__ __forceinline__ int member() { return threadIdx.x % MEMBERS; }
 
-  // Adds the product of the WARP_DEPTH depths from `first`.
-  __device__ __forceinline__ void add(const float* a, const float* b, int first) {
+  // Adds the product of the WARP_DEPTH depths from `first`, after `copy` has asked for a later
+  // stage.
+  template <class Copy>
+  __device__ __forceinline__ void add(
+      const float* a, const float* b, int first, const Copy& copy) {
+    copy();
 #pragma unroll(SHARERS > 1 ? 2 : 1)
     for (int depth = first; depth < first + WARP_DEPTH; depth += RUN) {
       float a_values[DOWN][RUN], b_values[ACROSS][RUN];
@@ -388,14 +399,22 @@ __device__ __forceinline__ void add(float4& sum, float4 term) {
   sum.x += term.x, sum.y += term.y, sum.z += term.z, sum.w += term.w;
 }
 
+// The runs of a result that a thread has.
+const int RUNS = (RESULT / RUN + THREADS - 1) / THREADS;
+
 // Adds up the sharers' results, one behind the other in `memory`.
-__device__ __forceinline__ void add_sharers(float* memory) {
+__device__ __forceinline__ void add_sharers(float* memory, bool with_sums) {
   float4* runs = (float4*)memory;
-  for (int i = threadIdx.x; i < RESULT / RUN; i += THREADS) {
-    float4 sum = runs[i];
+  int first = with_sums ? 0 : COLUMNS / RUN;
 #pragma unroll
-    for (int other = 1; other < SHARERS; ++other) add(sum, runs[other * (RESULT / RUN) + i]);
-    runs[i] = sum;
+  for (int r = 0; r < RUNS; ++r) {
+    int i = first + threadIdx.x + r * THREADS;
+    if (i < RESULT / RUN) {
+      float4 sum = runs[i];
+#pragma unroll
+      for (int other = 1; other < SHARERS; ++other) add(sum, runs[other * (RESULT / RUN) + i]);
+      runs[i] = sum;
+    }
   }
   __syncthreads();
 }
@@ -434,10 +453,9 @@ __device__ __forceinline__ void multiply(
   for (int stage = 0; stage < count; ++stage) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // all copies of this stage have landed, and all reads of the last are over
-    copy(stage + STAGES - 1);
     const float* a_slice = memory + stage % STAGES * STAGE + depth / DEPTH * SLICES;
     const float* b_slice = a_slice + LayoutA::SIZE;
-    product.add(a_slice, b_slice, depth % DEPTH);
+    product.add(a_slice, b_slice, depth % DEPTH, [&] { copy(stage + STAGES - 1); });
     if (sums) {
       for (int k = 0; k < WARP_DEPTH; ++k) {
         column_sum += b_slice[LayoutB::at(summed, depth % DEPTH + k)];
@@ -450,7 +468,7 @@ __device__ __forceinline__ void multiply(
   if (sums) result[summed] = column_sum;
   product.store(result + COLUMNS);
   __syncthreads();
-  if (SHARERS > 1) add_sharers(memory);
+  if (SHARERS > 1) add_sharers(memory, with_sums);
 }
 
 #ifdef __CUDA_ARCH__
@@ -459,6 +477,16 @@ __device__ __forceinline__ void multiply(
 __device__ __forceinline__ int arrive(int* counter) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
+// The same, but what others wrote before need not be visible to it, nor the answer there at once.
+__device__ __forceinline__ int arrive_before(int* counter) {
+  int before;
+  asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;"
                : "=r"(before)
                : "l"(counter)
                : "memory");
@@ -529,22 +557,26 @@ struct Share {
 
   __device__ __forceinline__ void leave(const float* memory, int split, int runs) const {
     float4* mine = result_of(split);
-    for (int i = threadIdx.x; i < runs; i += THREADS) mine[i] = ((const float4*)memory)[i];
+#pragma unroll
+    for (int r = 0; r < RUNS; ++r) {
+      int i = threadIdx.x + r * THREADS;
+      if (i < runs) mine[i] = ((const float4*)memory)[i];
+    }
   }
 
   // The sum of `count` results, `step` splits apart, from `first` on.
   __device__ __forceinline__ void add_up(
       float* memory, int first, int count, int step, int runs) const {
-    const int most = (RESULT / RUN + THREADS - 1) / THREADS, at_once = FETCHED / most;
-    float4 sums[most] = {};
+    const int at_once = FETCHED / RUNS;
+    float4 sums[RUNS] = {};
 #pragma unroll 1
     for (int other = 0; other < count; other += at_once) {
-      float4 terms[at_once][most] = {};
+      float4 terms[at_once][RUNS] = {};
 #pragma unroll
       for (int t = 0; t < at_once; ++t) {
         const float4* theirs = result_of(first + (other + t) * step);
 #pragma unroll
-        for (int r = 0; r < most; ++r) {
+        for (int r = 0; r < RUNS; ++r) {
           int i = threadIdx.x + r * THREADS;
           if (i < runs && other + t < count) terms[t][r] = __ldcg(theirs + i);
         }
@@ -552,11 +584,11 @@ struct Share {
 #pragma unroll
       for (int t = 0; t < at_once; ++t) {
 #pragma unroll
-        for (int r = 0; r < most; ++r) add(sums[r], terms[t][r]);
+        for (int r = 0; r < RUNS; ++r) add(sums[r], terms[t][r]);
       }
     }
 #pragma unroll
-    for (int r = 0; r < most; ++r) {
+    for (int r = 0; r < RUNS; ++r) {
       int i = threadIdx.x + r * THREADS;
       if (i < runs) ((float4*)memory)[i] = sums[r];
     }
@@ -581,11 +613,30 @@ __device__ __forceinline__ const Job* this_job(const long long* jobs, int count)
   return table + before;
 }
 
-// Goes on to the next step in the block that arrives last, at `all`, of so many.
-__device__ __forceinline__ void end_step(
-    int* all, int blocks, long long* state, int batch_size) {
-  if (last_to_arrive(all, blocks) && threadIdx.x == 0) next_step(state, batch_size);
-}
+// At the end of a launch that changes no state.
+struct NoEnd {
+  __device__ __forceinline__ void count() {}
+};
+
+// Who goes on to the next step: the last of the launch's `blocks` to have read the state.
+// Nobody where batch_size is 0.
+struct StepEnd {
+  int* all;
+  long long* state;
+  int batch_size, blocks, number;
+
+  // Counts this block, whose threads have read the state before a barrier. Its number need not be
+  // there before `finish`: nobody waits for it.
+  __device__ __forceinline__ void count() {
+    if (batch_size && threadIdx.x == 0) number = arrive_before(all);
+  }
+
+  __device__ __forceinline__ void finish() const {
+    if (!batch_size || threadIdx.x > 0 || number < blocks - 1) return;
+    *all = 0;
+    next_step(state, batch_size);
+  }
+};
 
 // Tiles along x and, for the launches that have phases, z; splits along y.
 __device__ __forceinline__ Share this_share(float* partials, int* arrivals) {
@@ -731,7 +782,8 @@ struct Store {
       int row, int column, int count, Run g, const Run& before) const {
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
-      g.lane[i] = accumulate ? __fmaf_rn(fraction, g.lane[i], before.lane[i]) : fraction * g.lane[i];
+      float mine = g.lane[i];
+      g.lane[i] = accumulate ? __fmaf_rn(fraction, mine, before.lane[i]) : fraction * mine;
     }
     store_run(gradient + (size_t)row * columns + column, g, count);
   }

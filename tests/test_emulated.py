@@ -530,8 +530,8 @@ PLANTED = {
     ),
     "a wrong equation": (
         "latent",
-        "z[row * d + j] = mu + expf(0.5f * logvar)",
-        "z[row * d + j] = mu + expf(logvar)",
+        "z[row * d + j] = mu[lane] + expf(0.5f * logvar[lane])",
+        "z[row * d + j] = mu[lane] + expf(logvar[lane])",
         case_of("latent_forward"),
     ),
 }

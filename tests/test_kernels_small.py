@@ -4,6 +4,7 @@ sources and whose figures add up.
 """
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from minivae.backends.tiling import (
     tiles_of_group,
 )
 from minivae.benchmarks.launches import JOB_NUMBERS
-from minivae.kernels import LARGE, MEDIUM, SMALL, TILES, WITH_TILES, Tile, source
+from minivae.kernels import LARGE, MEDIUM, SMALL, STEMS, TILES, WITH_TILES, Tile, source
 from minivae.ops.activations import IDENTITY
 from minivae.ops.conv import ConvGeometry
 from minivae.ops.state import SCHEDULE_COLUMNS, new_state
@@ -214,6 +215,14 @@ def test_results_of_splits_fit_in_their_workspace(
             # No part is left without a stage.
             stages = -(-depth // stage_depth(tile))
             assert (splits - 1) * -(-stages // splits) < stages
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_all_shared_memory_is_poisoned_and_put_aside(stem: str) -> None:
+    """A variable of a template would lie elsewhere: g++ then takes no section."""
+    names = ["nm", build(source(stem))._name]
+    symbols = subprocess.run(names, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not [line for line in symbols if " b _ZZ" in line and "4host" not in line]
 
 
 @pytest.mark.parametrize("tile", TILES)
