@@ -173,9 +173,10 @@ def steps_table() -> str:
         )
     heads = ["speed-up over the fastest peer", "another run's", "on a Xeon", "cores apart, ns"]
     return (
-        f"{_table(['step, ms', *names, *heads], rows)}\n\nMedians over turns, of speed-ups each "
-        f"turn's; in brackets p20 and p80. {_where(result)} The other run: commit "
-        f"{again['environment']['commit']}. On a Xeon: {_where(other)}"
+        f"{_table(['step, ms', *names, *heads], rows)}\n\nMedians over turns; a speed-up is taken "
+        "within each turn. In brackets the 20th and the 80th percentile. "
+        f"{_where(result)} The other run: commit {again['environment']['commit']}. On a Xeon: "
+        f"{_where(other)}"
     )
 
 
@@ -231,7 +232,8 @@ def start_up_table() -> str:
 
 def _where(result: dict[str, Any]) -> str:
     about = result["environment"]
-    versions = ", ".join(f"{n} {v}" for n, v in about["versions"].items() if n != "minivae")
+    used = ("numpy", "numba", "torch", "jax")
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in used)
     return (
         f"{about['machine']}, {about['cores']} cores, {versions}, commit {about['commit']}, "
         f"{about['date']}."
