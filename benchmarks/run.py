@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minivae import backends
+from minivae.data import load
 from minivae.environment import environment
 from minivae.errors import InputError, unknown
 
@@ -60,6 +61,8 @@ def run_suite(
         "end-to-end": lambda: iter([measure_end_to_end(device, data, quick)]),
         "start-up": lambda: iter([measure_start_up(device, data, quick)]),
     }
+    if {"end-to-end", "start-up"} & {*sections}:
+        load(data)  # what is no data is told before a file is written
     if output.exists() and not resume:
         raise InputError(f"{output} exists: --resume goes on with it, or name another with -o")
     if not output.exists():

@@ -206,6 +206,12 @@ def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
             raise InputError(f"export: a {model.head} head must come from a dense layer")
         for name in (f"{head}.weight", f"{head}.bias"):
             values[name][..., model.latent :] *= model.logvar_factor
+    shape = model.decoder.output_shape
+    if len(shape) == 3 and shape != model.image_shape:
+        raise InputError(
+            f"decoder: an output of {shape} for images of {model.image_shape} has no counterpart "
+            "with channels first"
+        )
     return [(network, modules(network, values)) for network in (model.encoder, model.decoder)]
 
 

@@ -344,6 +344,13 @@ def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
     assert output.read_text() == "measured for hours"
 
 
+def test_data_that_are_none_leave_no_result_file(tmp_path: Path) -> None:
+    output = tmp_path / "races.json"
+    with pytest.raises(InputError, match="data 'nope' is neither a path nor one of"):
+        run.run_suite("cpu", ["end-to-end"], output, quick=True, data="nope")
+    assert not output.exists()
+
+
 def test_a_case_that_fails_is_named_and_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -433,7 +440,8 @@ def test_what_is_measured_is_told_in_words(section: str, told: str) -> None:
 def test_a_program_that_fails_is_one_line_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--data", str(tmp_path / "nothing.npz"), "-o", str(tmp_path / "bench.json")]
+    np.save(tmp_path / "few.npy", np.zeros((20, 5, 5), np.uint8))  # fewer than a batch
+    options = ["--data", str(tmp_path / "few.npy"), "-o", str(tmp_path / "bench.json")]
     with pytest.raises(SystemExit, match="minivae: error: minivae train ended with status 2"):
         cli.main(["bench", "start-up", "--quick", *options])
 

@@ -316,8 +316,9 @@ def test_a_version_in_the_name_of_an_onnx_file_stays(tmp_path: Path) -> None:
         ([Flatten(), Reshape((7, 9, 3)), Flatten(), Dense(4)], [Dense(189)]),
         ([Conv2d(2, 3), Flatten()], [Dense(189)]),
         ([Flatten(), Dense(4)], [Dense(189), Reshape(COLOUR), Flatten()]),
+        ([Flatten(), Dense(4)], [Dense(189), Reshape((3, 21, 3))]),
     ],
-    ids=["reshaped to a vector", "reshaped", "flattened and reshaped", "code", "output"],
+    ids=["to a vector", "reshaped", "flattened and reshaped", "code", "output", "other image"],
 )
 def test_an_order_of_elements_that_channels_first_lacks_is_refused(
     encoder: list[Layer], decoder: list[Layer], export: Callable[..., object], tmp_path: Path

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,15 @@ def test_patience_ends_a_run_whose_validation_loss_rises() -> None:
     assert int(np.argmin(losses)) == len(losses) - 4
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that does not ignore SIGINT, as what a shell runs beside it does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 10, 15])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_by_a_signal_and_resumed_ends_with_the_same_bits(
