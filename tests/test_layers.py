@@ -39,7 +39,7 @@ from minivae.layers import (
 from minivae.models import VAE, Autoencoder, Objective
 from minivae.network import Network
 from minivae.ops.philox import LATENT_STREAM, Noise
-from minivae.ops.state import BETA, new_state
+from minivae.ops.state import BETA, SCHEDULE_COLUMNS, new_state
 from minivae.presets import PRESETS
 
 EXACT = 1e-13  # By norm: float64, the same products in the same order or nearly so.
@@ -590,7 +590,7 @@ def test_the_loss_is_the_mean_over_images_of_reconstruction_plus_beta_kl(likelih
     model = VAE([Flatten(), Dense(4)], [Dense(20)], objective, SMALL).to("reference", np.float64)
     bound = model.bind(3)
     bound.x[...] = np.random.default_rng(0).random(bound.x.shape)
-    schedule, totals = np.zeros((1, 4)), np.zeros(3)
+    schedule, totals = np.zeros((1, SCHEDULE_COLUMNS)), np.zeros(3)
     schedule[0, BETA] = 2.0
     bound.forward(Noise(0, LATENT_STREAM), schedule, new_state(), totals)
     means = model.means(totals, 3)

@@ -12,7 +12,7 @@ from test_parity_torch import torch as torch  # the fixture
 
 from minivae import VAE, Dense, Flatten, JoinLabel, Objective, Sigmoid, Tanh
 from minivae.ops.philox import standard_normal
-from minivae.ops.state import BETA, STEP, new_state
+from minivae.ops.state import BETA, CAPACITY, SCHEDULE_COLUMNS, STEP, new_state
 
 pytestmark = pytest.mark.peers
 
@@ -61,8 +61,8 @@ class DistributionsTwin(Twin):
 def assert_parity(twin: Twin, beta: float, tolerance: float) -> None:
     """The losses and every gradient of one batch."""
     twin.put(next(batches(twin.model, 1)))
-    schedule = np.zeros((1, 4), twin.model.dtype)
-    schedule[0, BETA] = beta
+    schedule = np.zeros((1, SCHEDULE_COLUMNS), twin.model.dtype)
+    schedule[0, BETA], schedule[0, CAPACITY] = beta, twin.model.objective.capacity
     ours, theirs = twin.our_loss(schedule), twin.their_loss(beta)
     for term, number in theirs.items():
         assert ours[term] == pytest.approx(number.item(), rel=tolerance), term
@@ -95,7 +95,7 @@ def test_the_calibrated_sigma_is_pytorch_s_root_of_the_mean_squared_error(torch:
     model = smooth_vae(likelihood="calibrated-gaussian").to("reference", np.float64)
     twin = DistributionsTwin(model, torch)
     twin.put(next(batches(model, 1)))
-    twin.our_loss(np.zeros((1, 4)))
+    twin.our_loss(np.zeros((1, SCHEDULE_COLUMNS)))
     y = torch.from_numpy(twin.bound.decoder.output.reshape(twin.images.shape))
     expected = math.sqrt(torch.nn.functional.mse_loss(y, twin.images).item())
     assert math.sqrt(twin.bound.variance[0]) == pytest.approx(expected, rel=DOUBLE)

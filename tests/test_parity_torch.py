@@ -36,7 +36,7 @@ from minivae.ops.adam import clip_gradient
 from minivae.ops.elbo import bernoulli_loss, squared_error_loss
 from minivae.ops.latent import latent_forward, split_head
 from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
-from minivae.ops.state import BETA, STEP, new_state
+from minivae.ops.state import BETA, SCHEDULE_COLUMNS, STEP, new_state
 from minivae.optim import Adam
 from minivae.presets import PRESETS
 
@@ -319,7 +319,7 @@ def test_a_preset_has_the_loss_and_every_gradient_of_pytorch(
 ) -> None:
     twin = Twin(PRESETS[name].model().to(device, dtype), torch)
     twin.put_clear_of_kinks()
-    schedule = np.zeros((1, 4), dtype)
+    schedule = np.zeros((1, SCHEDULE_COLUMNS), dtype)
     beta = schedule[0, BETA] = 1.5
     ours, theirs = twin.our_loss(schedule), twin.their_loss(beta)
     for term, number in ours.items():
