@@ -108,12 +108,8 @@ class ModelPass:
         calls = list(self.encoder.forward_calls)
         head, z = self.encoder.output, self.code
         if self.by_draws:
-            calls.append(
-                Call(
-                    "importance_latent_forward",
-                    *(head, z, self.log_ratio, self.logvar_factor, noise, state),
-                )
-            )
+            ratio, factor = self.log_ratio, self.logvar_factor
+            calls.append(Call("importance_latent_forward", head, z, ratio, factor, noise, state))
         elif self.model.latent:
             calls.append(Call("latent_forward", head, z, self.kl, noise, state))
         calls += self.decoder.forward_calls
@@ -142,12 +138,11 @@ class ModelPass:
         shape = (len(self.code), self.x.shape[1])
         logits = self.decoder.output.reshape(shape)
         dlogits = self.decoder.output_gradient.reshape(shape)
+        x, ratio, v, loss = self.x, self.log_ratio, self.weights, self.reconstruction
+        scale = 1 / self.rows
         importance = self.model.objective.estimator == "importance"
-        loss = Call(
-            *("importance_loss", logits, self.x, self.log_ratio, self.weights),
-            *(self.reconstruction, dlogits, 1 / self.rows, importance),
-        )
-        return [loss, *self.decoder.output_gradient_calls()]
+        call = Call("importance_loss", logits, x, ratio, v, loss, dlogits, scale, importance)
+        return [call, *self.decoder.output_gradient_calls()]
 
     def _reconstruction_loss(self, objective: Objective) -> list[Call]:
         """The loss and its gradient before the activation that made the output."""
@@ -168,12 +163,9 @@ class ModelPass:
         calls = list(self.decoder.input_gradient_calls)
         head, dz, dhead = self.encoder.output, self.dcode, self.encoder.output_gradient
         if self.by_draws:
-            calls.append(
-                Call(
-                    *("importance_latent_backward", head, dz, self.weights, dhead),
-                    *(1 / self.rows, self.logvar_factor, noise, state),
-                )
-            )
+            v, scale, factor = self.weights, 1 / self.rows, self.logvar_factor
+            arguments = (head, dz, v, dhead, scale, factor, noise, state)
+            calls.append(Call("importance_latent_backward", *arguments))
         elif self.model.latent:
             calls.append(Call("latent_backward", head, dz, self.kl_weight, dhead, noise, state))
         if self.model.latent:
