@@ -24,13 +24,13 @@ belongs to a row of a batch, and small, so that it seldom needs more memory than
 
 
 class ModelBuffers:
-    """Every array that batches of up to `rows` images, and inference on INFERENCE_BATCH of them,
+    """Every array that inference, and batches of up to `rows` images with `draws` of z in all,
     need, but for parameters."""
 
-    def __init__(self, model: "Autoencoder", rows: int) -> None:
+    def __init__(self, model: "Autoencoder", rows: int, draws: int) -> None:
         backend, dtype, d = model.backend, model.dtype, model.latent
         self.rows = batch = max(rows, INFERENCE_BATCH)
-        self.draws = draws = max(rows * model.objective.samples, INFERENCE_BATCH)
+        self.draws = draws = max(draws, INFERENCE_BATCH)
         by_draws = model.objective.by_draws
         self.x = backend.zeros((batch, model.pixels), dtype)
         self.onehot = backend.zeros((batch, model.classes), dtype)

@@ -266,7 +266,7 @@ class Autoencoder:
         draws = 1 if one_draw else self.objective.samples
         memory = self._memory
         if memory is None or memory.rows < rows or memory.draws < rows * draws:
-            self._memory = memory = ModelBuffers(self, rows)
+            self._memory = memory = ModelBuffers(self, rows, rows * draws)
         key = rows, draws
         if key not in memory.passes:
             memory.passes[key] = ModelPass(self, parameters, memory, rows, draws)

@@ -15,6 +15,7 @@ from minivae.data import Dataset, Splits, load
 from minivae.errors import InputError
 from minivae.gradcheck import TOLERANCE, check_gradients
 from minivae.layers import Dense, Flatten
+from minivae.model_pass import INFERENCE_BATCH
 from minivae.models import VAE, Autoencoder, Objective, model_from_config
 from minivae.ops.importance import log_mean_exp
 from minivae.ops.philox import LATENT_STREAM, Noise, standard_normal
@@ -123,6 +124,18 @@ def test_a_plain_autoencoder_draws_nothing() -> None:
     objective = Objective("bernoulli", estimator="importance")
     with pytest.raises(InputError, match="only a VAE draws its code"):
         Autoencoder([Flatten(), Dense(2)], [Dense(4)], objective, (2, 2, 1))
+
+
+def test_inference_takes_no_more_memory_for_more_draws() -> None:
+    model = preset("iwae-paper-iwae").model((4, 5, 1), samples=40).to("cpu")
+    images = np.random.default_rng(0).random((150, 4, 5, 1), np.float32)
+    model.encode(images)
+    alone = model.evaluate(images)
+    assert model._memory is not None
+    assert model._memory.draws == INFERENCE_BATCH
+    model.bind(20)
+    assert model._memory.draws == 20 * 40
+    assert model.evaluate(images) == alone
 
 
 def test_a_log_sigma_head_is_for_the_estimators_by_draws() -> None:
