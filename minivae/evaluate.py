@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .data import Dataset
 from .errors import InputError, check_choice, check_count, check_is, check_seed
-from .model_pass import INFERENCE_BATCH
+from .model_pass import ModelPass
 from .models import VAE, Autoencoder
 from .network import NetworkBuffers, NetworkPass
 from .ops.batch import BINARIZATIONS
@@ -300,19 +300,16 @@ def evaluate(
 
 def _losses(model: Autoencoder, x: NDArray, labels: NDArray | None) -> NDArray[np.float64]:
     """The loss of each image x (n, pixels) under a plain autoencoder."""
-    checked = model.checked_labels(labels, len(x))
-    losses = []
-    for first in range(0, len(x), INFERENCE_BATCH):
-        some = x[first : first + INFERENCE_BATCH]
-        bound = model.bind(len(some))
-        model.backend.assign(bound.x, model.backend.asarray(some.astype(model.dtype)))
-        if checked is not None:
-            onehot = np.eye(model.classes)[checked[first : first + INFERENCE_BATCH]]
-            model.backend.assign(bound.onehot, model.backend.asarray(onehot.astype(model.dtype)))
-        bound.mean_loss(Noise(0, EVALUATION_STREAM))
-        losses.append(model.backend.to_numpy(bound.reconstruction).astype(np.float64))
-    _check_finite(found := np.concatenate(losses))
-    return found
+    backend, objective = model.backend, model.final_objective
+
+    def run(model_pass: ModelPass, chunk: slice) -> Any:
+        backend.assign(model_pass.x, backend.asarray(x[chunk].astype(model.dtype)))
+        model_pass.mean_loss(Noise(0, EVALUATION_STREAM), objective)
+        return model_pass.reconstruction
+
+    losses = np.concatenate(model.by_chunks(len(x), labels, run)).astype(np.float64)
+    _check_finite(losses)
+    return losses + objective.constant(model.pixels)
 
 
 def _check_finite(losses: NDArray, first: int = 0) -> None:

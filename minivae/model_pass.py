@@ -116,14 +116,15 @@ class ModelPass:
         calls += self._importance_loss() if self.by_draws else self._reconstruction_loss(objective)
         self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
 
-    def mean_loss(self, noise: Noise) -> float:
-        """The mean loss of the rows in `x`, at the objective's final beta and capacity."""
-        objective = self.model.objective
+    def mean_loss(self, noise: Noise, objective: Objective | None = None) -> float:
+        """The mean loss of the rows in `x`, at the final beta and capacity of the model's objective
+        unless another is given."""
+        objective = objective or self.model.objective
         schedule = np.zeros((1, SCHEDULE_COLUMNS), self.model.dtype)
         schedule[0, BETA], schedule[0, CAPACITY] = objective.beta, objective.capacity
         totals = self.backend.zeros((TOTALS_SIZE,), np.float64)
         state = self.backend.asarray(new_state())
-        self.forward(noise, self.backend.asarray(schedule), state, totals)
+        self.forward(noise, self.backend.asarray(schedule), state, totals, objective)
         return float(self.backend.to_numpy(totals)[LOSS]) / self.rows
 
     def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:

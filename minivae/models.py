@@ -321,7 +321,7 @@ class Autoencoder:
             raise InputError(f"{expected}, got {found}")
         return np.array(np.broadcast_to(array, rows), np.int64)
 
-    def _by_chunks(
+    def by_chunks(
         self, rows: int, labels: ArrayLike | None, run: Callable[[ModelPass, slice], Any]
     ) -> list[NDArray]:
         """What `run` makes of each chunk of rows, once its labels are there."""
@@ -343,7 +343,7 @@ class Autoencoder:
             return model_pass.encoder.output
 
         none = np.empty((0, *self.encoder.output_shape), self.dtype)
-        return np.concatenate([none, *self._by_chunks(len(pixels), labels, run)])
+        return np.concatenate([none, *self.by_chunks(len(pixels), labels, run)])
 
     def encode(self, images: ArrayLike, labels: ArrayLike | None = None) -> Any:
         """The codes (n, *code_shape) of images (n, h, w, c).
@@ -367,7 +367,7 @@ class Autoencoder:
             return model_pass.decoder.output
 
         none = np.empty((0, *self.decoder.output_shape), self.dtype)
-        outputs = np.concatenate([none, *self._by_chunks(len(array), labels, run)])
+        outputs = np.concatenate([none, *self.by_chunks(len(array), labels, run)])
         images = outputs.reshape(-1, *self.image_shape)
         return sigmoid(images) if self.objective.likelihood == "bernoulli" else images
 

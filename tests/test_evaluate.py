@@ -242,11 +242,16 @@ def test_binarized_pixels_under_a_gaussian_are_one_apart() -> None:
     assert found.bits_per_dimension == pytest.approx(bits)
 
 
-@pytest.mark.parametrize("likelihood", ["squared-error", "bernoulli"])
+@pytest.mark.parametrize(
+    "likelihood", ["squared-error", "bernoulli", "gaussian", "calibrated-gaussian"]
+)
 def test_a_plain_autoencoders_loss_has_a_standard_error_over_images(likelihood: str) -> None:
     model = Autoencoder([Flatten(), Dense(4)], [Dense(PIXELS)], Objective(likelihood), IMAGE)
     images = np.random.default_rng(0).random((130, *IMAGE), np.float32)
-    found = evaluate(model.to("cpu"), Dataset(images, None)).loss
+    model.to("cpu")
+    if likelihood == "calibrated-gaussian":
+        model.calibrate(images[:50])
+    found = evaluate(model, Dataset(images, None)).loss
     alone = [model.evaluate(image[None])["loss"] for image in images]
     assert found.mean == pytest.approx(np.mean(alone), rel=1e-5)
     assert found.error == pytest.approx(np.std(alone, ddof=1) / math.sqrt(130), rel=1e-4)
