@@ -126,6 +126,7 @@ class Trainer:
         self.state = backend.asarray(new_state())
         self.permutation = backend.zeros((self.images,), np.int64)
         self._parameters = model.parameters
+        self._calibrated_at = -1
         self._captured: dict[int, Callable[[], None]] = {}
         # Here, so that too little memory is told before a run begins; and kept, since a captured
         # step goes on with its memory where the model has taken other since.
@@ -275,18 +276,19 @@ class Trainer:
         raise NotFiniteError(f"the loss is not finite at step {failed + 1}: see the KL term")
 
     def check_model(self) -> None:
-        """Calibrates sigma to the parameters as they are, where the likelihood needs it. Raises
+        """Calibrates sigma to the parameters, once a step where the likelihood needs it. Raises
         NotFiniteError if a parameter, since an update can overflow where the loss did not, or sigma
-        is not finite; InputError if no sigma is."""
+        is not finite; InputError if no sigma is most likely."""
         model, training = self.model, self.training
         for name, value in model.parameters.values.items():
             if not np.isfinite(model.backend.to_numpy(value)).all():
                 raise NotFiniteError(f"{name} is not finite after step {self.finished_steps}")
-        if model.objective.calibrated:
+        if model.objective.calibrated and self._calibrated_at != self.finished_steps:
             some = self.train.sample(CALIBRATION_IMAGES)
             options: Any = {"seed": training.seed, "binarization": training.binarization}
             if not math.isfinite(model.calibrate(some.images, some.labels, **options)):
                 raise NotFiniteError(f"sigma is not finite after step {self.finished_steps}")
+            self._calibrated_at = self.finished_steps
 
     def means_since(self, totals: NDArray, steps: int) -> dict[str, float]:
         """Means of loss, reconstruction and KL over the last `steps` steps, since `totals`."""

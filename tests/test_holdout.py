@@ -96,6 +96,18 @@ def test_sigma_is_calibrated_on_images_of_all_classes(monkeypatch: pytest.Monkey
     assert of_30 == pytest.approx(model.calibrate(sorted_by_class().train.images), rel=0.2)
 
 
+def test_sigma_is_calibrated_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Objective("calibrated-gaussian")
+    model = VAE([Flatten(), Dense(4)], [Dense(6)], objective, IMAGE).to("cpu")
+    trainer, calls = Trainer(model, splits(), Training(batch_size=10)), []
+    monkeypatch.setattr(model, "calibrate", lambda *_, **__: calls.append(1) or 1.0)
+    for steps in (1, 1, 2):
+        while trainer.finished_steps < steps:
+            trainer.step()
+        trainer.check_model()
+    assert len(calls) == 2
+
+
 def test_a_checkpoint_within_an_epoch_has_the_sigma_of_its_weights(tmp_path: Path) -> None:
     objective = Objective("calibrated-gaussian")
     model = VAE([Flatten(), Dense(4)], [Dense(6)], objective, IMAGE)
