@@ -95,6 +95,7 @@ class Launches(KernelBackend):
             if kind == "int" and not is_pointer
         }
         x, splits, _ = grid
+        x -= kernel == "dense_input_gradient_totals"  # the block of the totals
         if kernel.startswith("conv_weight"):
             divided = _divided(arguments[0])
         elif stem in WITH_TILES:
@@ -122,7 +123,9 @@ def _depths(kernel: str, size: dict[str, int]) -> list[int]:
     """How deep a matrix product's contraction is, or each phase's."""
     if kernel.startswith("dense_weight"):
         return [size["n"]]
-    if kernel in ("dense_input_gradient", "dense_latent_backward"):
+    if kernel == "dense_latent_forward":
+        return [size["d"]]
+    if kernel.startswith("dense_input_gradient") or kernel == "dense_latent_backward":
         return [size["o"]]
     if kernel.startswith("dense"):
         return [size["i"]]

@@ -35,7 +35,7 @@ def source(stem: str, *, tensor_cores: bool = False, tile: Tile = MEDIUM) -> str
     The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of their
     tiles; the others are the same for all.
     """
-    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh", "importance.cuh"], ""
+    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh"], ""
     if stem in WITH_TILES:
         headers += ["async.cuh", "mma.cuh", "tile.cuh"]
         settings = (

@@ -130,6 +130,13 @@ __device__ __forceinline__ float activation_backward_from_output(
   return dy * activation_derivative(kind, slope, 0.0f, y);
 }
 
+// One latent dimension's draw from its noise, and its KL.
+__device__ __forceinline__ void latent_draw(
+    float mu, float logvar, float eps, float& z, float& kl) {
+  z = mu + expf(0.5f * logvar) * eps;                // latent.E1
+  kl = 0.5f * (mu * mu + expm1f(logvar) - logvar);  // latent.E2
+}
+
 // One latent dimension's gradients from dz, the gradient of its draw, and the weight c of its KL.
 __device__ __forceinline__ void latent_gradient(
     float mu, float logvar, float eps, float dz, float c, float& dmu, float& dlogvar) {

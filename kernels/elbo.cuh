@@ -1,5 +1,5 @@
 // The terms of the ELBO, by the equations of ops/elbo.py, for elbo.cu and for the decoder's last
-// matrix product, whose epilogue they are.
+// matrix product and its gradient's, which they are a part of.
 
 // A pixel's loss from its logit a, and d, the gradient of the loss by a (elbo.E2).
 __device__ __forceinline__ float bernoulli(float a, float pixel, float scale, float& d) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ void elbo_totals_of_block(
   float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
 
   float reconstruction_sum = sum_of(threadIdx.x, n, blockDim.x, [&](int row) {
-    return __ldcg(reconstruction + row);  // perhaps just written by another block
+    return reconstruction[row];
   });
   float kl_sum = 0.0f, bounded_sum = 0.0f;
   for (int first = 0; first < d; first += TOTALS_COLUMNS) {

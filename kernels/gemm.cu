@@ -20,22 +20,123 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
 
-// dz (n, o), w (i, o), x and dz_below (n, i). Grid: tiles of dz_below, by splits.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient(
-    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
-    float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
-    int* __restrict__ arrivals, int n, int i, int o) {
+// The latent as an operand: z (n, d) is drawn where it is read, a run with one counter of Philox. Of
+// all who read a draw one `leaves` it in memory, with its KL. What a run has beyond column d is
+// multiplied by zeros. head (n, 2 d), z and kl (n, d).
+struct Draw {
+  static const bool INNER_DEPTH = true;
+  const float* head;
+  float* z;
+  float* kl;
+  unsigned long long seed;
+  unsigned int stream;
+  long long step;
+  bool leaves;
+  int n, d;
+  __device__ __forceinline__ Run run(int row, int j) const {
+    Run drawn = {}, divergence;
+    int count = row < n ? d - j : 0;
+    if (count <= 0) return drawn;
+    const float* mean = head + (size_t)row * 2 * d + j;
+    Run mu = load_run(mean, count), logvar = load_run(mean + d, count);
+    float eps[RUN];
+    normal4(random_words(j / RUN, row, step, seed, stream), eps);
+#pragma unroll
+    for (int i = 0; i < RUN; ++i) {
+      latent_draw(mu.lane[i], logvar.lane[i], eps[i], drawn.lane[i], divergence.lane[i]);
+    }
+    if (leaves) {
+      store_run(z + (size_t)row * d + j, drawn, count);
+      store_run(kl + (size_t)row * d + j, divergence, count);
+    }
+    return drawn;
+  }
+};
+
+// A thread's share in drawing slices, in place of copying them.
+template <int LENGTH>
+struct Copier<LENGTH, Draw> {
+  const Draw& draw;
+  int first_row;
+  __device__ __forceinline__ Copier(const Draw& draw, int first_row)
+      : draw(draw), first_row(first_row) {}
+  __device__ __forceinline__ void copy(float* slice, int first_depth) const {
+#pragma unroll 1
+    for (int run = threadIdx.x; run < LENGTH * DEPTH / RUN; run += THREADS) {
+      int row = run / (DEPTH / RUN), depth = run % (DEPTH / RUN) * RUN;
+      float* target = slice + Slice<true, LENGTH>::at(row, depth);
+      *(Run*)target = draw.run(first_row + row, first_depth + depth);
+    }
+  }
+};
+
+// latent_forward and dense_forward of the decoder's first layer. head (n, 2 d), z and kl (n, d), w
+// (d, o), b (o,), y (n, o), state (5,). Grid: tiles of y, by splits.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_forward(
+    const float* __restrict__ head, float* __restrict__ z, float* __restrict__ kl,
+    unsigned long long seed, unsigned int stream, const long long* __restrict__ state,
+    const float* __restrict__ w, const float* __restrict__ b, float* __restrict__ y, int kind,
+    float slope, float* __restrict__ partials, int* __restrict__ arrivals, int n, int d, int o) {
+  using B = Matrix<false>;
+  __shared__ __align__(16) float memory[MEMORY];
+  Place place(blockIdx.x, o);
+  Share share = this_share(partials, arrivals);
+  Draw draw = {head, z, kl, seed, stream, state[STEP], place.column == 0, n, d};
+  multiply(
+      memory, draw, B{w, o, d}, place.row, place.column, share.first(d), share.end(d), false);
+  if (!share.gather(memory, n - place.row)) return;
+  for_each_run(
+      memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
+}
+
+// A tile of dense_input_gradient, in a launch whose first `before` blocks along x do something else.
+__device__ __forceinline__ void input_gradient_tile(
+    float* memory, const float* dz, const float* w, const float* x, float* dz_below, int kind,
+    float slope, float* partials, int* arrivals, int before, int n, int i, int o) {
   using A = Matrix<true>;
   using B = Matrix<true>;
-  __shared__ __align__(16) float memory[MEMORY];
-  Place place(blockIdx.x, i);
-  Share share = this_share(partials, arrivals);
+  Place place(blockIdx.x - before, i);
+  Share share = this_share(partials, arrivals, before);
   multiply(
       memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o),
       false);
   if (!share.gather(memory, n - place.row)) return;
   for_each_run(
       memory, place.row, place.column, n, i, ActivationDerivative{x, dz_below, kind, slope, i});
+}
+
+// dz (n, o), w (i, o), x and dz_below (n, i). Grid: tiles of dz_below, by splits.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient(
+    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
+    float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
+    int* __restrict__ arrivals, int n, int i, int o) {
+  __shared__ __align__(16) float memory[MEMORY];
+  input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 0, n, i, o);
+}
+
+// The same, and elbo_totals beside it, by the block that comes first. With `tiles` it makes loss
+// (images,) from row_sums (tiles, images), without them loss is there. The others are as in
+// elbo_totals: kl (images, d), schedule, state, kl_weight (d,), totals. Grid: one more along x.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient_totals(
+    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
+    float* __restrict__ dz_below, int kind, float slope, const float* __restrict__ row_sums,
+    float* __restrict__ loss, const float* __restrict__ kl, const float* __restrict__ schedule,
+    long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
+    double* __restrict__ totals, float* __restrict__ partials, int* __restrict__ arrivals,
+    int tiles, int images, int d, int n, int i, int o) {
+  __shared__ __align__(16) float memory[MEMORY];
+  if (blockIdx.x > 0) {
+    input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 1, n, i, o);
+    return;
+  }
+  if (blockIdx.y > 0) return;
+  for (int image = threadIdx.x; image < (tiles ? images : 0); image += THREADS) {
+    loss[image] = sum_of(0, tiles, 1, [&](int tile) {
+      return row_sums[(size_t)tile * images + image];
+    });
+  }
+  __syncthreads();
+  elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, images, d);
 }
 
 // The epilogue that ends in the encoder's head: dz of a latent dimension gives dhead at two places
@@ -96,33 +197,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
       LatentBackward{head, kl_weight, dhead, seed, stream, step, d});
 }
 
-// Where the fused losses leave their sums: a row's loss for each column of tiles,
-// (tiles across, n), and counters: one for all rows of tiles, then one for each.
-struct RowSums {
-  float* parts;
-  int* arrivals;
-  float* loss;
-
-  // Adds up the losses of the rows over the columns of tiles: neighbouring threads share a row.
-  // True in the block that is the last of the launch.
-  __device__ __forceinline__ bool gather(const Place& place, int n, int o) const {
-    const int sharing = THREADS / ROWS;
-    int tiles = ceil_div(o, COLUMNS), row = place.row + threadIdx.x / sharing;
-    if (!last_to_arrive(arrivals + 1 + place.row / ROWS, tiles)) return false;
-    float sum = sum_of(threadIdx.x % sharing, row < n ? tiles : 0, sharing, [&](int tile) {
-      return __ldcg(parts + (size_t)tile * n + row);
-    });
-#pragma unroll
-    for (int offset = sharing / 2; offset > 0; offset /= 2) {
-      sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
-    }
-    if (threadIdx.x % sharing == 0 && row < n) loss[row] = sum;
-    return last_to_arrive(arrivals, ceil_div(n, ROWS));
-  }
-};
-
 // y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and the gradient d that
-// goes to dz. y and dz (n, o), target (n / draws, o).
+// goes to dz. y and dz (n, o), target (n / draws, o). row_sums (tiles across, n) gets each row's loss
+// in each column of tiles: adding them up is the next launch's, where nobody has to wait for it.
 template <class Loss>
 struct LossOfOutput {
   static const int TOGETHER = 2;
@@ -136,7 +213,7 @@ struct LossOfOutput {
   int kind;
   float slope;
   Loss loss;
-  RowSums sums;
+  float* row_sums;
   int draws, n, o;
   __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
     return {
@@ -164,7 +241,7 @@ struct LossOfOutput {
     for (int offset = COLUMNS / RUN / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
     }
-    if (column % COLUMNS == 0 && row < n) sums.parts[(size_t)(column / COLUMNS) * n + row] = sum;
+    if (column % COLUMNS == 0 && row < n) row_sums[(size_t)(column / COLUMNS) * n + row] = sum;
   }
 };
 
@@ -184,10 +261,9 @@ struct SquaredErrorLoss {
   }
 };
 
-// The decoder's last layer with its loss, summed over each row. True in the block that is the last
-// of the launch.
+// The decoder's last layer with its loss.
 template <class Loss>
-__device__ __forceinline__ bool dense_loss(
+__device__ __forceinline__ void dense_loss(
     float* memory, const float* x, const float* w, float* partials, int* arrivals,
     const LossOfOutput<Loss>& finish, int i) {
   using A = Matrix<true>;
@@ -197,71 +273,33 @@ __device__ __forceinline__ bool dense_loss(
   Share share = this_share(partials, arrivals);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (!share.gather(memory, n - place.row)) return false;
+  if (!share.gather(memory, n - place.row)) return;
   for_each_run(memory, place.row, place.column, n, o, finish);
-  return finish.sums.gather(place, n, o);
 }
 
-// x (n, i), w (i, o), b (o,), y, target and dz (n, o), loss (n,), and as in elbo_totals kl (n, d),
-// schedule, state, kl_weight (d,), totals; workspaces as tile.cuh and RowSums have them. Grid:
-// tiles of y, by splits.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_elbo(
+// dense_forward and bernoulli_loss, or importance_loss but for its weights: with k = `draws` x, y and
+// dz have rows i k + s, target one an image. x (n, i), w (i, o), b (o,), y and dz (n, o), target
+// (n / draws, o), row_sums (tiles across, n). Grid: tiles of y, by splits.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_loss(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
-    float* __restrict__ loss, float* __restrict__ dz, float scale, const float* __restrict__ kl,
-    const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
-    float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
-    int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
-    int i, int o, int d) {
+    float* __restrict__ dz, float scale, float* __restrict__ row_sums, float* __restrict__ partials,
+    int* __restrict__ arrivals, int draws, int n, int i, int o) {
   __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<BernoulliLoss> finish = {
-      b, y, target, dz, kind, slope, {scale}, {row_sums, row_arrivals, loss}, 1, n, o};
-  bool last = dense_loss(memory, x, w, partials, arrivals, finish, i);
-  if (last) {
-    elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
-  }
+      b, y, target, dz, kind, slope, {scale}, row_sums, draws, n, o};
+  dense_loss(memory, x, w, partials, arrivals, finish, i);
 }
 
 // The same for the squared error with its weight.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_error_elbo(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_error_loss(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
-    float* __restrict__ loss, float* __restrict__ dz, float scale, float weight,
-    const float* __restrict__ kl, const float* __restrict__ schedule, long long* __restrict__ state,
-    float free_bits, float* __restrict__ kl_weight, double* __restrict__ totals,
-    float* __restrict__ row_sums, int* __restrict__ row_arrivals, float* __restrict__ partials,
-    int* __restrict__ arrivals, int n, int i, int o, int d) {
+    float* __restrict__ dz, float scale, float weight, float* __restrict__ row_sums,
+    float* __restrict__ partials, int* __restrict__ arrivals, int draws, int n, int i, int o) {
   __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<SquaredErrorLoss> finish = {
-      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, {row_sums, row_arrivals, loss},
-      1, n, o};
-  bool last = dense_loss(memory, x, w, partials, arrivals, finish, i);
-  if (last) {
-    elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
-  }
-}
-
-// The Bernoulli loss of k draws per image: x, y, dz, log_ratio, weights have rows i k + s, target
-// (n, o) and loss (n,) one per image. Makes weights, and dz as if each draw had weight 1 and the
-// batch one image: importance_weigh scales it.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_importance_elbo(
-    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
-    float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
-    const float* __restrict__ log_ratio, float* __restrict__ weights, float* __restrict__ loss,
-    float* __restrict__ dz, int importance, const float* __restrict__ kl,
-    const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
-    float* __restrict__ kl_weight, double* __restrict__ totals, float* __restrict__ row_sums,
-    int* __restrict__ row_arrivals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
-    int k, int i, int o, int d) {
-  __shared__ __align__(16) float memory[MEMORY];
-  LossOfOutput<BernoulliLoss> finish = {
-      b, y, target, dz, kind, slope, {1.0f}, {row_sums, row_arrivals, weights}, k, n * k, o};
-  if (!dense_loss(memory, x, w, partials, arrivals, finish, i)) return;
-  for (int image = threadIdx.x / WARP; image < n; image += THREADS / WARP) {
-    size_t first = (size_t)image * k;
-    float bound = bound_of_draws(weights + first, log_ratio + first, importance, k);
-    if (threadIdx.x % WARP == 0) loss[image] = -bound;
-  }
-  __syncthreads();
-  elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, draws, n,
+      o};
+  dense_loss(memory, x, w, partials, arrivals, finish, i);
 }

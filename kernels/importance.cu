@@ -1,6 +1,39 @@
 // Objectives of k draws per image, by the equations of ops/importance.py. Arrays with k rows an
 // image have draw s, here counted from 0, of image i in row i k + s; and so has their noise.
 
+const float LOWEST = -3.402823466e38f;  // of all finite float32
+
+// The largest of a value over a warp, in every lane. A NaN may be lost.
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int offset = WARP / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(WHOLE_WARP, value, offset));
+  }
+  return value;
+}
+
+// An image's bound, in every lane of the warp that works on it (importance.E2). weights (k,) has
+// -log p(x|z) of each draw and gets its weight (E3).
+__device__ __forceinline__ float bound_of_draws(
+    float* weights, const float* log_ratio, int importance, int k) {
+  int lane = threadIdx.x % WARP;
+  float largest = LOWEST, mean = 0.0f, sum = 0.0f;
+  for (int s = lane; s < k; s += WARP) {
+    float log_weight = log_ratio[s] - weights[s];  // importance.E1
+    weights[s] = log_weight;
+    largest = fmaxf(largest, log_weight);
+    mean += log_weight / (float)k;
+  }
+  largest = warp_max(largest);
+  for (int s = lane; s < k; s += WARP) sum += expf(weights[s] - largest);  // a NaN stays in it
+  mean = warp_sum(mean);
+  sum = warp_sum(sum);
+  for (int s = lane; s < k; s += WARP) {
+    weights[s] = importance ? expf(weights[s] - largest) / sum : 1.0f / (float)k;
+  }
+  return importance ? largest + logf(sum / (float)k) : mean;
+}
+
 // head (n, 2 d), z (rows, d), log_ratio (rows,), state (5,), rows = n k. A warp for each row, whose
 // lanes have four columns at a time.
 extern "C" __global__ void importance_latent_forward(
@@ -61,12 +94,44 @@ extern "C" __global__ void importance_loss(
   }
 }
 
-// dlogits (rows, m), weights (rows,). Grid: rows, by parts of m. What importance_loss ends with,
-// after dense_importance_elbo.
+const int MOST_WEIGHED = 256;  // draws
+
+// dlogits (n k, m), row_sums (tiles, n k), log_ratio and weights (n k,), loss (n,), k at most
+// MOST_WEIGHED. Grid: images, by parts of m. What is left of importance_loss after
+// dense_bernoulli_loss: every block works out its image's weights for itself.
 extern "C" __global__ void importance_weigh(
-    float* __restrict__ dlogits, const float* __restrict__ weights, float scale, int m) {
+    float* __restrict__ dlogits, const float* __restrict__ row_sums,
+    const float* __restrict__ log_ratio, float* __restrict__ weights, float* __restrict__ loss,
+    float scale, int importance, int tiles, int n, int k, int m) {
+  __shared__ float own[MOST_WEIGHED];
+  size_t image = blockIdx.x, first = image * k, rows = (size_t)n * k;
+  for (int s = threadIdx.x; s < k; s += blockDim.x) {
+    own[s] = sum_of(0, tiles, 1, [&](int tile) { return row_sums[tile * rows + first + s]; });
+  }
+  __syncthreads();
+  if (threadIdx.x < WARP) {
+    float bound = bound_of_draws(own, log_ratio + first, importance, k);
+    if (threadIdx.x == 0 && blockIdx.y == 0) loss[image] = -bound;
+  }
+  __syncthreads();
+  if (blockIdx.y == 0) {
+    for (int s = threadIdx.x; s < k; s += blockDim.x) weights[first + s] = own[s];
+  }
   int j = blockIdx.y * blockDim.x + threadIdx.x;
-  if (j < m) dlogits[(size_t)blockIdx.x * m + j] *= scale * weights[blockIdx.x];  // E4
+  if (j >= m) return;
+  const int at_once = 8;  // loads before the first store, which would have them wait
+#pragma unroll 1
+  for (int s = 0; s < k; s += at_once) {
+    float gradients[at_once];
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) {
+      if (s + t < k) gradients[t] = dlogits[(first + s + t) * m + j];
+    }
+#pragma unroll
+    for (int t = 0; t < at_once; ++t) {
+      if (s + t < k) dlogits[(first + s + t) * m + j] = scale * own[s + t] * gradients[t];  // E4
+    }
+  }
 }
 
 // head and dhead (n, 2 d), dz (n k, d), weights (n k,), state (5,). One warp for each of

@@ -20,11 +20,7 @@ extern "C" __global__ void latent_forward(
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     int j = 4 * block + lane;
-    if (j < d) {
-      z[row * d + j] = mu[lane] + expf(0.5f * logvar[lane]) * eps[lane];  // latent.E1
-      kl[row * d + j] =
-          0.5f * (mu[lane] * mu[lane] + expm1f(logvar[lane]) - logvar[lane]);  // latent.E2
-    }
+    if (j < d) latent_draw(mu[lane], logvar[lane], eps[lane], z[row * d + j], kl[row * d + j]);
   }
 }
 

@@ -638,9 +638,11 @@ struct StepEnd {
   }
 };
 
-// Tiles along x and, for the launches that have phases, z; splits along y.
-__device__ __forceinline__ Share this_share(float* partials, int* arrivals) {
-  int tile = blockIdx.z * gridDim.x + blockIdx.x, tiles = gridDim.z * gridDim.x;
+// Tiles along x, after `before` other blocks, and, for the launches that have phases, z; splits along
+// y.
+__device__ __forceinline__ Share this_share(float* partials, int* arrivals, int before = 0) {
+  int across = gridDim.x - before, tiles = gridDim.z * across;
+  int tile = blockIdx.z * across + blockIdx.x - before;
   return {tile, tiles, (int)blockIdx.y, (int)gridDim.y, partials, arrivals};
 }
 

@@ -94,14 +94,14 @@ class ModelPass:
             *self.encoder.weight_gradient_calls,
         ]
 
-    def forward(
+    def forward_calls(
         self,
         noise: Noise,
         schedule: Any,
         state: Any,
         totals: Any,
         objective: Objective | None = None,
-    ) -> None:
+    ) -> list[Call]:
         """From `x` to the loss, which is added to `totals`, and its gradient before the decoder's
         output activation. The loss is the model's objective unless another is given."""
         objective = objective or self.model.objective
@@ -114,7 +114,7 @@ class ModelPass:
             calls.append(Call("latent_forward", head, z, self.kl, noise, state))
         calls += self.decoder.forward_calls
         calls += self._importance_loss() if self.by_draws else self._reconstruction_loss(objective)
-        self.backend.sequence(*calls, self._totals(objective, schedule, state, totals))
+        return [*calls, self._totals(objective, schedule, state, totals)]
 
     def mean_loss(self, noise: Noise, objective: Objective | None = None) -> float:
         """The mean loss of the rows in `x`, at the final beta and capacity of the model's objective
@@ -124,7 +124,8 @@ class ModelPass:
         schedule[0, BETA], schedule[0, CAPACITY] = objective.beta, objective.capacity
         totals = self.backend.zeros((TOTALS_SIZE,), np.float64)
         state = self.backend.asarray(new_state())
-        self.forward(noise, self.backend.asarray(schedule), state, totals, objective)
+        calls = self.forward_calls(noise, self.backend.asarray(schedule), state, totals, objective)
+        self.backend.sequence(*calls)
         return float(self.backend.to_numpy(totals)[LOSS]) / self.rows
 
     def _totals(self, objective: Objective, schedule: Any, state: Any, totals: Any) -> Call:
@@ -159,8 +160,9 @@ class ModelPass:
             calls.append(Call("calibrate_gaussian", loss, da, self.variance))
         return calls
 
-    def input_gradients(self, noise: Noise, state: Any) -> None:
-        """The gradient at every layer's output, after `forward` with the same noise and state."""
+    def input_gradient_calls(self, noise: Noise, state: Any) -> list[Call]:
+        """To the gradient at every layer's output, after `forward_calls` of the same noise and
+        state."""
         calls = list(self.decoder.input_gradient_calls)
         head, dz, dhead = self.encoder.output, self.dcode, self.encoder.output_gradient
         if self.by_draws:
@@ -171,11 +173,11 @@ class ModelPass:
             calls.append(Call("latent_backward", head, dz, self.kl_weight, dhead, noise, state))
         if self.model.latent:
             calls += self.encoder.output_gradient_calls()
-        self.backend.sequence(*calls, *self.encoder.input_gradient_calls)
+        return [*calls, *self.encoder.input_gradient_calls]
 
     def backward(self, noise: Noise, state: Any) -> None:
-        """All parameter gradients, after `forward` with the same noise and state."""
-        self.input_gradients(noise, state)
+        """All parameter gradients, after `forward_calls` of the same noise and state."""
+        self.backend.sequence(*self.input_gradient_calls(noise, state))
         gradients = self.model.parameters.flat["gradients"]
         self.backend.weight_gradients(self.weight_gradient_calls, gradients)
 

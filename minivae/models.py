@@ -464,7 +464,8 @@ class Autoencoder:
             backend.gather_batch(resident, order, state, *drawn)
             if resident_labels is not None:
                 backend.gather_labels(resident_labels, order, state, model_pass.onehot)
-            model_pass.forward(noise, schedule, state, totals, objective)
+            calls = model_pass.forward_calls(noise, schedule, state, totals, objective)
+            backend.sequence(*calls)
             backend.advance_state(state, size)
 
         captured = {size: backend.capture(partial(run, size)) for size in set(sizes)}

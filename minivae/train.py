@@ -237,8 +237,10 @@ class Trainer:
         backend.gather_batch(self.data, permutation, self.state, model_pass.x, *binarization)
         if self.labels is not None:
             backend.gather_labels(self.labels, permutation, self.state, model_pass.onehot)
-        model_pass.forward(noise, self.schedule, self.state, self.totals)
-        model_pass.input_gradients(noise, self.state)
+        backend.sequence(
+            *model_pass.forward_calls(noise, self.schedule, self.state, self.totals),
+            *model_pass.input_gradient_calls(noise, self.state),
+        )
         return model_pass
 
     def _step(self, rows: int) -> None:

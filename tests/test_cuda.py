@@ -336,7 +336,7 @@ def test_the_command_trains_goes_on_and_evaluates_on_the_gpu_as_on_the_cpu(
         assert on_gpu[figure]["mean"] == pytest.approx(on_cpu[figure]["mean"], rel=1e-4), figure
 
 
-LAUNCHES = [("glyphs", 10), ("mnist-dense", 14), ("iwae-paper-iwae", 16)]
+LAUNCHES = [("glyphs", 9), ("mnist-dense", 13), ("iwae-paper-iwae", 16)]
 
 
 def trainer_of(name: str) -> Trainer:

@@ -210,8 +210,13 @@ def _totals(loss: Out, kl: NDArray, beta: float, free_bits: float) -> Call:
     return Call("elbo_totals", loss, In(kl), schedule, state, free_bits, *written)
 
 
+def _input_gradient(dz: Out, w: NDArray, x: NDArray) -> Call:
+    """Through the decoder's last layer."""
+    return Call("dense_input_gradient", dz, In(w), In(x), Out(x.shape), Activation("tanh"))
+
+
 def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
-    """The decoder's last layer, its loss, the totals."""
+    """The decoder's last layer, its loss, the totals, its input gradient."""
     rng = np.random.default_rng([n, i])
     x, w = rng.standard_normal((n, i)), rng.standard_normal((i, o)) / i**0.5
     y, loss, dz = Out((n, o)), Out((n,)), Out((n, o))
@@ -224,6 +229,7 @@ def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
         Call("dense_forward", In(x), In(w), In(rng.random(o)), y, activation),
         Call(f"{likelihood}_loss", *scored),
         _totals(loss, rng.random((n, d)), 0.7, 0.45),
+        _input_gradient(dz, w, x),
     ]
     return Case("sequence", f"{likelihood}-{n}x{i}x{o}x{d}", calls)
 
@@ -232,15 +238,28 @@ def dense_bound(importance: bool, n: int, draws: int, i: int, o: int) -> Case:
     """The same with the bound of several draws."""
     rng, rows = np.random.default_rng([n, draws]), n * draws
     x, w = rng.standard_normal((rows, i)), rng.standard_normal((i, o)) / i**0.5
-    y, loss = Out((rows, o)), Out((n,))
+    y, loss, dz = Out((rows, o)), Out((n,)), Out((rows, o))
     given = (y, In(rng.random((n, o))), In(rng.standard_normal(rows)))
-    written = (Out((rows,)), loss, Out((rows, o)))
+    written = (Out((rows,)), loss, dz)
     calls = [
         Call("dense_forward", In(x), In(w), In(rng.random(o)), y, IDENTITY),
         Call("importance_loss", *given, *written, 1 / n, importance),
         _totals(loss, np.zeros((n, 0)), 1.0, 0.0),
+        _input_gradient(dz, w, x),
     ]
     return Case("sequence", f"bound-{importance}-{n}x{draws}x{i}x{o}", calls)
+
+
+def latent_forward(n: int, d: int, o: int) -> Case:
+    """The latent and the decoder's first layer."""
+    rng, z = np.random.default_rng([n, d]), Out((n, d))
+    head, w, b = (In(rng.standard_normal(shape)) for shape in ((n, 2 * d), (d, o), (o,)))
+    noise, state = Noise(7, LATENT_STREAM), In(new_state(step=9))
+    calls = [
+        Call("latent_forward", head, z, Out((n, d)), noise, state),
+        Call("dense_forward", z, w, b, Out((n, o)), Activation("relu")),
+    ]
+    return Case("sequence", f"latent_forward-{n}x{d}x{o}", calls)
 
 
 def latent_backward(n: int, d: int, o: int) -> Case:
@@ -257,12 +276,20 @@ def latent_backward(n: int, d: int, o: int) -> Case:
 
 
 LOSS_SHAPES = [(1, 1, 1, 1), (33, 7, 67, 5), (65, 31, 12, 0), (40, 50, 29, 6), (129, 400, 784, 33)]
-BOUND_SHAPES = [(1, 1, 1, 1), (7, 5, 31, 67), (3, 33, 7, 12), (20, 50, 200, 784), (129, 2, 7, 12)]
+BOUND_SHAPES = [
+    (1, 1, 1, 1),
+    (7, 5, 31, 67),
+    (3, 33, 7, 12),
+    (20, 50, 200, 784),
+    (129, 2, 7, 12),
+    (2, 257, 7, 9),
+]
+LATENT_SHAPES = [(1, 1, 1), (33, 5, 67), (128, 20, 400), (129, 65, 7), (40, 64, 33)]
 SEQUENCES = [
     *(dense_elbo("bernoulli", *shape) for shape in LOSS_SHAPES),
     *(dense_elbo("squared_error", *shape) for shape in LOSS_SHAPES),
     *(dense_bound(importance, *s) for importance in (True, False) for s in BOUND_SHAPES),
-    *(latent_backward(*s) for s in [(1, 1, 1), (33, 5, 67), (128, 20, 400), (129, 65, 7)]),
+    *(make(*s) for make in (latent_forward, latent_backward) for s in LATENT_SHAPES),
 ]
 
 
@@ -278,7 +305,7 @@ def test_a_fused_sequence_is_the_references(name: str, case: Case) -> None:
 def test_a_fused_bound_that_is_not_finite_is_seen() -> None:
     case = dense_bound(True, 2, 3, 3, 4)
     case.arguments[0].arguments[0].array[4, 1] = np.nan
-    *_, state, _, totals = Runner(EmulatedBackend(), np.float32)(case)
+    *_, state, _, totals, _ = Runner(EmulatedBackend(), np.float32)(case)
     assert state[FAILED] == 1
     assert not totals.any()
 
@@ -320,6 +347,7 @@ ORDERED = [
     case_of("sequence", "bernoulli-33"),
     case_of("sequence", "squared_error-129"),
     case_of("sequence", "bound-True-7x5"),
+    case_of("sequence", "latent_forward-33"),
     case_of("sequence", "latent_backward-129"),
     update(NO_GRADIENT),
 ]
@@ -518,9 +546,15 @@ PLANTED = {
     ),
     "a missing barrier before a bound": (
         "importance",
-        "  __syncthreads();\n  if (threadIdx.x < WARP) {",
-        "  if (threadIdx.x < WARP) {",
+        "weights[first + s] = total;\n  }\n  __syncthreads();",
+        "weights[first + s] = total;\n  }",
         case_of("importance_loss", "2x50"),
+    ),
+    "a missing barrier before a bound that weighs": (
+        "importance",
+        "tile * rows + first + s]; });\n  }\n  __syncthreads();",
+        "tile * rows + first + s]; });\n  }",
+        case_of("sequence", "bound-True-3x33"),
     ),
     "a loss of a row that is none": (
         "gemm",
@@ -530,8 +564,8 @@ PLANTED = {
     ),
     "a wrong equation": (
         "latent",
-        "z[row * d + j] = mu[lane] + expf(0.5f * logvar[lane])",
-        "z[row * d + j] = mu[lane] + expf(logvar[lane])",
+        "z = mu + expf(0.5f * logvar) * eps;",
+        "z = mu + expf(logvar) * eps;",
         case_of("latent_forward"),
     ),
 }

@@ -34,7 +34,7 @@ def gradients(model: Autoencoder, rows: int = 3) -> tuple[float, dict[str, NDArr
     bound = model.bind(rows)
     bound.x[...] = np.random.default_rng(1).random(bound.x.shape)
     totals, schedule = np.zeros(3), np.ones((1, SCHEDULE_COLUMNS))
-    bound.forward(NOISE, schedule, new_state(), totals)
+    bound.backend.sequence(*bound.forward_calls(NOISE, schedule, new_state(), totals))
     bound.backward(NOISE, new_state())
     return totals[0] / rows, dict(model.parameters.gradients)
 

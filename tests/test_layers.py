@@ -592,7 +592,9 @@ def test_the_loss_is_the_mean_over_images_of_reconstruction_plus_beta_kl(likelih
     bound.x[...] = np.random.default_rng(0).random(bound.x.shape)
     schedule, totals = np.zeros((1, SCHEDULE_COLUMNS)), np.zeros(3)
     schedule[0, BETA] = 2.0
-    bound.forward(Noise(0, LATENT_STREAM), schedule, new_state(), totals)
+    bound.backend.sequence(
+        *bound.forward_calls(Noise(0, LATENT_STREAM), schedule, new_state(), totals)
+    )
     means = model.means(totals, 3)
     y = bound.decoder.output
     per_image = {

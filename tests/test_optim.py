@@ -162,7 +162,9 @@ def test_the_gaps_stay_zero_through_clipped_and_decayed_steps() -> None:
     schedule, state = optimizer.schedule_rows(0, 3, 3).astype(np.float32), new_state()
     schedule[:, BETA] = 1
     for _ in range(3):
-        bound.forward(Noise(0, LATENT_STREAM), schedule, state, np.zeros(3))
+        bound.backend.sequence(
+            *bound.forward_calls(Noise(0, LATENT_STREAM), schedule, state, np.zeros(3))
+        )
         bound.backward(Noise(0, LATENT_STREAM), state)
         clip_gradient(flat["gradients"], 0.1, np.empty(1, np.float32))
         adam_update(

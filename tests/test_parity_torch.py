@@ -270,7 +270,7 @@ class Twin:
     def our_loss(self, schedule: NDArray) -> dict[str, float]:
         """Also leaves the gradients of the batch."""
         totals = np.zeros(3)
-        self.bound.forward(NOISE, schedule, self.state, totals)
+        self.bound.backend.sequence(*self.bound.forward_calls(NOISE, schedule, self.state, totals))
         self.bound.backward(NOISE, self.state)
         return self.model.means(totals, ROWS)
 
@@ -342,7 +342,9 @@ class Steps:
 
     def step(self, images: NDArray) -> None:
         self.bound.x[...] = images
-        self.bound.forward(NOISE, self.schedule, self.state, np.zeros(3))
+        self.bound.backend.sequence(
+            *self.bound.forward_calls(NOISE, self.schedule, self.state, np.zeros(3))
+        )
         self.bound.backward(NOISE, self.state)
         backend, flat, optimizer = self.model.backend, self.model.parameters.flat, self.optimizer
         backend.adam_update(

@@ -58,11 +58,15 @@ THREADS = {
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
 
-LARGEST_FUSED_ROWS = 2**18
+LARGEST_FUSED_ROWS = 2**19
 """Images times columns of tiles up to which a loss is fused into the decoder's last layer."""
 
-LARGEST_FUSED_BOUNDS = 128
-"""Images up to which a bound by draws is too: the last block has them all to itself."""
+LARGEST_FUSED_DRAWS = 256
+"""Draws of an image up to which a bound's loss is too: MOST_WEIGHED of kernels/importance.cu."""
+
+LARGEST_FUSED_LATENT = 64
+"""Dimensions up to which z is drawn within the decoder's first layer, anew in each column of tiles:
+of so few the contraction is not split."""
 
 CLIP_PARTIALS = 256
 
@@ -72,9 +76,14 @@ COUNTED_IN_INTS = ("latent", "labels", "objectives")
 """Source files whose kernels count the numbers of all their arrays in ints; others count rows."""
 
 FUSED_LOSSES = {
-    ("dense_forward", "bernoulli_loss", "elbo_totals"): "dense_bernoulli_elbo",
-    ("dense_forward", "squared_error_loss", "elbo_totals"): "dense_squared_error_elbo",
+    ("dense_forward", loss, "elbo_totals", "dense_input_gradient"): kernel
+    for loss, kernel in (
+        ("bernoulli_loss", "dense_bernoulli_loss"),
+        ("importance_loss", "dense_bernoulli_loss"),
+        ("squared_error_loss", "dense_squared_error_loss"),
+    )
 }
+"""Calls that are fused, and the kernel of the first two."""
 
 _DECLARATION = re.compile(
     r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
@@ -154,9 +163,8 @@ class KernelBackend(ReferenceBackend):
         results = max(RESIDENT[tile] * result_size(tile) for tile in TILES if tile != LARGE)
         self._partials = self.zeros((MULTIPROCESSORS * results,))
         self._arrivals = self.zeros((LEVELS * MULTIPROCESSORS * max(RESIDENT.values()),), np.int32)
-        # What the kernels that end in sums over the whole launch need.
+        # What one launch leaves for the next to add up.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
-        self._row_arrivals = self.zeros((1 + LARGEST_FUSED_ROWS,), np.int32)
         self._all_arrivals = self.zeros((1,), np.int32)
         self._norm_partials = self.zeros((CLIP_PARTIALS,))
         self._kept: list[Any] = []
@@ -214,8 +222,8 @@ class KernelBackend(ReferenceBackend):
         index = 0
         while index < len(calls):
             for length, fused in (
-                (3, self._dense_elbo),
-                (3, self._dense_importance_elbo),
+                (4, self._dense_loss),
+                (2, self._dense_latent_forward),
                 (2, self._dense_latent_backward),
             ):
                 if fused(calls[index : index + length]):
@@ -225,72 +233,68 @@ class KernelBackend(ReferenceBackend):
                 calls[index].run(self)
                 index += 1
 
-    def _dense_elbo(self, calls: Sequence[Call]) -> bool:
-        """A dense layer, its loss and the totals in one launch; False if `calls` are not these."""
+    def _dense_latent_forward(self, calls: Sequence[Call]) -> bool:
+        """The latent and the decoder's first layer in one launch; False if `calls` are not these,
+        or z is larger than LARGEST_FUSED_LATENT."""
+        names = tuple(call.primitive for call in calls)
+        if names != ("latent_forward", "dense_forward"):
+            return False
+        (head, z, kl, noise, state), (x, w, b, y, activation) = (call.arguments for call in calls)
+        (n, d), o = z.shape, w.shape[1]
+        if self.address(z) != self.address(x) or d > LARGEST_FUSED_LATENT:
+            return False
+        self._launch_product(
+            *("dense_latent_forward", tiles_of("gemm", [(n, o)], d), 1),
+            *(head, z, kl, *_noise(noise), state, w, b, y, *_code(activation), (n, d, o)),
+        )
+        return True
+
+    def _dense_loss(self, calls: Sequence[Call]) -> bool:
+        """A dense layer with its loss in one launch and, in another, the totals beside an input
+        gradient; one between them weighs the gradients of several draws. False if `calls` are not
+        these, or more than LARGEST_FUSED_ROWS and LARGEST_FUSED_DRAWS say."""
         names = tuple(call.primitive for call in calls)
         if names not in FUSED_LOSSES:
             return False
-        (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
-        output, target, loss, dz, *constants = loss_arguments
-        if not self._fusable(x, w, (output, y), (totals_arguments[0], loss)):
-            return False
-        self._launch_loss(
-            *(FUSED_LOSSES[names], x, w, b, y, activation, totals_arguments),
-            *(target, loss, dz, *constants[:2]),
-            sizes=(len(x),),
-        )
-        return True
-
-    def _dense_importance_elbo(self, calls: Sequence[Call]) -> bool:
-        """A dense layer, the loss of its draws and the totals in one launch, and one more that
-        weighs the draws' gradients; False if `calls` are not these."""
-        names = tuple(call.primitive for call in calls)
-        if names != ("dense_forward", "importance_loss", "elbo_totals"):
-            return False
-        (x, w, b, y, activation), loss_arguments, totals_arguments = (c.arguments for c in calls)
-        logits, target, log_ratio, weights, loss, dlogits, scale, importance = loss_arguments
-        fusable = self._fusable(x, w, (logits, y), (totals_arguments[0], loss))
-        if not fusable or len(target) > LARGEST_FUSED_BOUNDS:
-            return False
-        rows, columns = y.shape
-        self._launch_loss(
-            *("dense_importance_elbo", x, w, b, y, activation, totals_arguments),
-            *(target, log_ratio, weights, loss, dlogits, importance),
-            sizes=(len(target), rows // len(target)),
-        )
-        self.launch("importance_weigh", (rows, _blocks(columns)), dlogits, weights, scale, columns)
-        return True
-
-    def _fusable(self, x: Any, w: Any, *pairs: tuple[Any, Any]) -> bool:
-        """Whether each pair is one array, and x w is small enough (LARGEST_FUSED_ROWS)."""
-        tile = tiles_of("gemm", [(len(x), w.shape[1])], x.shape[1]).tile
-        columns_of_tiles = -(-w.shape[1] // tile.columns)
-        same = all(self.address(first) == self.address(second) for first, second in pairs)
-        return same and len(x) * columns_of_tiles <= LARGEST_FUSED_ROWS
-
-    def _launch_loss(
-        self,
-        kernel: str,
-        x: Any,
-        w: Any,
-        b: Any,
-        y: Any,
-        activation: Activation,
-        totals_arguments: Sequence[Any],
-        *arguments: Any,
-        sizes: tuple[int, ...],
-    ) -> None:
-        """A dense layer with its loss; sizes are those of the batch."""
-        _, kl, schedule, state, free_bits, kl_weight, totals = totals_arguments
-        (n, i), o = x.shape, w.shape[1]
+        (x, w, b, y, activation), scored, totals, gradient = (call.arguments for call in calls)
+        by_draws = "importance_loss" in names
+        if by_draws:
+            output, target, log_ratio, weights, loss, dz, scale, importance = scored
+            constants = [1.0]
+        else:
+            output, target, loss, dz, *constants = scored
+        (n, i), o, images = x.shape, w.shape[1], len(target)
         tiles = tiles_of("gemm", [(n, o)], i)
-        self.launch(
-            *(kernel, (tiles.number, tiles.splits)),
-            *(x, w, b, y, *_code(activation), *arguments),
-            *(kl, schedule, state, free_bits, kl_weight, totals),
-            *(self._row_sums, self._row_arrivals, self._partials, self._arrivals),
-            *(*sizes, i, o, kl.shape[1]),
-            tile=tiles.tile,
+        columns_of_tiles, draws = -(-o // tiles.tile.columns), n // images
+        if n * columns_of_tiles > LARGEST_FUSED_ROWS or draws > LARGEST_FUSED_DRAWS:
+            return False
+        if (self.address(output), self.address(loss)) != (self.address(y), self.address(totals[0])):
+            return False
+        self._launch_product(
+            *(FUSED_LOSSES[names], tiles, 1, x, w, b, y, *_code(activation)),
+            *(target, dz, *constants[:2], self._row_sums, (draws, n, i, o)),
+        )
+        if by_draws:
+            self.launch(
+                *("importance_weigh", (images, _blocks(o)), dz, self._row_sums, log_ratio),
+                *(weights, loss, scale, importance, columns_of_tiles, images, draws, o),
+            )
+        self._input_gradient_beside_totals(gradient, totals, 0 if by_draws else columns_of_tiles)
+        return True
+
+    def _input_gradient_beside_totals(
+        self, gradient: Sequence[Any], totals: Sequence[Any], columns_of_tiles: int
+    ) -> None:
+        """`dense_input_gradient` and `elbo_totals` in one launch, which adds up the images' losses
+        that columns of tiles left, or finds them added up if `columns_of_tiles` is 0."""
+        dz, w, x, dz_below, below = gradient
+        loss, kl, *others = totals
+        (n, o), i = dz.shape, w.shape[0]
+        tiles = tiles_of("gemm", [(n, i)], o)
+        self._launch_product(
+            *("dense_input_gradient_totals", tiles._replace(number=1 + tiles.number), 1),
+            *(dz, w, x, dz_below, *_code(below), self._row_sums, loss, kl, *others),
+            (columns_of_tiles, *kl.shape, n, i, o),
         )
 
     def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
