@@ -22,6 +22,44 @@ const unsigned int WHOLE_WARP = 0xffffffffu;
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// A run is four neighbours in memory. What can moves by runs, as one vector where it is aligned.
+const int RUN = 4;
+
+// Of a run's four, the first `count` are within its array: none where count is not above zero.
+struct __align__(16) Run {
+  float lane[RUN];
+};
+
+__device__ __forceinline__ bool is_vector(const float* place, int count) {
+  return count >= RUN && (size_t)place % 16 == 0;
+}
+
+__device__ __forceinline__ Run load_run(const float* source, int count) {
+  if (is_vector(source, count)) return *(const Run*)source;
+  Run run = {};
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) {
+    if (i < count) run.lane[i] = source[i];
+  }
+  return run;
+}
+
+__device__ __forceinline__ void store_run(float* target, const Run& run, int count) {
+  if (is_vector(target, count)) {
+    *(Run*)target = run;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) {
+    if (i < count) target[i] = run.lane[i];
+  }
+}
+
+__device__ __forceinline__ void operator+=(Run& sum, const Run& term) {
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) sum.lane[i] += term.lane[i];
+}
+
 // The sum of a value over a warp, in every lane.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
@@ -42,15 +80,15 @@ __device__ __forceinline__ float block_sum(float value) {
   return warp_sum(lane < warps ? sums[lane] : 0.0f);
 }
 
-// The sum of term(i) for i from `first` to `end`, `step` apart. It asks for 16 terms before it adds
-// the first: a loop that ends where it likes waits for each.
+// The sum of term(i), numbers or runs, for i from `first` to `end`, `step` apart. It asks for 16 terms
+// before it adds the first: a loop that ends where it likes waits for each.
 template <class Term>
-__device__ __forceinline__ float sum_of(int first, int end, int step, const Term& term) {
+__device__ __forceinline__ auto sum_of(int first, int end, int step, const Term& term) {
   const int at_once = 16;
-  float sum = 0.0f;
+  decltype(term(first)) sum = {};
 #pragma unroll 1
   for (; first < end; first += at_once * step) {
-    float terms[at_once] = {};
+    decltype(term(first)) terms[at_once] = {};
 #pragma unroll
     for (int t = 0; t < at_once; ++t) {
       if (first + t * step < end) terms[t] = term(first + t * step);

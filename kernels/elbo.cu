@@ -33,7 +33,18 @@ extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals(
     const float* __restrict__ reconstruction, const float* __restrict__ kl,
     const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
     float* __restrict__ kl_weight, double* __restrict__ totals, int n, int d) {
-  __shared__ float partials[TOTALS_THREADS];
+  __shared__ __align__(16) float partials[TOTALS_THREADS * RUN];
   elbo_totals_of_block(
       partials, reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+}
+
+// The same where a matrix product's tiles left row_sums (columns_of_tiles, n): makes loss (n,) of them.
+extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals_of_tiles(
+    const float* __restrict__ row_sums, float* __restrict__ loss, const float* __restrict__ kl,
+    const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,
+    float* __restrict__ kl_weight, double* __restrict__ totals, int columns_of_tiles, int n,
+    int d) {
+  __shared__ __align__(16) float partials[TOTALS_THREADS * RUN];
+  add_up_tiles(row_sums, loss, columns_of_tiles, n);
+  elbo_totals_of_block(partials, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }

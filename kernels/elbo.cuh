@@ -35,13 +35,27 @@ __device__ __forceinline__ void add_to_totals(
   }
 }
 
-// The sums of a batch, added to those of the run, and the KL's weights, by one block: its warps
-// share the rows of 32 neighbouring columns of kl at a time. partials (threads,) in shared memory.
+// loss (n,) from row_sums (columns_of_tiles, n), as a matrix product's tiles left them, by one block:
+// each thread has runs of images.
+__device__ __forceinline__ void add_up_tiles(
+    const float* row_sums, float* loss, int columns_of_tiles, int n) {
+  for (int image = RUN * threadIdx.x; image < n; image += RUN * blockDim.x) {
+    Run sum = sum_of(0, columns_of_tiles, 1, [&](int column) {
+      return load_run(row_sums + (size_t)column * n + image, n - image);
+    });
+    store_run(loss + image, sum, n - image);
+  }
+  __syncthreads();
+}
+
+// The sums of a batch, added to those of the run, and the KL's weights, by one block: its threads
+// share the rows of 32 neighbouring columns of kl at a time, in runs. partials (threads * RUN,) in
+// shared memory.
 __device__ __forceinline__ void elbo_totals_of_block(
     float* partials, const float* reconstruction, const float* kl, const float* schedule,
     long long* state, float free_bits, float* kl_weight, double* totals, int n, int d) {
-  int parts = blockDim.x / TOTALS_COLUMNS;
-  int column = threadIdx.x % TOTALS_COLUMNS, part = threadIdx.x / TOTALS_COLUMNS;
+  const int across = TOTALS_COLUMNS / RUN;
+  int parts = blockDim.x / across, part = threadIdx.x / across;
   float images = (float)n;
   float beta = schedule[SCHEDULE_COLUMNS * state[INDEX] + BETA];
 
@@ -50,14 +64,16 @@ __device__ __forceinline__ void elbo_totals_of_block(
   });
   float kl_sum = 0.0f, bounded_sum = 0.0f;
   for (int first = 0; first < d; first += TOTALS_COLUMNS) {
-    int j = first + column;
-    partials[threadIdx.x] = sum_of(part, j < d ? n : 0, parts, [&](int row) {
-      return kl[(size_t)row * d + j];
+    int column = first + threadIdx.x % across * RUN;
+    *(Run*)(partials + RUN * threadIdx.x) = sum_of(part, column < d ? n : 0, parts, [&](int row) {
+      return load_run(kl + (size_t)row * d + column, d - column);
     });
     __syncthreads();
-    if (part == 0 && j < d) {
-      float sum = 0.0f;
-      for (int other = 0; other < parts; ++other) sum += partials[other * TOTALS_COLUMNS + column];
+    int j = first + threadIdx.x;
+    if (threadIdx.x < TOTALS_COLUMNS && j < d) {
+      float sum = sum_of(0, parts, 1, [&](int other) {
+        return partials[other * TOTALS_COLUMNS + threadIdx.x];
+      });
       float mean_kl = sum / images;
       kl_weight[j] = mean_kl > free_bits ? beta / images : 0.0f;  // elbo.E6
       kl_sum += mean_kl;

@@ -1,6 +1,7 @@
-// Two of the dense layer's three matrix products, by the equations of ops/dense.py: x w and dz w^T.
-// The third, x^T dz, is in weights.cu. All are one loop over tiles, told apart by the axis along
-// which each operand is read.
+// Two of the dense layer's three matrix products, by the equations of ops/dense.py: x w and dz w^T,
+// with what may come before, after or beside them: the latent, the loss, the totals. The third, x^T
+// dz, is in weights.cu. All are one loop over tiles, told apart by the axis along which each operand
+// is read.
 
 // x (n, i), w (i, o), b (o,), y (n, o); partials and arrivals as tile.cuh has them. Grid: tiles of
 // y, by splits.
@@ -114,28 +115,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
   input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 0, n, i, o);
 }
 
-// The same, and elbo_totals beside it, by the block that comes first. With `tiles` it makes loss
-// (images,) from row_sums (tiles, images), without them loss is there. The others are as in
-// elbo_totals: kl (images, d), schedule, state, kl_weight (d,), totals. Grid: one more along x.
+// The same, and elbo_totals beside it, by the very first block. It makes loss (images,) from row_sums
+// (columns_of_tiles, images), or finds it made if these are 0. The others are as in elbo_totals: kl
+// (images, d), schedule, state, kl_weight (d,), totals. Grid: one more along x, of which all splits
+// but the first do nothing.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient_totals(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
     float* __restrict__ dz_below, int kind, float slope, const float* __restrict__ row_sums,
     float* __restrict__ loss, const float* __restrict__ kl, const float* __restrict__ schedule,
     long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
     double* __restrict__ totals, float* __restrict__ partials, int* __restrict__ arrivals,
-    int tiles, int images, int d, int n, int i, int o) {
+    int columns_of_tiles, int images, int d, int n, int i, int o) {
   __shared__ __align__(16) float memory[MEMORY];
   if (blockIdx.x > 0) {
     input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 1, n, i, o);
     return;
   }
   if (blockIdx.y > 0) return;
-  for (int image = threadIdx.x; image < (tiles ? images : 0); image += THREADS) {
-    loss[image] = sum_of(0, tiles, 1, [&](int tile) {
-      return row_sums[(size_t)tile * images + image];
-    });
-  }
-  __syncthreads();
+  if (columns_of_tiles) add_up_tiles(row_sums, loss, columns_of_tiles, images);
   elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, images, d);
 }
 
@@ -198,8 +195,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
 }
 
 // y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and the gradient d that
-// goes to dz. y and dz (n, o), target (n / draws, o). row_sums (tiles across, n) gets each row's loss
-// in each column of tiles: adding them up is the next launch's, where nobody has to wait for it.
+// goes to dz. y and dz (n, o), target (n / draws, o). row_sums (columns of tiles, n) gets each row's
+// loss in each column of tiles: adding them up is the next launch's, where nobody has to wait for it.
 template <class Loss>
 struct LossOfOutput {
   static const int TOGETHER = 2;
@@ -279,7 +276,7 @@ __device__ __forceinline__ void dense_loss(
 
 // dense_forward and bernoulli_loss, or importance_loss but for its weights: with k = `draws` x, y and
 // dz have rows i k + s, target one an image. x (n, i), w (i, o), b (o,), y and dz (n, o), target
-// (n / draws, o), row_sums (tiles across, n). Grid: tiles of y, by splits.
+// (n / draws, o), row_sums (columns of tiles, n). Grid: tiles of y, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_loss(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,

@@ -96,17 +96,19 @@ extern "C" __global__ void importance_loss(
 
 const int MOST_WEIGHED = 256;  // draws
 
-// dlogits (n k, m), row_sums (tiles, n k), log_ratio and weights (n k,), loss (n,), k at most
-// MOST_WEIGHED. Grid: images, by parts of m. What is left of importance_loss after
+// dlogits (n k, m), row_sums (columns_of_tiles, n k), log_ratio and weights (n k,), loss (n,), k at
+// most MOST_WEIGHED. Grid: images, by parts of m. What is left of importance_loss after
 // dense_bernoulli_loss: every block works out its image's weights for itself.
 extern "C" __global__ void importance_weigh(
     float* __restrict__ dlogits, const float* __restrict__ row_sums,
     const float* __restrict__ log_ratio, float* __restrict__ weights, float* __restrict__ loss,
-    float scale, int importance, int tiles, int n, int k, int m) {
+    float scale, int importance, int columns_of_tiles, int n, int k, int m) {
   __shared__ float own[MOST_WEIGHED];
   size_t image = blockIdx.x, first = image * k, rows = (size_t)n * k;
   for (int s = threadIdx.x; s < k; s += blockDim.x) {
-    own[s] = sum_of(0, tiles, 1, [&](int tile) { return row_sums[tile * rows + first + s]; });
+    own[s] = sum_of(0, columns_of_tiles, 1, [&](int column) {
+      return row_sums[column * rows + first + s];
+    });
   }
   __syncthreads();
   if (threadIdx.x < WARP) {

@@ -3,9 +3,7 @@
 // loss (n,), sums of squares; variance (1,). One block of TOTALS_THREADS.
 extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) calibrate_gaussian_variance(
     const float* __restrict__ loss, float* __restrict__ variance, int n, int m) {
-  float partial = 0.0f;
-  for (int row = threadIdx.x; row < n; row += blockDim.x) partial += loss[row];
-  float squares = block_sum(partial);
+  float squares = block_sum(sum_of(threadIdx.x, n, blockDim.x, [&](int row) { return loss[row]; }));
   if (threadIdx.x == 0) variance[0] = squares / ((float)n * (float)m);  // calibration.E2
 }
 
@@ -31,13 +29,9 @@ extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) capacity_totals(
   float images = (float)n;
   const float* row = schedule + SCHEDULE_COLUMNS * state[INDEX];
   float beta = row[BETA], capacity = row[CAPACITY];
-  float reconstruction_part = 0.0f, kl_part = 0.0f;
-  for (int row = threadIdx.x; row < n; row += blockDim.x) {
-    reconstruction_part += reconstruction[row];
-  }
-  for (int i = threadIdx.x; i < n * d; i += blockDim.x) kl_part += kl[i];
-  float reconstruction_sum = block_sum(reconstruction_part);
-  float kl_sum = block_sum(kl_part);
+  float reconstruction_sum = block_sum(
+      sum_of(threadIdx.x, n, blockDim.x, [&](int image) { return reconstruction[image]; }));
+  float kl_sum = block_sum(sum_of(threadIdx.x, n * d, blockDim.x, [&](int i) { return kl[i]; }));
   float distance = kl_sum / images - capacity;
   float weight = distance == 0.0f ? 0.0f : copysignf(beta / images, distance);  // capacity.E4
   for (int j = threadIdx.x; j < d; j += blockDim.x) kl_weight[j] = weight;

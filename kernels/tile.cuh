@@ -1,6 +1,6 @@
 // A block's part of a matrix product: a tile of C = A B, A (rows, depth) and B (depth, columns)
-// read through a map from (row, depth) to memory. gemm.cu has matrices there, conv.cu the windows
-// of an image.
+// read through a map from (row, depth) to memory. gemm.cu has matrices there, and once draws of a
+// latent, conv.cu the windows of an image.
 //
 // The operands come to shared memory in stages of a slice of DEPTH or two, STAGES - 1 ahead of the
 // one that is multiplied. Where several blocks share a tile's contraction (split-K), each leaves
@@ -32,9 +32,6 @@ const int BLOCKS = SHARERS > 1 ? 4 : MAY_SPLIT ? 3 : 2;  // that a multiprocesso
 const int WARP_DEPTH = SHARERS > 1 ? 8 : DEPTH;
 const int STAGE_SLICES = SHARERS * WARP_DEPTH / DEPTH;
 const int STAGE_DEPTH = STAGE_SLICES * DEPTH;
-
-// A run is four neighbours in memory. Everything moves by runs, as one vector where it is aligned.
-const int RUN = 4;
 
 // An operand's slice in shared memory, as [row or column][depth] or [depth][row or column],
 // whichever runs along memory in the same direction. Its runs are turned (by XOR) from one to the
@@ -436,8 +433,8 @@ __device__ __forceinline__ void multiply(
       for (int slice = 0; slice < STAGE_SLICES; ++slice) {
         float* target = memory + stage % STAGES * STAGE + slice * SLICES;
         int depth = first + stage * STAGE_DEPTH + slice * DEPTH;
-        copier_a.copy(target, depth);
         copier_b.copy(target + LayoutA::SIZE, depth);
+        copier_a.copy(target, depth);  // last, since it may compute what it brings
       }
     }
     commit_copies();
@@ -644,37 +641,6 @@ __device__ __forceinline__ Share this_share(float* partials, int* arrivals, int 
   int across = gridDim.x - before, tiles = gridDim.z * across;
   int tile = blockIdx.z * across + blockIdx.x - before;
   return {tile, tiles, (int)blockIdx.y, (int)gridDim.y, partials, arrivals};
-}
-
-// Four neighbouring columns of a row, of which the first `count` are within the matrix: none at
-// all where count is not above zero.
-struct __align__(16) Run {
-  float lane[RUN];
-};
-
-__device__ __forceinline__ bool is_vector(const float* place, int count) {
-  return count >= RUN && (size_t)place % 16 == 0;
-}
-
-__device__ __forceinline__ Run load_run(const float* source, int count) {
-  if (is_vector(source, count)) return *(const Run*)source;
-  Run run = {};
-#pragma unroll
-  for (int i = 0; i < RUN; ++i) {
-    if (i < count) run.lane[i] = source[i];
-  }
-  return run;
-}
-
-__device__ __forceinline__ void store_run(float* target, const Run& run, int count) {
-  if (is_vector(target, count)) {
-    *(Run*)target = run;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < RUN; ++i) {
-    if (i < count) target[i] = run.lane[i];
-  }
 }
 
 // What becomes of a result is an epilogue. It fetches what it needs from memory for a run, and

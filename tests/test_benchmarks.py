@@ -606,10 +606,12 @@ def test_a_part_of_the_gpus_check_ends_at_its_limit_with_all_its_children() -> N
 def test_the_sanitizers_run_the_kernels_as_a_step_fuses_them(tool: str) -> None:
     command = gpu_check.parts("cuda")[f"{tool}, fused"]
     pytest_only = command[command.index(sys.executable) :]
-    collected = gpu_check.run([*pytest_only, "--collect-only"], limit=100)
-    assert collected["status"] == 0, collected["output"]
+    collected = subprocess.run(
+        [*pytest_only, "--collect-only"], cwd=gpu_check.CHECKOUT, capture_output=True, text=True
+    )
+    assert collected.returncode == 0, collected.stdout
     for name in ("update_has_the_bits", "sequence_is_the_references"):
-        assert f"test_a_fused_{name}" in collected["output"]
+        assert f"test_a_fused_{name}" in collected.stdout
 
 
 def test_a_suite_does_not_go_on_with_what_was_measured_otherwise(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from test_backends import (
     CASES,
     PRODUCTS,
+    TF32_TOLERANCE,
     TOLERANCE,
     Case,
     In,
@@ -215,8 +216,8 @@ def _input_gradient(dz: Out, w: NDArray, x: NDArray) -> Call:
     return Call("dense_input_gradient", dz, In(w), In(x), Out(x.shape), Activation("tanh"))
 
 
-def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
-    """The decoder's last layer, its loss, the totals, its input gradient."""
+def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int, *, trained: bool = True) -> Case:
+    """The decoder's last layer, its loss, the totals and, if trained, its input gradient."""
     rng = np.random.default_rng([n, i])
     x, w = rng.standard_normal((n, i)), rng.standard_normal((i, o)) / i**0.5
     y, loss, dz = Out((n, o)), Out((n,)), Out((n, o))
@@ -231,7 +232,9 @@ def dense_elbo(likelihood: str, n: int, i: int, o: int, d: int) -> Case:
         _totals(loss, rng.random((n, d)), 0.7, 0.45),
         _input_gradient(dz, w, x),
     ]
-    return Case("sequence", f"{likelihood}-{n}x{i}x{o}x{d}", calls)
+    if trained:
+        return Case("sequence", f"{likelihood}-{n}x{i}x{o}x{d}", calls)
+    return Case("sequence", f"evaluated-{likelihood}-{n}x{i}x{o}x{d}", calls[:3])
 
 
 def dense_bound(importance: bool, n: int, draws: int, i: int, o: int) -> Case:
@@ -288,6 +291,7 @@ LATENT_SHAPES = [(1, 1, 1), (33, 5, 67), (128, 20, 400), (129, 65, 7), (40, 64, 
 SEQUENCES = [
     *(dense_elbo("bernoulli", *shape) for shape in LOSS_SHAPES),
     *(dense_elbo("squared_error", *shape) for shape in LOSS_SHAPES),
+    *(dense_elbo("bernoulli", *shape, trained=False) for shape in LOSS_SHAPES),
     *(dense_bound(importance, *s) for importance in (True, False) for s in BOUND_SHAPES),
     *(make(*s) for make in (latent_forward, latent_backward) for s in LATENT_SHAPES),
 ]
@@ -300,6 +304,23 @@ def test_a_fused_sequence_is_the_references(name: str, case: Case) -> None:
     # A weight of a draw is the exponential of a difference of sums over all pixels.
     tolerance = TOLERANCE[np.float32] * (10 if case.label.startswith("bound") else 1)
     check(Runner(backends.get(name), np.float32)(case), case, tolerance)
+
+
+IN_TF32 = [case for case in SEQUENCES if case.label.startswith(("latent", "bernoulli"))]
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("name", KERNEL_BACKENDS)
+@pytest.mark.parametrize("case", IN_TF32, ids=lambda case: case.id)
+def test_a_fused_sequence_of_tf32_numbers_is_as_close_as_their_rounding(
+    name: str, case: Case
+) -> None:
+    check(Runner(backends.get(name, "tf32"), np.float32)(case), case, TF32_TOLERANCE)
+
+
+def test_no_more_draws_are_fused_than_a_block_can_weigh() -> None:
+    (most,) = re.findall(r"MOST_WEIGHED = (\d+);", source("importance"))
+    assert int(most) == kernel_backend.LARGEST_FUSED_DRAWS
 
 
 def test_a_fused_bound_that_is_not_finite_is_seen() -> None:
@@ -347,13 +368,16 @@ ORDERED = [
     case_of("sequence", "bernoulli-33"),
     case_of("sequence", "squared_error-129"),
     case_of("sequence", "bound-True-7x5"),
-    case_of("sequence", "latent_forward-33"),
+    case_of("sequence", "evaluated-bernoulli-40"),
+    case_of("sequence", "latent_forward-40x64"),
     case_of("sequence", "latent_backward-129"),
     update(NO_GRADIENT),
 ]
 """Every kernel is in one of them at least."""
 
-ORDERED_IN_TF32 = [case for case in ORDERED if case in PRODUCTS or case.label == "fused"]
+ORDERED_IN_TF32 = [
+    case for case in ORDERED if case in (*PRODUCTS, *SEQUENCES) or case.label == "fused"
+]
 
 
 @pytest.mark.usefixtures("tiles")
@@ -552,8 +576,8 @@ PLANTED = {
     ),
     "a missing barrier before a bound that weighs": (
         "importance",
-        "tile * rows + first + s]; });\n  }\n  __syncthreads();",
-        "tile * rows + first + s]; });\n  }",
+        "rows + first + s];\n    });\n  }\n  __syncthreads();",
+        "rows + first + s];\n    });\n  }",
         case_of("sequence", "bound-True-3x33"),
     ),
     "a loss of a row that is none": (

@@ -53,6 +53,7 @@ THREADS = {
     "calibrate_gaussian_variance": 512,
     "capacity_totals": 512,
     "elbo_totals": 512,
+    "elbo_totals_of_tiles": 512,
 }
 
 LARGEST_GRID = 1024
@@ -65,8 +66,12 @@ LARGEST_FUSED_DRAWS = 256
 """Draws of an image up to which a bound's loss is too: MOST_WEIGHED of kernels/importance.cu."""
 
 LARGEST_FUSED_LATENT = 64
-"""Dimensions up to which z is drawn within the decoder's first layer, anew in each column of tiles:
-of so few the contraction is not split."""
+"""Dimensions up to which z is drawn within the decoder's first layer, by each column of tiles: the
+contraction of so few is not split."""
+
+MOST_DRAWN_ANEW = 2**19
+"""Numbers that all columns of tiles may draw together: a microsecond of a GPU's instructions, half
+of what the launch that they save takes (both estimated)."""
 
 CLIP_PARTIALS = 256
 
@@ -76,14 +81,14 @@ COUNTED_IN_INTS = ("latent", "labels", "objectives")
 """Source files whose kernels count the numbers of all their arrays in ints; others count rows."""
 
 FUSED_LOSSES = {
-    ("dense_forward", loss, "elbo_totals", "dense_input_gradient"): kernel
+    ("dense_forward", loss, "elbo_totals"): kernel
     for loss, kernel in (
         ("bernoulli_loss", "dense_bernoulli_loss"),
         ("importance_loss", "dense_bernoulli_loss"),
         ("squared_error_loss", "dense_squared_error_loss"),
     )
 }
-"""Calls that are fused, and the kernel of the first two."""
+"""Calls that are fused, and the kernel that makes the output and its loss."""
 
 _DECLARATION = re.compile(
     r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
@@ -120,6 +125,10 @@ def kernels() -> dict[str, Kernel]:
         for stem in STEMS
         for name, parameters in declarations(source(stem)).items()
     }
+
+
+def _primitives(calls: Sequence[Call]) -> tuple[str, ...]:
+    return tuple(call.primitive for call in calls)
 
 
 def _blocks(threads: int) -> int:
@@ -219,44 +228,49 @@ class KernelBackend(ReferenceBackend):
     # Sequences
 
     def sequence(self, *calls: Call) -> None:
-        index = 0
-        while index < len(calls):
-            for length, fused in (
-                (4, self._dense_loss),
-                (2, self._dense_latent_forward),
-                (2, self._dense_latent_backward),
-            ):
-                if fused(calls[index : index + length]):
-                    index += length
-                    break
-            else:
-                calls[index].run(self)
-                index += 1
+        left = list(calls)
+        while left:
+            count = (
+                self._dense_loss(left)
+                or self._dense_latent_forward(left)
+                or self._dense_latent_backward(left)
+            )
+            if not count:
+                left[0].run(self)
+                count = 1
+            left = left[count:]
 
-    def _dense_latent_forward(self, calls: Sequence[Call]) -> bool:
-        """The latent and the decoder's first layer in one launch; False if `calls` are not these,
-        or z is larger than LARGEST_FUSED_LATENT."""
-        names = tuple(call.primitive for call in calls)
-        if names != ("latent_forward", "dense_forward"):
-            return False
-        (head, z, kl, noise, state), (x, w, b, y, activation) = (call.arguments for call in calls)
+    def _dense_latent_forward(self, calls: Sequence[Call]) -> int:
+        """The latent and the decoder's first layer in one launch, if `calls` begin with these and z
+        is not drawn too often (LARGEST_FUSED_LATENT, MOST_DRAWN_ANEW). Returns how many calls it
+        ran."""
+        if _primitives(calls[:2]) != ("latent_forward", "dense_forward"):
+            return 0
+        (head, z, kl, noise, state), (x, w, b, y, activation) = (c.arguments for c in calls[:2])
         (n, d), o = z.shape, w.shape[1]
-        if self.address(z) != self.address(x) or d > LARGEST_FUSED_LATENT:
-            return False
+        tiles = tiles_of("gemm", [(n, o)], d)
+        drawn = n * d * -(-o // tiles.tile.columns)
+        if (
+            self.address(z) != self.address(x)
+            or d > LARGEST_FUSED_LATENT
+            or drawn > MOST_DRAWN_ANEW
+        ):
+            return 0
         self._launch_product(
-            *("dense_latent_forward", tiles_of("gemm", [(n, o)], d), 1),
-            *(head, z, kl, *_noise(noise), state, w, b, y, *_code(activation), (n, d, o)),
+            *("dense_latent_forward", tiles, 1, head, z, kl, *_noise(noise), state),
+            *(w, b, y, *_code(activation), (n, d, o)),
         )
-        return True
+        return 2
 
-    def _dense_loss(self, calls: Sequence[Call]) -> bool:
-        """A dense layer with its loss in one launch and, in another, the totals beside an input
-        gradient; one between them weighs the gradients of several draws. False if `calls` are not
-        these, or more than LARGEST_FUSED_ROWS and LARGEST_FUSED_DRAWS say."""
-        names = tuple(call.primitive for call in calls)
+    def _dense_loss(self, calls: Sequence[Call]) -> int:
+        """A dense layer with its loss in one launch and the totals in another, beside an input
+        gradient if one follows; a launch between them weighs the gradients of several draws. If
+        `calls` begin with these, and with no more than LARGEST_FUSED_ROWS and LARGEST_FUSED_DRAWS
+        say. Returns how many calls it ran."""
+        names = _primitives(calls[:3])
         if names not in FUSED_LOSSES:
-            return False
-        (x, w, b, y, activation), scored, totals, gradient = (call.arguments for call in calls)
+            return 0
+        (x, w, b, y, activation), scored, totals = (call.arguments for call in calls[:3])
         by_draws = "importance_loss" in names
         if by_draws:
             output, target, log_ratio, weights, loss, dz, scale, importance = scored
@@ -267,9 +281,9 @@ class KernelBackend(ReferenceBackend):
         tiles = tiles_of("gemm", [(n, o)], i)
         columns_of_tiles, draws = -(-o // tiles.tile.columns), n // images
         if n * columns_of_tiles > LARGEST_FUSED_ROWS or draws > LARGEST_FUSED_DRAWS:
-            return False
+            return 0
         if (self.address(output), self.address(loss)) != (self.address(y), self.address(totals[0])):
-            return False
+            return 0
         self._launch_product(
             *(FUSED_LOSSES[names], tiles, 1, x, w, b, y, *_code(activation)),
             *(target, dz, *constants[:2], self._row_sums, (draws, n, i, o)),
@@ -279,8 +293,16 @@ class KernelBackend(ReferenceBackend):
                 *("importance_weigh", (images, _blocks(o)), dz, self._row_sums, log_ratio),
                 *(weights, loss, scale, importance, columns_of_tiles, images, draws, o),
             )
-        self._input_gradient_beside_totals(gradient, totals, 0 if by_draws else columns_of_tiles)
-        return True
+            columns_of_tiles = 0
+        if _primitives(calls[3:4]) == ("dense_input_gradient",):
+            self._input_gradient_beside_totals(calls[3].arguments, totals, columns_of_tiles)
+            return 4
+        if columns_of_tiles:
+            sums = (self._row_sums, *totals, columns_of_tiles, *totals[1].shape)
+            self.launch("elbo_totals_of_tiles", 1, *sums)
+        else:
+            self.elbo_totals(*totals)
+        return 3
 
     def _input_gradient_beside_totals(
         self, gradient: Sequence[Any], totals: Sequence[Any], columns_of_tiles: int
@@ -297,23 +319,22 @@ class KernelBackend(ReferenceBackend):
             (columns_of_tiles, *kl.shape, n, i, o),
         )
 
-    def _dense_latent_backward(self, calls: Sequence[Call]) -> bool:
-        """The input gradient of the decoder's first layer and the latent's in one launch; False if
-        `calls` are not these."""
-        names = tuple(call.primitive for call in calls)
-        if names != ("dense_input_gradient", "latent_backward"):
-            return False
+    def _dense_latent_backward(self, calls: Sequence[Call]) -> int:
+        """The input gradient of the decoder's first layer and the latent's in one launch, if
+        `calls` begin with these. Returns how many calls it ran."""
+        if _primitives(calls[:2]) != ("dense_input_gradient", "latent_backward"):
+            return 0
         (dz, w, _, dz_below, below), (head, upstream, kl_weight, dhead, noise, state) = (
-            call.arguments for call in calls
+            call.arguments for call in calls[:2]
         )
         if self.address(dz_below) != self.address(upstream) or below != IDENTITY:
-            return False
+            return 0
         (n, o), d = dz.shape, w.shape[0]
         self._launch_product(
             *("dense_latent_backward", tiles_of("gemm", [(n, d)], o), 1),
             *(dz, w, head, kl_weight, dhead, *_noise(noise), state, (n, d, o)),
         )
-        return True
+        return 2
 
     # Activations
 
