@@ -1,6 +1,11 @@
 """minivae: variational autoencoders from low-level primitives, with every gradient by hand."""
 
+import sys
+
 __version__ = "0.1.0"
+
+if sys.platform == "win32":  # without fcntl (files.py) and sched_yield (cpu_threads.py)
+    raise ImportError("minivae does not run on Windows itself: use it in WSL")
 
 from .checkpoint import load, save
 from .errors import InputError

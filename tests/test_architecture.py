@@ -81,6 +81,13 @@ def test_the_cpu_backend_calls_no_blas_whose_threads_would_compete_with_its_own(
     assert not {node.attr for node in nodes if isinstance(node, ast.Attribute)} & BLAS
 
 
+def test_windows_is_told_what_to_use_instead() -> None:
+    code = "import sys; sys.platform = 'win32'; import minivae"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("not run on Windows itself: use it in WSL")
+
+
 @pytest.mark.parametrize("module", ["minivae", "minivae.cli"])
 def test_importing_the_package_loads_no_heavy_package(module: str) -> None:
     heavy = "('numba', 'cupy', 'matplotlib', 'PIL', 'torch', 'tqdm', 'safetensors')"
