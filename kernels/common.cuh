@@ -22,7 +22,7 @@ const unsigned int WHOLE_WARP = 0xffffffffu;
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// A run is four neighbours in memory. What can moves by runs, as one vector where it is aligned.
+// A run is four neighbours in memory, loaded and stored as one vector where it is aligned.
 const int RUN = 4;
 
 // Of a run's four, the first `count` are within its array: none where count is not above zero.
@@ -80,8 +80,8 @@ __device__ __forceinline__ float block_sum(float value) {
   return warp_sum(lane < warps ? sums[lane] : 0.0f);
 }
 
-// The sum of term(i), numbers or runs, for i from `first` to `end`, `step` apart. It asks for 16 terms
-// before it adds the first: a loop that ends where it likes waits for each.
+// The sum of term(i), numbers or runs, for i from `first` to `end`, `step` apart. 16 loads are in
+// flight before the first addition: a loop of unknown length waits for each.
 template <class Term>
 __device__ __forceinline__ auto sum_of(int first, int end, int step, const Term& term) {
   const int at_once = 16;

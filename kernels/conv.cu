@@ -43,7 +43,7 @@ struct Tap {
   int height, width;  // of the image
 };
 
-// The row of a position or tap that is none: no sum with another row lies within an image.
+// The row of a position or tap past the last: added to any row, it is outside every image.
 const int OUTSIDE = -(1 << 30);
 
 __device__ __forceinline__ Element element(const Position& position, const Tap& tap) {
@@ -93,8 +93,8 @@ struct Windows {
   }
 };
 
-// The pixels of large whose row and column have one remainder by the strides. The taps that reach
-// them are the same for all of them: those of one remainder as well.
+// The pixels of large whose rows and columns are each equal modulo the stride. All are reached by
+// the same taps, which are equal modulo the stride as well.
 struct Phase {
   int first_row, first_column, height, width;  // its pixels: every stride-th from the first
   int first_tap_h, first_tap_w, taps_h, taps_w;
@@ -315,9 +315,9 @@ __device__ __forceinline__ void column_sums(
   finish(0, column, 1, Run{{sums[threadIdx.x]}}, finish.fetch(0, column, 1));
 }
 
-// A part of a group of gradients: that of a weight, perhaps with its bias; or, without `small`,
-// that of a bias by the columns of `large`. Weight and bias begin there in a flat buffer. Then the
-// part's share of the launch: its first block, tiles, splits, and where its part of `partials` and
+// One of a group of gradients: a weight's, perhaps with its bias's; or, without `small`, a bias's,
+// the sums of `large`'s columns. `weight` and `bias` are offsets in a flat buffer. Then the job's
+// share of the launch: its first block, tiles, splits, and where its part of `partials` and
 // `arrivals` begins.
 struct Job {
   const float* large;

@@ -38,7 +38,8 @@ extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals(
       partials, reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d);
 }
 
-// The same where a matrix product's tiles left row_sums (columns_of_tiles, n): makes loss (n,) of them.
+// The same, but loss (n,) is first summed from the row_sums (columns_of_tiles, n) that a matrix
+// product's tiles left.
 extern "C" __global__ void __launch_bounds__(TOTALS_THREADS) elbo_totals_of_tiles(
     const float* __restrict__ row_sums, float* __restrict__ loss, const float* __restrict__ kl,
     const float* __restrict__ schedule, long long* __restrict__ state, float free_bits,

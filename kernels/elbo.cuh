@@ -1,5 +1,5 @@
-// The terms of the ELBO, by the equations of ops/elbo.py, for elbo.cu and for the decoder's last
-// matrix product and its gradient's, which they are a part of.
+// The terms of the ELBO, by the equations of ops/elbo.py: for elbo.cu, and fused into the launches
+// of the decoder's last layer and its input gradient.
 
 // A pixel's loss from its logit a, and d, the gradient of the loss by a (elbo.E2).
 __device__ __forceinline__ float bernoulli(float a, float pixel, float scale, float& d) {
@@ -35,8 +35,8 @@ __device__ __forceinline__ void add_to_totals(
   }
 }
 
-// loss (n,) from row_sums (columns_of_tiles, n), as a matrix product's tiles left them, by one block:
-// each thread has runs of images.
+// loss (n,) from the row_sums (columns_of_tiles, n) that a matrix product's tiles left, by one
+// block: each thread has runs of images.
 __device__ __forceinline__ void add_up_tiles(
     const float* row_sums, float* loss, int columns_of_tiles, int n) {
   for (int image = RUN * threadIdx.x; image < n; image += RUN * blockDim.x) {

@@ -71,7 +71,7 @@ def squared_error_loss(y, x, loss, da, scale, weight, kind, slope, n, m):
 @cuda.jit
 def elbo_totals(reconstruction, kl, schedule, state, free_bits, kl_weight, totals, n, d):
     """reconstruction (n,), kl (n, d), schedule (steps, 5), state (5,), kl_weight (d,), totals (3,)
-    in float64. Grid: one block; a thread for each latent dimension."""
+    in float64. Grid: one block, striding over the dimensions."""
     thread = cuda.threadIdx.x
     images = numba.float32(n)
     beta = schedule[state[INDEX], BETA]

@@ -1,7 +1,7 @@
 // Two of the dense layer's three matrix products, by the equations of ops/dense.py: x w and dz w^T,
-// with what may come before, after or beside them: the latent, the loss, the totals. The third, x^T
-// dz, is in weights.cu. All are one loop over tiles, told apart by the axis along which each operand
-// is read.
+// with what may come before, after or beside them: the latent, the loss, the totals. The third,
+// x^T dz, is in weights.cu. All are one loop over tiles, told apart by the axis along which each
+// operand is read.
 
 // x (n, i), w (i, o), b (o,), y (n, o); partials and arrivals as tile.cuh has them. Grid: tiles of
 // y, by splits.
@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
 
-// The latent as an operand: z (n, d) is drawn where it is read, a run with one counter of Philox. Of
-// all who read a draw one `leaves` it in memory, with its KL. What a run has beyond column d is
+// The latent as an operand: z (n, d) is drawn where it is read, a run with one counter of Philox.
+// Each column of tiles draws it; one `leaves` it in memory, with its KL. Beyond column d a run is
 // multiplied by zeros. head (n, 2 d), z and kl (n, d).
 struct Draw {
   static const bool INNER_DEPTH = true;
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_forwa
       memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
 }
 
-// A tile of dense_input_gradient, in a launch whose first `before` blocks along x do something else.
+// A tile of dense_input_gradient, in a launch whose first `before` blocks along x do other work.
 __device__ __forceinline__ void input_gradient_tile(
     float* memory, const float* dz, const float* w, const float* x, float* dz_below, int kind,
     float slope, float* partials, int* arrivals, int before, int n, int i, int o) {
@@ -115,10 +115,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
   input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 0, n, i, o);
 }
 
-// The same, and elbo_totals beside it, by the very first block. It makes loss (images,) from row_sums
-// (columns_of_tiles, images), or finds it made if these are 0. The others are as in elbo_totals: kl
-// (images, d), schedule, state, kl_weight (d,), totals. Grid: one more along x, of which all splits
-// but the first do nothing.
+// The same, while block (0, 0) does elbo_totals. That makes loss (images,) from row_sums
+// (columns_of_tiles, images), or finds it made if columns_of_tiles is 0. The others are as in
+// elbo_totals: kl (images, d), schedule, state, kl_weight (d,), totals. Grid: one more along x,
+// where all splits but the first do nothing.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradient_totals(
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
     float* __restrict__ dz_below, int kind, float slope, const float* __restrict__ row_sums,
@@ -194,9 +194,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
       LatentBackward{head, kl_weight, dhead, seed, stream, step, d});
 }
 
-// y = f(z + b) and its loss: loss.pixel(output, target, d) says a pixel's, and the gradient d that
-// goes to dz. y and dz (n, o), target (n / draws, o). row_sums (columns of tiles, n) gets each row's
-// loss in each column of tiles: adding them up is the next launch's, where nobody has to wait for it.
+// y = f(z + b) and its loss: loss.pixel(output, target, d) returns a pixel's, and in d the gradient
+// for dz. y and dz (n, o), target (n / draws, o). row_sums (columns of tiles, n) gets each row's
+// loss in each column of tiles: the next launch adds these up, where no other block waits for it.
 template <class Loss>
 struct LossOfOutput {
   static const int TOGETHER = 2;
@@ -274,9 +274,9 @@ __device__ __forceinline__ void dense_loss(
   for_each_run(memory, place.row, place.column, n, o, finish);
 }
 
-// dense_forward and bernoulli_loss, or importance_loss but for its weights: with k = `draws` x, y and
-// dz have rows i k + s, target one an image. x (n, i), w (i, o), b (o,), y and dz (n, o), target
-// (n / draws, o), row_sums (columns of tiles, n). Grid: tiles of y, by splits.
+// dense_forward and bernoulli_loss, or importance_loss without its weights: with k = `draws`, x, y
+// and dz have rows i k + s, target has one row per image. x (n, i), w (i, o), b (o,), y and dz
+// (n, o), target (n / draws, o), row_sums (columns of tiles, n). Grid: tiles of y, by splits.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_loss(
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,

@@ -190,7 +190,7 @@ static bool run_block(std::vector<unsigned int>& order) {
   return true;
 }
 
-// By a thread that has just arrived at a counter. Only what is in a section can be put aside.
+// Stops the first block to arrive at a counter, if its shared memory can be put aside.
 static void stop_block() {
   if (waiting.status != Waiting::NONE_YET || !__start_shared_memory) return;
   waiting.status = Waiting::STOPS;

@@ -63,8 +63,8 @@ extern "C" __global__ void importance_latent_forward(
 }
 
 // logits and dlogits (n k, m), x (n, m), log_ratio and weights (n k,), loss (n,). Grid: n blocks of
-// any whole number of warps. The gradients of an image's draws stay in the L1 cache between
-// the pass that makes them and the one that weights them.
+// any whole number of warps. The gradients of few draws stay in the cache between the pass that
+// makes them and the one that weights them.
 extern "C" __global__ void importance_loss(
     const float* __restrict__ logits, const float* __restrict__ x,
     const float* __restrict__ log_ratio, float* __restrict__ weights, float* __restrict__ loss,

@@ -2,8 +2,8 @@
 // read through a map from (row, depth) to memory. gemm.cu has matrices there, and once draws of a
 // latent, conv.cu the windows of an image.
 //
-// The operands come to shared memory in stages of a slice of DEPTH or two, STAGES - 1 ahead of the
-// one that is multiplied. Where several blocks share a tile's contraction (split-K), each leaves
+// Operands go through a pipeline of STAGES stages in shared memory, each a slice of DEPTH or two,
+// copied STAGES - 1 ahead. Where several blocks share a tile's contraction (split-K), each leaves
 // its sum in `partials`, and the block that arrives last adds them up in the order of the splits:
 // the same bits each time, whichever block that was. The only atomics are the integers that count
 // arrivals.
@@ -19,13 +19,13 @@ const int THREADS = 128;
 const int WARPS = THREADS / WARP;
 const bool MAY_SPLIT = ROWS * COLUMNS <= 64 * 64;  // larger tiles are for launches of many of them
 
-// A warp has a part of the tile's product: all of its columns or 32, and as many rows as leave each
-// warp a part. In a tile of 32 x 32 all warps have all of it, each at a quarter of the depth: with a
-// quarter of it they would read twice as much from shared memory for their multiplications.
+// The warp tile: all columns of the tile or 32, and as many rows as make it a quarter of the tile.
+// In a tile of 32 x 32 every warp has the whole tile, at a quarter of the depth: with a quarter of
+// the tile, it would read at least twice as much from shared memory per multiplication.
 const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
 const int QUARTER_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
 const int WARP_ROWS = QUARTER_ROWS < 32 ? 32 : QUARTER_ROWS;
-const int SHARERS = WARPS * WARP_ROWS * WARP_COLUMNS / (ROWS * COLUMNS);  // warps with one part
+const int SHARERS = WARPS * WARP_ROWS * WARP_COLUMNS / (ROWS * COLUMNS);  // warps per warp tile
 const int BLOCKS = SHARERS > 1 ? 4 : MAY_SPLIT ? 3 : 2;  // that a multiprocessor must have room for
 
 // Tensor cores take depths by eight, of which each sharer has at least one.
@@ -34,8 +34,8 @@ const int STAGE_SLICES = SHARERS * WARP_DEPTH / DEPTH;
 const int STAGE_DEPTH = STAGE_SLICES * DEPTH;
 
 // An operand's slice in shared memory, as [row or column][depth] or [depth][row or column],
-// whichever runs along memory in the same direction. Its runs are turned (by XOR) from one to the
-// next, so that those which a warp reads or writes at once lie in different banks.
+// whichever is the order in global memory. An XOR swizzle of its runs puts those that a warp reads
+// or writes at once in different banks.
 template <bool DEPTH_IS_INNER, int LENGTH>
 struct Slice {
   static const bool INNER_DEPTH = DEPTH_IS_INNER;
@@ -168,20 +168,19 @@ __device__ __forceinline__ int first_column_of_warp() {
 // Which of the warps with one part this is.
 __device__ __forceinline__ int sharer() { return threadIdx.x / WARP % SHARERS; }
 
-// Where an element is in a tile's result. All rows begin in the same bank, so their columns are
-// turned (by XOR), else what a warp stores at once would lie in four or eight of the 32.
+// Where an element is in a tile's result. An XOR swizzle of the columns spreads over the banks what
+// a warp stores at once, which would otherwise lie in four or eight of the 32.
 __device__ __forceinline__ int in_result(int row, int column) {
   return row * COLUMNS + (column ^ ((row ^ row / 4) % 4 * 8 & (COLUMNS - 1)));
 }
 
 #if TENSOR_CORES
-// A thread's part of the product: of each 16 x 8 elements what mma.sync spreads over a warp.
+// A thread's part of the product: its elements of each 16 x 8 accumulator of mma.sync.
 //
-// Values come from shared memory, as many at once as can be, in the order in which a fragment has
-// them in its registers: else moving them takes more instructions than multiplying them. Where
-// depth is inner ldmatrix does that. Where it is not, two rows of the first operand come at once,
-// which are a fragment's rows g and g + 8, but only one column of the second: hence B^T A^T may be
-// had instead of A B.
+// Loads from shared memory are as wide as possible and in a fragment's register order: otherwise
+// moving values takes more instructions than multiplying them. Where depth is inner, ldmatrix does
+// that. Where it is not, one load brings two rows of the first operand, used as a fragment's rows
+// g and g + 8, but only one column of the second. Hence TURNED: B^T A^T instead of A B.
 template <class A, class B>
 struct Product {
   static const bool TURNED = A::INNER_DEPTH && !B::INNER_DEPTH;
@@ -298,9 +297,9 @@ __device__ __forceinline__ void read_run(float (&values)[RUN], const float* sour
   values[0] = run.x, values[1] = run.y, values[2] = run.z, values[3] = run.w;
 }
 
-// What one of GROUPS groups of a warp's threads has of the warp's rows or columns: COUNT of them.
-// Where they are inner in shared memory they are neighbours, so that they are read as runs; else
-// those whose runs are turned alike.
+// The COUNT rows or columns of a warp tile that each of GROUPS groups of threads has. Where these
+// are inner in shared memory they are adjacent, so that they are read as runs; otherwise they are
+// those with the same swizzle.
 template <class Layout, int GROUPS, int COUNT>
 struct Part {
   static __device__ __forceinline__ int outer(int group, int i) {
@@ -480,7 +479,7 @@ __device__ __forceinline__ int arrive(int* counter) {
   return before;
 }
 
-// The same, but what others wrote before need not be visible to it, nor the answer there at once.
+// The same without acquire: its caller reads nothing that others wrote, nor the count at once.
 __device__ __forceinline__ int arrive_before(int* counter) {
   int before;
   asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;"
@@ -512,14 +511,14 @@ struct Place {
         column(tile % ceil_div(columns, COLUMNS) * COLUMNS) {}
 };
 
-// So many results at most are added up by one block: more of them by a tree of blocks.
+// The most results that one block adds up: more are added up by a tree of blocks.
 const int FAN = 12;
 
-// A thread asks for so many of their runs at once.
+// How many of their runs a thread has in flight.
 const int FETCHED = 18;
 
-// A block's share of a launch's work: one split of one tile. `partials` holds a result for each
-// split of each tile, `arrivals` two counters for each.
+// A block's share of a launch: one split of one tile. Each split has a result in `partials`, and on
+// each level of the tree a counter in `arrivals`.
 struct Share {
   int tile, tiles, split, splits;
   float* partials;
@@ -593,8 +592,8 @@ struct Share {
   }
 };
 
-// The job of a group, jobs (count,), whose blocks this one is among. It asks for the first blocks
-// of several jobs at once, where a search would wait for each.
+// The job that this block belongs to, of jobs (count,). Several jobs' first_block are loaded at
+// once, where a search would wait for each load.
 template <class Job>
 __device__ __forceinline__ const Job* this_job(const long long* jobs, int count) {
   const Job* table = (const Job*)jobs;
@@ -615,15 +614,15 @@ struct NoEnd {
   __device__ __forceinline__ void count() {}
 };
 
-// Who goes on to the next step: the last of the launch's `blocks` to have read the state.
-// Nobody where batch_size is 0.
+// The last of the launch's `blocks` to have read the state advances it to the next step; none
+// does if batch_size is 0.
 struct StepEnd {
   int* all;
   long long* state;
   int batch_size, blocks, number;
 
-  // Counts this block, whose threads have read the state before a barrier. Its number need not be
-  // there before `finish`: nobody waits for it.
+  // Counts this block, whose threads have read the state before a barrier. Nothing waits here for
+  // the result, which only `finish` uses.
   __device__ __forceinline__ void count() {
     if (batch_size && threadIdx.x == 0) number = arrive_before(all);
   }
@@ -635,17 +634,17 @@ struct StepEnd {
   }
 };
 
-// Tiles along x, after `before` other blocks, and, for the launches that have phases, z; splits along
-// y.
+// Tiles along x, after `before` other blocks, and in launches that have phases along z; splits
+// along y.
 __device__ __forceinline__ Share this_share(float* partials, int* arrivals, int before = 0) {
   int across = gridDim.x - before, tiles = gridDim.z * across;
   int tile = blockIdx.z * across + blockIdx.x - before;
   return {tile, tiles, (int)blockIdx.y, (int)gridDim.y, partials, arrivals};
 }
 
-// What becomes of a result is an epilogue. It fetches what it needs from memory for a run, and
-// finishes the run; for TOGETHER runs all is fetched before the first is finished, since a store
-// between two loads would have the second wait for the first.
+// Applies an epilogue to a result. `fetch` loads what a run needs, operator() finishes the run;
+// TOGETHER runs are fetched before the first is finished, since a store between two loads would
+// have the second wait for the first.
 template <class Finish>
 __device__ __forceinline__ void for_each_run(
     const float* result, int first_row, int first_column, int rows, int columns,
@@ -653,7 +652,7 @@ __device__ __forceinline__ void for_each_run(
   const int most = ROWS * COLUMNS / (RUN * THREADS);  // of a thread
   const int together = Finish::TOGETHER < most ? Finish::TOGETHER : most;
   int runs = min(rows - first_row, ROWS) * COLUMNS / RUN;
-  int end = ceil_div(runs, THREADS) * THREADS;  // the same for all, who may shuffle
+  int end = ceil_div(runs, THREADS) * THREADS;  // uniform, as epilogues may shuffle
 #pragma unroll 1
   for (int first = threadIdx.x; first < end; first += together * THREADS) {
     typename Finish::Fetched fetched[together];

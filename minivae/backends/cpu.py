@@ -45,9 +45,9 @@ PARTIAL_SUMS = 16
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Zeros on pages of their own, which take no memory before something is written to them, as it
-    is to no gradient that goes straight to Adam; and which begin where a cache line does: a vector
-    across two lines is loaded twice."""
+    """Zeros on fresh pages. These take no memory until written to, which gradients that go
+    straight to Adam never are, and are aligned to cache lines: a vector across two lines is loaded
+    twice."""
     count = math.prod(shape)
     size = max(1, count * np.dtype(dtype).itemsize)
     try:

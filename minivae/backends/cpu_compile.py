@@ -76,7 +76,7 @@ def _fill_cache(signatures: Sequence[Signature]) -> None:
     os.close(given)
     processes: list[int] = []
     try:
-        # A process would wait for ever for a compiler that another thread has at this moment.
+        # A child forked while another thread holds this lock would wait for it forever.
         with global_compiler_lock, _no_interrupts():
             for _ in range(min(CORES, len(signatures), MOST_PROCESSES)):
                 processes += _compiling_process(signatures, tasks)

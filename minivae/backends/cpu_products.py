@@ -104,7 +104,7 @@ def _accumulate_fetched(tile, steps, a, rows, b, b_at, b_step, width, vectors):
     neighbouring columns of a. Asks for the rows of b AHEAD of time: they lie too far apart for
     the hardware prefetcher."""
     place, step = 0, steps[0]
-    # LLVM unrolls a loop whose length it can know, until the tile does not fit into registers.
+    # LLVM would unroll a loop of known trip count until the tile spills from registers.
     while step != END:
         fetch(b, b_at + steps[place + AHEAD] * b_step, vectors)
         tile = multiply_add(tile, a, rows, step, b, b_at + step * b_step, width)
@@ -374,11 +374,11 @@ def list_other_columns(part, parts, x, lists):
 
 @kernel
 def dense_forward(part, parts, x, w, b, y, lists, panels, slope):
-    """y = x w + b, what is negative in it times `slope` (dense.E0), but for the columns of x that
-    are in none of a tile's `lists`.
+    """y = x w + b, negative values times `slope` (dense.E0), skipping the columns of x that are
+    not in a tile's list.
 
-    Where all are multiplied, by many rows, DENSE_WIDTH columns of w at a time are in a panel while
-    the rows go by.
+    Where rows are many and no column is skipped, DENSE_WIDTH columns of w at a time are packed
+    into a panel for all rows.
 
     Shapes: x (n, i), w (i, o), b (o,), y (n, o); lists of `list_first_columns`; scratch panels
     (parts, i, DENSE_WIDTH).
@@ -599,7 +599,7 @@ def window_weight_gradient(part, parts, x, dz, dw, windows, tiles, images, fract
 
 @kernel
 def partial_sums(part, parts, dz, sums):
-    """Sums of dz (n, m) over as many groups of rows as `sums` (groups, m) has, whoever sums up."""
+    """Sums of dz (n, m) over the row groups of `sums` (groups, m), whatever the thread count."""
     n, groups = dz.shape[0], sums.shape[0]
     for group in range(*share(groups, part, parts)):
         first, end = share(n, group, groups)

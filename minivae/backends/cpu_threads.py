@@ -34,9 +34,8 @@ LINE = 16
 """Numbers that lie so far apart share no line of a cache."""
 
 NUMBER, JOB, COUNT, YIELD = range(4)
-"""The first of the lines that threads share: the number of the last job, which all look out for;
-where it is, and how many functions it has; and the address of the system's function that leaves the
-core to others."""
+"""The first of the cache lines that threads share: the number of the last job, on which all spin;
+that job's address and its number of functions; and the address of sched_yield."""
 
 BARRIER, STATE = 0, LINE
 LINES = 2
@@ -164,7 +163,7 @@ def _pause(typing_context: Any) -> Any:
 
 @kernel
 def _wait(shared, looks):
-    """What a thread does after it has looked so often in vain."""
+    """Pauses, or after PATIENCE looks in vain yields the core."""
     if looks < PATIENCE:
         _pause()
     else:
@@ -290,7 +289,7 @@ class Threads:
             self._bells[part].get()
 
     def _leave_core_of_others(self, part: int) -> None:
-        """Where Linux wakes a thread on the core of the one that rang, which goes on, it takes
+        """Linux may wake a thread on the core of its waker, which stays busy, and then takes
         milliseconds to part them."""
         core = _core()
         if core is None:
@@ -336,8 +335,8 @@ def threads(count: int) -> Threads:
 
 
 class Tuner:
-    """Finds out how many threads something is fastest on: of a small step, cores that are far
-    apart, or that others use as well, make one slower than the other could alone. It tries half as
+    """Finds the number of threads on which something is fastest: cores that are far apart, or
+    busy with other work, can make a small step slower than fewer cores would. It tries half as
     many and twice as many now and then, since that changes."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -263,10 +263,10 @@ class KernelBackend(ReferenceBackend):
         return 2
 
     def _dense_loss(self, calls: Sequence[Call]) -> int:
-        """A dense layer with its loss in one launch and the totals in another, beside an input
-        gradient if one follows; a launch between them weighs the gradients of several draws. If
-        `calls` begin with these, and with no more than LARGEST_FUSED_ROWS and LARGEST_FUSED_DRAWS
-        say. Returns how many calls it ran."""
+        """A dense layer with its loss in one launch and the totals in another, fused with an input
+        gradient if one follows; a launch between them weighs the gradients of several draws. Only
+        if `calls` begin with these, within LARGEST_FUSED_ROWS and LARGEST_FUSED_DRAWS. Returns
+        how many calls it ran."""
         names = _primitives(calls[:3])
         if names not in FUSED_LOSSES:
             return 0

@@ -1,5 +1,5 @@
-"""How launches of matrix products are divided: into tiles of which size, and their contractions
-into how many splits, by an estimate of the time that each division takes (kernels/README.md)."""
+"""Chooses the tile size of a launch of matrix products, and into how many splits to cut their
+contractions, by an estimate of the time that each division takes (kernels/README.md)."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -29,7 +29,7 @@ FETCHED = 18
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `tiles_of` weighs, in stages of a tile of 64 x 64: 717 instructions of each of four warps
+# What `tiles_of` weighs, in stages of a tile of 64 x 64: 716 instructions of each of four warps
 # (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is shorter,
 # but divided alike: the order in which sums are added does not depend on the precision.
 
@@ -45,16 +45,16 @@ ARRIVAL_TIME = 1.5
 atomic addition and two barriers."""
 
 TRIP_TIME = 1.35
-"""What adding up as many results takes as a block asks for at once. Estimated: 0.55 us for the trip
-to the L2 cache."""
+"""The time to add up as many results as a block has in flight. Estimated: 0.55 us for the trip to
+the L2 cache."""
 
 PASSING_TIME = 1.8e-6
-"""What a number takes of all blocks' time to pass the L2 cache: 4 bytes at 5.5 TB/s
+"""A number's time through the L2 cache, shared by all blocks: 4 bytes at 5.5 TB/s
 (estimated)."""
 
 EXPOSED_SHARE = 1 / 3
-"""The share of it that is not hidden behind multiplications: little in float32, most of it in TF32.
-Estimated."""
+"""The share of operands' PASSING_TIME not hidden behind multiplications: little in float32, most
+in TF32. Estimated."""
 
 
 def stage_depth(tile: Tile) -> int:

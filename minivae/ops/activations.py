@@ -14,15 +14,16 @@ layer below, which then never stores z:
     softplus     log(1 + e^z)                  1 - e^-y      (since e^y = 1 + e^z)
     elu          z if z > 0 else e^z - 1       1 if y > 0 else y + 1
 
-by tanh' = 1 - tanh^2, sigmoid' = sigmoid (1 - sigmoid) and softplus' = sigmoid. (Leaky ReLU: Maas,
-Hannun & Ng 2013; ELU: Clevert, Unterthiner & Hochreiter 2016.)
+by tanh' = 1 - tanh^2, sigmoid' = sigmoid (1 - sigmoid), softplus' = sigmoid and (e^z - 1)' = e^z;
+in the piecewise kinds y > 0 exactly where z > 0. (Leaky ReLU: Maas, Hannun & Ng 2013; ELU: Clevert,
+Unterthiner & Hochreiter 2016.)
 
 GELU and SiLU are not monotonic, so y does not determine z, and their derivative needs z:
 
     gelu         z Phi(z)                      Phi(z) + z phi(z)   (Hendrycks & Gimpel 2016)
     silu         z sigmoid(z)                  s + z s (1 - s),  s = sigmoid(z)
 
-by the product rule, with Phi and phi the distribution and density of the standard normal.
+by the product rule, with Phi the CDF of the standard normal and phi = Phi' its density.
 """
 
 import math

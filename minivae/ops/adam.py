@@ -7,10 +7,10 @@ With the gradient g of step t = 1, 2, ...:
     E3    p <- p - [lr / (1 - beta1^t)] m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 
 Both moments start at zero. After t steps m = (1 - beta1) sum_{s<=t} beta1^(t-s) g_s, whose weights
-add up to 1 - beta1^t and not to 1, and v likewise: E3 divides m by this sum, and sqrt(v) by the
-root of v's. (If v starts at `Adam.second_moment`, this correction is not exact.) The paper's
-section 2 also has a form with fewer operations, whose epsilon is added to the uncorrected sqrt(v)
-(`Adam.epsilon_hat`):
+sum to 1 - beta1^t instead of 1, and likewise v with beta2. E3 corrects this bias: it divides m by
+1 - beta1^t and sqrt(v) by sqrt(1 - beta2^t). (If v starts at `Adam.second_moment`, this correction
+is not exact.) Kingma & Ba's section 2 also has a form with fewer operations, whose epsilon is added
+to the uncorrected sqrt(v) (`Adam.epsilon_hat`):
 
     E3'   p <- p - [lr sqrt(1 - beta2^t) / (1 - beta1^t)] m / (sqrt(v) + epsilon_hat)
 

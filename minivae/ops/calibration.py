@@ -15,13 +15,13 @@ Each image's negative log-density, and their mean:
 
     E3    l_i = S_i / (2 v*) + (m / 2) log(2 pi v*),    R = (m / 2) (1 + log(2 pi v*))
 
-The gradient sees v* move with y, but at v* that has no effect:
+v* depends on y, but this adds nothing to the gradient (the envelope theorem):
 
     E4    dy = ∂R/∂y + ∂R/∂v ∂v*/∂y = ∂R/∂y = (y - x) / (n v*)               (∂R/∂v = 0 by E2)
 
-times f'(a), as in elbo.E3. That is the gradient of a squared error with w = 1 times 1 / (2 v*): a
-weight found anew at each step. A batch without any error has no finite density, and its loss is not
-finite.
+and da = dy f'(a), as in elbo.E3. This is 1 / (2 v*) times the gradient of the batch-mean squared
+error with w = 1: a weight recomputed at each step. A batch with S = 0 has v* = 0, and neither its
+density nor its loss is finite.
 
 E3 is the logarithm of a density only if v does not depend on the image being scored. Images are
 therefore evaluated with one sigma, by E2 over training images (`Autoencoder.calibrate`).

@@ -14,7 +14,7 @@ and beta (the paper's gamma) weighs K's distance from it, on either side:
     E3    L = mean reconstruction + beta |K - C(t)|
 
 The absolute value is of the batch's mean, not of each image's KL: an image may take more nats than
-C where another takes less. Every KL_j of every image enters K by 1 / n, so that
+C where another takes less. Every KL_j of every image enters K with weight 1 / n, so that
 
     E4    c_j = ∂L/∂KL_j of one image = (beta / n) sign(K - C(t)),   0 at K = C(t)
 

@@ -1,18 +1,19 @@
 """2-D convolution and transposed convolution on NHWC images, and their gradients.
 
 A convolution (as everywhere in deep learning, a cross-correlation) with stride s, padding t on
-the top and left, kernel w[i, j, c, k]:
+the top and left, and kernel w[i, j, c, k] (tap (i, j), input channel c, output channel k) is
 
     E1    y[n, p, q, k] = f( b[k] + sum_{i,j,c} x[n, p s + i - t, q s + j - t, c] w[i, j, c, k] )
 
-where x is zero outside the image. Written tap by tap it is a sum of small matrix products: for
-each tap (i, j), the slice X_ij of the padded image, with a pixel for each position (p, q), is
-multiplied with the c x k matrix w_ij:
+where x is zero outside the image. Tap by tap, this is a sum of small matrix products: each tap
+(i, j) multiplies the slice X_ij[n, p, q, c] = x[n, p s + i - t, q s + j - t, c] of the padded image
+by the c x k matrix w_ij = w[i, j]:
 
     E1'   y = f( b + sum_ij X_ij w_ij )
 
 Each term is a dense layer whose rows are the positions (n, p, q), so dense.E1 to dense.E3 hold for
-each tap, with dz = dy * f'. A pixel lies in several slices, and their gradients add up in it:
+each tap, with dz = dy * f'. A pixel lies in several slices, so its gradient sums over them. With
+X_ij[n, p, q] a row vector, and dX_ij the same slice of the padded dx, which starts at zero:
 
     E2    dX_ij += dz w_ij^T,    that is  dx[n, u, v, c] = sum of dz[n, p, q, k] w[i, j, c, k] over
                                  all i, j, k, p, q with p s + i - t = u and q s + j - t = v

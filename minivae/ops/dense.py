@@ -2,8 +2,8 @@
 
     E0    z[r, o]  = sum_i x[r, i] w[i, o] + b[o],      y = f(z)
 
-Each gradient sums over every z that the element enters, by the chain rule, with the upstream
-gradient dz = dy * f'(z) (activations.E1):
+for row r of the batch, input i and output o. By the chain rule, the gradient of an element of x, w
+or b sums over every z[r, o] it enters, with the upstream gradient dz = dy * f'(z) (activations.E1):
 
     E1    dx[r, i] = sum_o dz[r, o] ∂z[r, o]/∂x[r, i] = sum_o dz[r, o] w[i, o]        dx = dz w^T
     E2    dw[i, o] = sum_r dz[r, o] ∂z[r, o]/∂w[i, o] = sum_r x[r, i] dz[r, o]        dw = x^T dz
@@ -14,14 +14,14 @@ that activation's derivative, so that a gradient on its way down is always dz, n
 
     E4    dz_below = (dz w^T) * f_below'
 
-To save memory, a batch may go through the model in parts, one after another (Training.accumulate).
-The batch mean is the sum of the parts' means, each times its share of the batch, `fraction`, and so
-is the gradient:
+Gradient accumulation (Training.accumulate) saves memory: a batch goes through the model in parts,
+one after another. The batch's mean loss is the sum of the parts' means, each times `fraction`, its
+share of the batch. So is the gradient, with dz that of the part's own mean loss:
 
     E5    dw = dw + fraction x^T dz,    db = db + fraction sum_r dz[r]
 
-A loss that is not linear in a mean over the batch (free bits, a capacity, a calibrated variance)
-is computed from each part's own mean instead.
+A loss that is nonlinear in a batch mean (free bits, a capacity, a calibrated variance) uses each
+part's own mean instead, so its gradient is not exactly that of the whole batch.
 """
 
 import numpy as np

@@ -29,16 +29,16 @@ log sigmoid(a) = a - softplus(a), log(1 - sigmoid(a)) = -softplus(a) and softplu
     E3    l     = w (y - x)^2,      ∂l/∂a = 2 w (y - x) f'(a)
     E4    -log N(x; y, sigma^2) = (y - x)^2 / (2 sigma^2) + log(2 pi sigma^2) / 2      (per pixel)
 
-**The whole objective** over a batch of n images with latent dimensions j, the weight beta (Higgins
-et al. 2017) and lambda free nats a dimension (Kingma et al. 2016, "Improved Variational Inference
-with Inverse Autoregressive Flow", eq. 15):
+**The whole objective**, with means over a batch of n images, latent dimensions j, KL weight beta
+(Higgins et al. 2017) and free bits of lambda nats per dimension (Kingma et al. 2016, "Improved
+Variational Inference with Inverse Autoregressive Flow", eq. 15):
 
     E5    L = mean reconstruction + beta sum_j max(lambda, mean KL_j)
     E6    c_j = ∂L/∂KL_j of one image = beta / n if mean KL_j > lambda else 0
 
 **KL annealing** (Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1).
-Early in training the decoder ignores z, and the KL would push q(z|x) onto the prior for good. Beta
-therefore rises linearly over the first T steps; t counts from 0:
+Early in training the decoder ignores z, and the KL would push q(z|x) onto the prior for good
+(posterior collapse). Beta therefore rises linearly over the first T steps; t counts from 0:
 
     E7    beta(t) = beta min(1, (t + 1) / T),      beta at once for T = 0
 
@@ -59,7 +59,7 @@ TOTALS_SIZE = 3
 def bernoulli_loss(
     logits: NDArray, x: NDArray, loss: NDArray, dlogits: NDArray, scale: float
 ) -> None:
-    """E2: the loss of each image and the gradient, times `scale`, with respect to the logits.
+    """E2: the loss of each image and `scale` times its gradient with respect to the logits.
 
     Shapes: logits, x and dlogits (n, m), loss (n,).
     """
@@ -76,7 +76,7 @@ def squared_error_loss(
     weight: float,
     activation: Activation,
 ) -> None:
-    """E3: the loss of each image and the gradient, times `scale`, before the activation of y.
+    """E3: the loss of each image and `scale` times its gradient with respect to a, where y = f(a).
 
     Shapes: y, x and da (n, m), loss (n,).
     """

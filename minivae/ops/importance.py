@@ -10,19 +10,19 @@ draw has a log-weight (Burda, Grosse & Salakhutdinov, "Importance Weighted Autoe
     E2    bound   = log mean_s w_s     IWAE: a lower bound on log p(x), tighter as k grows
           bound   = mean_s log w_s     VAE: the ELBO with all its terms by Monte Carlo
 
-Each is a function of the log-weights alone. By the chain rule its derivative with respect to any
-parameter is the sum over the draws of v_s times that of log w_s, exactly, with (their eq. 14)
+Each is a function of the log-weights alone, so by the chain rule its derivative with respect to any
+parameter theta is exactly sum_s v_s ∂log w_s/∂theta, where (their eq. 14)
 
     E3    v_s = ∂bound/∂log w_s = softmax_s(log w)   or   1 / k,           sum_s v_s = 1
 
-The loss of an image is -bound. By elbo.E2 and the batch mean's `scale`, a pixel's logit a of draw
-s has the gradient
+The loss of an image is -bound. With elbo.E2, and with `scale` for the batch mean, the gradient with
+respect to the logit a of a pixel x in draw s is
 
     E4    dlogit = scale v_s (sigmoid(a) - x)
 
-Below, dz_s is what the decoder's backward pass makes of E4, so it contains scale and v_s already.
-z_s also enters E1 itself, as -z^2 / 2; eps is constant; and logvar enters E1 once for each draw,
-which with sum_s v_s = 1 leaves 1/2:
+The decoder's backward pass turns E4 into dz_s, which therefore already contains scale and v_s. E1
+also holds -z_sj^2 / 2, which adds scale v_s z_sj to g_sj, and in each draw logvar_j / 2, which adds
+-scale / 2 to dlogvar_j over all draws, since sum_s v_s = 1; eps is constant:
 
     E5    g_sj      = dz_sj + scale v_s z_sj                       the whole gradient of z_sj
     E6    dmu_j     = sum_s g_sj
@@ -83,8 +83,8 @@ def importance_loss(
     scale: float,
     importance: bool,
 ) -> None:
-    """-bound of each image by E2, the weights by E3 and the logits' gradient by E4: of the IWAE if
-    `importance`, else of the VAE.
+    """-bound of each image by E2, `weights` v_s by E3 and the logits' gradient by E4: for the IWAE
+    if `importance`, else for the VAE.
 
     Shapes: logits and dlogits (n k, m), x (n, m), log_ratio and weights (n k,), loss (n,).
     """

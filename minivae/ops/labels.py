@@ -1,4 +1,4 @@
-"""A class label joins encoder and decoder: the conditional VAE (Sohn, Lee and Yan, "Learning
+"""A class label as input of encoder and decoder: the conditional VAE (Sohn, Lee and Yan, "Learning
 Structured Output Representation using Deep Conditional Generative Models", 2015).
 
 For an image x of class k, with a prior that does not depend on the class,
@@ -7,16 +7,17 @@ For an image x of class k, with a prior that does not depend on the class,
 
 so the latent need not encode what the label says, and decoding z ~ p(z) with a chosen label draws
 an image of that class. The loss and its gradient are those of elbo.py and latent.py: the label is
-just one more input of both networks. One-hot over the classes c,
+just one more input of both networks. As a one-hot vector over the classes c,
 
     E2    o_c = 1 if c = k else 0
 
-it is appended to m numbers v = f(a), f being an activation:
+it is appended to m numbers v = f(a), the output of the activation f below:
 
     E3    u = (v_0, ..., v_{m-1}, o_0, o_1, ...)
     E4    da_i = du_i f'(a_i),  i < m           (the chain rule as in dense.E4; o is given)
 
-A dense layer after it reads u w + b = v w_v + (w_o[k] + b): each class has a bias of its own.
+With w_v the first m rows of w and w_o the others, a dense layer on u computes
+u w + b = v w_v + (w_o[k] + b): each class has its own bias.
 """
 
 import numpy as np

@@ -7,17 +7,19 @@ Gaussian posterior (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014):
     E2    KL_j = E_q[log q(z_j|x) - log p(z_j)] = E[z_j^2 - eps_j^2 - logvar_j] / 2
                = (mu_j^2 + exp(logvar_j) - 1 - logvar_j) / 2     in nats     (their appendix B)
 
-since the densities' constants cancel, E[eps_j^2] = 1 and E[z_j^2] = mu_j^2 + exp(logvar_j).
+since (z_j - mu_j) / exp(logvar_j / 2) = eps_j, the densities' constants cancel, E[eps_j^2] = 1 and
+E[z_j^2] = mu_j^2 + exp(logvar_j).
 
-A z that is drawn from q itself has no derivative. E1 makes it a function of the head and of noise
-that does not depend on the head, so that the gradient of a loss l goes under the expectation, and
-that of a single draw is an unbiased estimate:
+A z sampled directly from q has no derivative with respect to the head. E1 makes it a differentiable
+function of the head and of noise that does not depend on the head, so the gradient of a loss l
+moves inside the expectation, and the gradient of a single draw is an unbiased estimate of it:
 
     E_q[l(z)] = E_eps[l(z(head, eps))],    ∂/∂head E_q[l(z)] = E_eps[∂l/∂z ∂z/∂head]
 
-The loss sees the head through z, and through KL_j with the derivative c_j = ∂L/∂KL_j of one image
-(elbo.E6 or capacity.E4). With ∂z_j/∂mu_j = 1, ∂z_j/∂logvar_j = exp(logvar_j / 2) eps_j / 2,
-∂KL_j/∂mu_j = mu_j and ∂KL_j/∂logvar_j = (exp(logvar_j) - 1) / 2:
+The loss depends on the head through z, whose gradient dz comes from the decoder, and through KL_j,
+with c_j = ∂L/∂KL_j for one image (elbo.E6 or capacity.E4). With ∂z_j/∂mu_j = 1,
+∂z_j/∂logvar_j = exp(logvar_j / 2) eps_j / 2, ∂KL_j/∂mu_j = mu_j and
+∂KL_j/∂logvar_j = (exp(logvar_j) - 1) / 2:
 
     E3    dmu_j     = dz_j + c_j mu_j
     E4    dlogvar_j = dz_j eps_j exp(logvar_j / 2) / 2 + c_j (exp(logvar_j) - 1) / 2

@@ -1,15 +1,16 @@
 """Noise as a function: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
 SC 2011) turns a counter and a key into four random words, with no state in between.
 
-The key is the seed. The counter is (block, row, step, stream): element (row, column) of a step's
-noise lies in block column // 4, lane column % 4. Each use of noise has a stream of its own, so
-the noise of any element, step and use can be made again anywhere, in any order, on any backend.
+The key (k0, k1) is the seed, low 32 bits first. The counter (c0, c1, c2, c3) is (block, row, step,
+stream): element (row, column) of a step's noise is number column % 4, its lane, of the four that
+block column // 4 yields. Each use of noise has its own stream, so the noise of any element, step
+and use can be regenerated anywhere, in any order, on any backend.
 
-One round, with the products as 64-bit numbers hi:lo,
+One round, with hi and lo the upper and lower 32 bits of a 64-bit product and ^ bitwise xor,
 
     E1    (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))
 
-ten times, the key growing by (W0, W1) between rounds.
+is applied ten times; between rounds (k0, k1) grows by (W0, W1), each modulo 2^32.
 
     E2    u = word 2^-32 + 2^-33                     uniform in (0, 1); float32 may round up to 1
     E3    e0 = sqrt(-2 ln u0) cos(2 pi u1)           Box-Muller: two independent normals

@@ -5,10 +5,10 @@ can be replayed unchanged.
 
 `state` holds five int64 numbers:
 
-    STEP     optimizer steps finished so far: the noise's step
+    STEP     optimizer steps finished so far: the step (philox) of the latent noise
     INDEX    row of the schedule
     FIRST    where the batch starts in the epoch's permutation
-    EPOCH    epochs finished so far: the binarization's step
+    EPOCH    epochs finished so far: the step (philox) of the binarization noise
     FAILED   1 from the first step whose loss was not finite; from then on neither the parameters
              nor this state change, so that the last good ones survive until the host looks
 
