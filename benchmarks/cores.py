@@ -17,7 +17,7 @@ IDLE, SENT, ENDED = 0, 1, 2
 
 @kernel
 def _trips(part, parts, flag, trips):
-    """The first thread sends the second a number so often, and gets another."""
+    """`trips` times, the first thread sends the second a number and gets another."""
     if part == 0:
         for _ in range(trips):
             write(flag, 0, SENT)
@@ -36,7 +36,7 @@ def _reset(flag):
 
 
 def round_trip() -> Candidate | None:
-    """What makes TRIPS of them between the first two threads; None where there is but one."""
+    """TRIPS round trips between the first two threads, to time; None on a single core."""
     if CORES < 2:
         return None
     flag = np.zeros(64, np.int64)

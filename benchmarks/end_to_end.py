@@ -105,9 +105,9 @@ def _race(
 
 
 def measure_end_to_end(device: str, data: Path | str, quick: bool) -> dict[str, Any]:
-    """The races of minivae, with kernels that it must compile and with those that it finds, of
-    PyTorch and of JAX, in turns, of a seed each turn. For each the races, and the median seconds to
-    the targets that all reach, or why it has none.
+    """Races of minivae (with kernels to compile, and with cached ones), PyTorch and JAX, in turns,
+    one seed a turn. For each its races, the median seconds to the targets that all of them reach,
+    and why one failed.
     """
     torch_mode, scan = "graph" if device == "cuda" else "eager", SCAN.get(device, SCAN["cpu"])
     runners = {

@@ -41,8 +41,8 @@ class Turns:
         self._taken = 0
 
     def take(self) -> dict[str, float]:
-        """Milliseconds a unit of each candidate in its next turn. One that takes SLOW times as long
-        for a single call has only the first SLOW_TURNS."""
+        """Milliseconds per unit of each candidate in its next turn. One whose single call takes
+        longer than SLOW turns has only the first SLOW_TURNS."""
         if self._taken == SLOW_TURNS:
             for name in self._slow:
                 del self._candidates[name]

@@ -17,7 +17,7 @@ POLL = 0.002
 
 
 def measure_start_up(device: str, data: str, quick: bool) -> dict[str, dict[str, float]]:
-    """Seconds by what is done: median, p20 and p80. Kernels are compiled but in a first run, which
+    """Seconds by what is done: median, p20 and p80. Kernels are cached except in a first run, which
     is the whole of a training on the embedded digits."""
     runs: dict[str, tuple[int, Callable[[], float]]] = {
         "import minivae": (ROUNDS, lambda: _whole("-c", "import minivae")),

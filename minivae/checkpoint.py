@@ -113,7 +113,7 @@ def write_checkpoint(
     tensors |= {f"progress.{key}": np.asarray(value) for key, value in progress._asdict().items()}
     metadata = {"format": "minivae", "model": _json(model.config())}
     with replacing(folder / name) as path:
-        # Not save_file, whose error of a full disk is none of the operating system's.
+        # Not save_file, which does not raise OSError on a full disk.
         path.write_bytes(as_bytes(tensors, metadata))
 
 

@@ -30,7 +30,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def cores() -> int | None:
-    """How many cores this process may use, where the system tells it, as Linux does."""
+    """How many cores this process may use; where the system does not say, how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -67,15 +67,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, means over images in nats unless said otherwise.
+    """What `evaluate` found: means over images, in nats or in the unit that `objective` names.
 
-    `loss` is reconstruction and KL as they are, without beta, free bits or capacity; -ELBO where
-    the figures are likelihoods.
-    `why_no_likelihood` is empty where the figures are likelihoods; else `bounds` is empty, and
-    `negative_log_likelihood` and `bits_per_dimension` are None; the latter takes grey pixels under
-    a Gaussian for one of 256 levels, without noise in between. `kl_per_dimension`, `active_units`
-    and `aggregate_posterior` describe q(z|x) over the images; `error_per_class` is the mean squared
-    error of a pixel, decoded from the posterior mean.
+    `loss` is reconstruction + KL, without beta, free bits or capacity; it is -ELBO where the
+    figures are likelihoods. There `why_no_likelihood` is empty and `bounds` maps k to L_k;
+    elsewhere `bounds` is empty, and `negative_log_likelihood` and `bits_per_dimension` are None.
+    Bits per dimension take a grey pixel under a Gaussian for one of 256 levels, without
+    dequantization noise. `kl_per_dimension`, `active_units` and `aggregate_posterior` describe
+    q(z|x) over the images; `error_per_class` maps a label to the mean squared error per pixel of
+    images decoded from their posterior mean.
     """
 
     images: int
@@ -246,8 +246,8 @@ def _check_memory(model: VAE, chunk: int) -> None:
     free = model.backend.free_memory()
     if needed > free:
         raise InputError(
-            f"a chunk of {chunk} draws needs {needed >> 20} MiB of the {free >> 20} MiB that are "
-            "free: expected a smaller one"
+            f"a chunk of {chunk} draws needs {needed >> 20} MiB, more than the {free >> 20} MiB "
+            "that are free: expected a smaller one"
         )
 
 
@@ -262,12 +262,13 @@ def evaluate(
     progress: bool = False,
 ) -> Evaluation:
     """Evaluates a model on images with `samples` draws of z each (at most DRAWS_OF_A_LOSS where
-    there is no likelihood), at most `chunk` at a time.
+    there is no likelihood), at most `chunk` draws at a time. `seed` is that of the draws and of the
+    binarization; `progress` shows a progress bar.
 
-    Raises InputError on images that the model does not take, on an unknown binarization, on a seed
-    that is none, on samples outside of 1 to LARGEST_SAMPLES, on a chunk that is not a multiple of
-    BLOCK or needs more memory than there is, and before `Autoencoder.calibrate` where that is
-    needed.
+    Raises InputError on images or labels that the model does not take, a loss that is not finite,
+    an unknown binarization, an invalid seed, samples outside 1 to LARGEST_SAMPLES, a chunk that is
+    not a multiple of BLOCK or needs more memory than is free, and before `Autoencoder.calibrate`
+    where that is needed.
     """
     check_is("model", model, Autoencoder)
     check_is("data", data, Dataset)
@@ -362,7 +363,7 @@ def _by_draws(
     if ladder:
         likelihood = Estimate.of(-bounds[:, -1])
         found["negative_log_likelihood"] = likelihood
-        # What a density gives to a level is its value times the distance to the next.
+        # The probability of a level is the density times the spacing of levels.
         bits = likelihood.mean / (model.pixels * math.log(2)) + math.log2(levels)
         found["bits_per_dimension"] = bits
     return found

@@ -153,7 +153,7 @@ def _convolution(
     arguments = _positional(input_shape[2], output_shape[2], kernel)
     arguments["stride"] = stride
     weights = {"weight": tensors["weight"].transpose(3, 2, 0, 1), "bias": tensors["bias"]}
-    # Padding beyond the one before is more than one number a side can say.
+    # PyTorch pads both ends of an axis alike, which is too little if the end needs more.
     lopsided = any(last > first for first, last in zip(before, after, strict=True))
     edges = (before[1], after[1], before[0], after[0])
     if transposed and not lopsided:
@@ -161,7 +161,7 @@ def _convolution(
         extra = {"padding": before, "output_padding": missing}
         yield Module("ConvTranspose2d", arguments | extra, weights)
     elif transposed:
-        # Beyond the last window lies the bias, which a pad would leave out.
+        # Pixels beyond the last window hold the bias: output_padding adds it, a zero pad would not.
         missing = tuple(max(-last, 0) for last in after)
         yield Module("ConvTranspose2d", arguments | {"output_padding": missing}, weights)
         yield Module("ZeroPad2d", _positional(tuple(-max(edge, 0) for edge in edges)), {})
@@ -175,8 +175,8 @@ def _without_weights(network: Network, index: int, layer: Layer) -> Module:
     before, after = network.shapes[index : index + 2]
     if isinstance(layer, JoinLabel):
         raise InputError(
-            f"{network.name}.{index}: a conditional model has a label beside its input, for which "
-            "a sequence of modules has no place"
+            f"{network.name}.{index}: a conditional model has a label beside its input, which "
+            "cannot be exported"
         )
     if isinstance(layer, Flatten):
         return Module("Flatten", {}, {})
@@ -216,10 +216,10 @@ def _networks(model: Autoencoder) -> list[tuple[Network, list[Module]]]:
 
 
 def to_torch(model: Autoencoder, path: Path) -> list[str]:
-    """Writes safetensors that `load_state_dict` takes into a module with the torch.nn.Sequential
-    members `encoder` and `decoder`. Returns the file's name and the two definitions, which the
-    file's metadata hold as well. A decoder for the Bernoulli likelihood ends in logits. Raises
-    InputError for a layer that torch.nn.Sequential has no like of."""
+    """Writes a safetensors file for `load_state_dict` of a module whose members `encoder` and
+    `decoder` are torch.nn.Sequential. Returns the file's name and the two definitions, which its
+    metadata hold as well. A decoder for the Bernoulli likelihood ends in logits. Raises InputError
+    for a layer without a counterpart in torch.nn.Sequential."""
     from safetensors.numpy import save
 
     tensors, definitions = {}, {}
@@ -235,10 +235,12 @@ def to_torch(model: Autoencoder, path: Path) -> list[str]:
 
 
 def to_onnx(model: Autoencoder, path: Path) -> list[str]:
-    """Writes `NAME.encoder.onnx` and `NAME.decoder.onnx` for a path `NAME.onnx`, with a free batch
-    axis: images (n, c, h, w) to the encoder's output, and codes to mean images.
+    """Writes `NAME.encoder.onnx`, from images (n, c, h, w) to the encoder's output, and
+    `NAME.decoder.onnx`, from codes to mean images, for a path `NAME.onnx`, both with a dynamic
+    batch axis. Returns the two paths.
 
-    Raises InputError if the package onnx is missing.
+    Raises InputError if the package onnx is missing, the path is a folder, or a layer has no
+    counterpart in ONNX with channels first.
     """
     try:
         import onnx

@@ -57,8 +57,8 @@ def resolved(path: Path) -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process, which the operating system releases if it is killed.
-    InputError if another process holds it."""
+    """Locks a folder for this process; the operating system unlocks it if the process is killed.
+    InputError if another process holds the lock."""
     with _holding(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
         yield
 

@@ -4,8 +4,8 @@ For a loss L and one entry t of a parameter,
 
     dL/dt = (L(t + h) - L(t - h)) / (2 h) + O(h^2)
 
-A large h may step over the kink of a ReLU, a small one leaves the difference no digits. Each entry
-is tried with several h and its best agreement counts: a wrong gradient agrees with none.
+A large h may step over the kink of a ReLU; with a small one, rounding swamps the difference. Each
+entry is tried with several h and its best agreement counts: a wrong gradient agrees with none.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,8 +51,8 @@ def _entry_error(
 
 
 def check_gradients(model: Autoencoder, seed: int = 0) -> Iterator[GradientError]:
-    """Yields each parameter's error for a model like `model`, with fresh weights, random images
-    and a random latent draw.
+    """Yields each parameter's error for a copy of `model` with initial weights. `seed` is that of
+    the random images and labels, the latent noise and the entries tried.
 
     The error of an entry is |hand-derived - numerical| over the larger of the two, or over a
     tenth of the tensor's largest gradient where both are smaller: below that the difference

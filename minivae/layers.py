@@ -194,7 +194,7 @@ class WeightedLayer(Layer):
         he                normal of variance 2 / fan in, zero bias (He et al. 2015)
         glorot            uniform within sqrt(6 / (fan in + fan out)), zero bias
                           (Glorot & Bengio 2010)
-        truncated-normal  normal of deviation 0.02 redrawn beyond two of them, zero bias
+        truncated-normal  normal of standard deviation 0.02, redrawn beyond ±0.04, zero bias
         """
         fan_in, fan_out, torch_fan_in = self.fans(shapes["weight"])
         bias = np.zeros(shapes["bias"])
@@ -287,14 +287,15 @@ class Convolution(WeightedLayer):
         return list(zip(_pair(self.kernel), _pair(self.stride), paddings, strict=True))
 
     def small_size(self, size: int, axis: int) -> int:
-        """How many windows a large image of `size` pixels has along an axis."""
+        """How many kernel windows `size` pixels of the large image have along `axis` (0 or 1)."""
         kernel, stride, padding = self.axes()[axis]
         if isinstance(padding, str):
             return -(-size // stride)
         return (size + 2 * padding - kernel) // stride + 1
 
     def geometry(self, large: Shape, small: Shape) -> ConvGeometry:
-        """Strides, and the padding before the first pixel, between two image shapes."""
+        """Strides, and the padding at top and left. `large` is the shape of a convolution's input
+        or a transposed one's output, `small` of the other."""
         before = []
         for size, windows, (kernel, stride, padding) in zip(
             large, small, self.axes(), strict=False

@@ -76,7 +76,7 @@ class Autoencoder:
         if not encoder or not decoder:
             raise InputError("a model needs at least one layer in its encoder and its decoder")
         if all(isinstance(layer, VIEWS) for layer in (*encoder, *decoder)):
-            raise InputError("the model computes nothing: expected a layer besides its views")
+            raise InputError("the model computes nothing: expected more than Flatten and Reshape")
         check_choice("initialization", initialization, INITIALIZATIONS)
         self.image_shape = tuple(image_shape)
         self.objective = objective
@@ -177,9 +177,9 @@ class Autoencoder:
         return self._parameters
 
     def to(self, device: str | Any, dtype: DTypeLike = np.float32) -> "Autoencoder":
-        """Puts the model on a device by name ("auto", "cpu", ...) or on a backend object, with its
-        present parameters and moments, or else with initial ones, of a `dtype` that the backend
-        computes in. Returns the model.
+        """Moves the model to a device by name ("auto", "cpu", ...) or to a backend object, in a
+        `dtype` that the backend computes in. Parameters, moments and sigma come along; the first
+        call makes initial ones. Returns the model.
 
         Raises InputError on an unknown device, one that does not work here, or another dtype.
         """
@@ -254,7 +254,7 @@ class Autoencoder:
         bias = self.parameters.values[names[-1]]
         if self.objective.likelihood != "bernoulli" or bias.size != self.pixels:
             raise InputError(
-                "output_bias: expected logits from a dense layer, with a bias for each"
+                "output_bias: expected logits from a dense layer, with a bias for each pixel"
             )
         clipped = np.clip(mean.reshape(-1), 0.001, 0.999)
         self._assign(bias, np.log(clipped / (1 - clipped)))
@@ -324,7 +324,8 @@ class Autoencoder:
     def by_chunks(
         self, rows: int, labels: ArrayLike | None, run: Callable[[ModelPass, slice], Any]
     ) -> list[NDArray]:
-        """What `run` makes of each chunk of rows, once its labels are there."""
+        """What `run(model_pass, chunk)` returns for each chunk of rows, as NumPy arrays. The
+        chunk's labels are in `model_pass.onehot` by then."""
         checked = self.checked_labels(labels, rows)
         outputs = []
         for chunk in self._chunks(rows):
@@ -425,15 +426,16 @@ class Autoencoder:
         objective: Objective | None = None,
     ) -> dict[str, float]:
         """The mean loss, reconstruction and KL of images (n, h, w, c) in the objective's units
-        (nats, or weighted squared error). Bounds by draws give the loss alone, plain autoencoders
-        no KL.
+        (nats, or weighted squared error). Estimators by draws ("monte-carlo", "importance") give
+        the loss alone, plain autoencoders no KL.
 
-        The images are uint8 or float in [0, 1]. `objective` replaces `final_objective`: it must
-        keep the model's estimator, samples and kind of output (logits or pixels). Free bits and a
-        capacity see the mean KL of INFERENCE_BATCH images at a time. All three are infinite where
-        the loss of an image is not finite.
+        The images are uint8 or float in [0, 1]; `binarization` is one of BINARIZATIONS
+        (ops/batch.py). `objective` replaces `final_objective`: it must keep the model's estimator,
+        samples and kind of output (logits or pixels). Free bits and a capacity apply to the mean KL
+        of each chunk of INFERENCE_BATCH images. Every mean is infinite if the loss of any image is
+        not finite.
 
-        Raises InputError on images or labels that do not fit or are none, on an unknown
+        Raises InputError on images or labels that do not fit or are missing, on an unknown
         binarization, on an objective or seed that does not fit, and before `calibrate` where that
         is needed.
         """
@@ -493,9 +495,9 @@ class Autoencoder:
     def means(
         self, totals: NDArray, images: int, objective: Objective | None = None
     ) -> dict[str, float]:
-        """What `elbo_totals` summed over `images`, as means, with the constant of the objective
-        (the model's own unless another is given). A bound by draws has no terms, a plain
-        autoencoder no KL."""
+        """The sums `totals` (3,) of `elbo_totals` over so many `images`, as means by name, plus the
+        constant of the objective (the model's own unless another is given). An estimator by draws
+        gives "loss" alone, a plain autoencoder no "kl"."""
         objective = objective or self.objective
         constant = objective.constant(self.pixels)
         loss = float(totals[LOSS] / images + constant)
@@ -510,10 +512,11 @@ class Autoencoder:
 
 class VAE(Autoencoder):
     """A variational autoencoder: the encoder's last layer gives the means first, then the
-    log-variances, of a diagonal Gaussian over the latent; the decoder takes a draw of it.
+    log-variances, of a diagonal Gaussian q(z|x); the decoder takes a z drawn from it.
 
     Arguments as for `Autoencoder`; the encoder must end in 2 d numbers for d latent dimensions.
-    `head` says what the second d are: "logvar", or with the estimators by draws "log-sigma".
+    `head` says what the last d are: "logvar", or, with the estimators "monte-carlo" and
+    "importance" only, "log-sigma".
     """
 
     kind = "vae"
@@ -547,7 +550,7 @@ class VAE(Autoencoder):
     @property
     def code_shape(self) -> Shape:
         if all(isinstance(layer, VIEWS) for layer in self.encoder.layers):
-            raise InputError("the encoder computes nothing: expected a layer besides its views")
+            raise InputError("the encoder computes nothing: expected more than Flatten and Reshape")
         head = self.encoder.output_shape
         if len(head) != 1 or head[0] % 2:
             raise InputError(
@@ -567,9 +570,9 @@ class VAE(Autoencoder):
         return self.decode(self.encode(images, labels)[0], labels)
 
     def sample(self, count: int, *, seed: int = 0, labels: ArrayLike | None = None) -> NDArray:
-        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior; by
-        a conditional model of these labels, or else of each class in turn. Raises InputError on a
-        count below 1 and on labels that do not fit."""
+        """`count` mean images (count, h, w, c) decoded from draws of the standard normal prior. A
+        conditional model takes `labels`, (count,) or one for all; without them it draws each class
+        in turn. Raises InputError on a count below 1 and on labels that do not fit."""
         check_seed(seed)
         check_count("count", count)
         rng = np.random.default_rng([seed, SAMPLING_STREAM])

@@ -156,8 +156,8 @@ class NetworkPass:
     nobody needs it. `onehot` (n, classes) holds labels for a JoinLabel; if `x` has k n rows, each k
     consecutive ones share a label. `output` holds the result of `forward`; the caller writes the
     gradient before `output_activation`, the activation that made the output, into `output_gradient`
-    and runs `input_gradient_calls`. `weight_gradient_calls` run last, after those of all networks,
-    since an optimizer may change the weights in them.
+    and runs `input_gradient_calls`. `weight_gradient_calls` run after the input gradients of all
+    networks, since a backend may update the weights in the same calls.
     """
 
     def __init__(
@@ -219,8 +219,8 @@ class NetworkPass:
         ]
 
     def output_gradient_calls(self) -> list[Call]:
-        """What carries `output_gradient`, where it is that of `output`, through
-        `output_activation`."""
+        """The calls that turn the gradient of `output`, if that is what `output_gradient` holds,
+        into the gradient before `output_activation`, in place."""
         if self.output_activation == IDENTITY:
             return []
         dz = self.output_gradient

@@ -26,8 +26,8 @@ class Objective:
     With `estimator` "analytic" the KL is latent.E2, with one draw of z per image. The others use
     log w = log p(x|z) + log p(z) - log q(z|x) of `samples` draws per image (importance.E2):
     "monte-carlo" the mean of log w, again the ELBO; "importance" the log of the mean of w, the
-    tighter bound of the IWAE. They need the Bernoulli likelihood, beta 1, no free bits and no
-    capacity, and report the whole loss as reconstruction.
+    tighter bound of the IWAE. Both need the Bernoulli likelihood, beta 1, no free bits and no
+    capacity, and in training report the loss alone, without its terms.
 
     `beta` rises linearly to its value over the first `beta_warmup_steps`; `free_bits` is lambda of
     elbo.E5, in nats a dimension. With a `capacity` above 0, in nats an image, beta weighs the KL's

@@ -28,10 +28,11 @@ class Adam:
         step       gamma^(t // step_every)
         cosine     (1 + cos(pi t / total)) / 2,  total the rest of the run
                    (Loshchilov & Hutter 2017)
-        pieces     `pieces` are (epochs, factor), one after another; the last goes on
+        pieces     the factors of `pieces`, (epochs, factor) in order, the last to the run's end
 
     `clip_norm` bounds the global norm of the gradient; 0 means no clipping. With `epsilon_hat`,
-    epsilon is the one outside the bias correction (adam.E3'). `second_moment` is the initial v.
+    epsilon is added to sqrt(v) without its bias correction (adam.E3'). `second_moment` is the
+    initial v.
 
     Raises InputError on a value out of its range.
     """

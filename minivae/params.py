@@ -31,7 +31,7 @@ class Parameters:
             offsets[name] = size
             size += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
         if size > sys.maxsize // np.dtype(dtype).itemsize:
-            raise MemoryError  # for which NumPy has other words
+            raise MemoryError  # NumPy would raise ValueError
         kinds = ("values", "gradients", "first_moments", "second_moments")
         self.flat: dict[str, Any] = {kind: backend.zeros((size,), dtype) for kind in kinds}
         self.values, self.gradients, self.first_moments, self.second_moments = (

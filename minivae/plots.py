@@ -20,10 +20,10 @@ from .files import replacing
 
 DPI = 120
 TITLE_INCHES, TICK_INCHES = 0.1, 0.1
-"""A character's, and some."""
+"""Width of a character, with a margin."""
 
 MOST_CLASSES = 20
-"""That a picture tells apart."""
+"""How many classes a picture tells apart."""
 
 SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:orange"}
 LOSS_TERMS = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL [nats]"}
@@ -39,8 +39,8 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure in the format of the path's suffix, beside it first. Raises InputError if
-    that is none of matplotlib's."""
+    """Writes a figure in the format of the path's suffix, atomically. Raises InputError if
+    matplotlib has no such format or the file cannot be written."""
     kind, known = path.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise InputError(f"{path}: expected a picture's suffix: {', '.join(known)}")
@@ -161,8 +161,8 @@ def sample_grid(
     classes: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Images (n, h, w, c) in a grid as square as can be, or with a column for each of so many
-    `classes`, of which they are in turn, with their `names`; the last row may be short."""
+    """Images (n, h, w, c) in a grid as square as possible; if they are of `classes` classes in
+    turn, with a column for each, called by its name in `names`. The last row may be short."""
     by_class = 0 < classes <= min(MOST_CLASSES, len(images))
     columns = classes if by_class else int(np.ceil(np.sqrt(len(images))))
     grid = _rows(images, columns)

@@ -47,17 +47,17 @@ class Training:
     """How a model is trained.
 
     `validation` training images, drawn by the seed, are held out: the best checkpoint is the one
-    with the lowest loss on them. A run ends after `epochs`, or after `steps` where that is above 0,
-    or when that loss has not improved for `patience` epochs where that is above 0. `keep_last`
-    trains on the last partial batch of an epoch too; without `shuffle` every epoch has the order of
-    the data; only the first `images` are used where that is above 0. A batch goes through the model
-    in `accumulate` equal parts, one after another, which need as much less memory, down to what
-    inference needs (INFERENCE_BATCH); their gradients make one update (dense.E5), and each has
-    noise, free bits, a capacity and a calibrated variance of its own. With `output_bias` the last
-    bias starts at the logits of the training images' mean, clipped to [0.001, 0.999]. Metrics are
-    written each epoch, and also every `log_every` steps; pictures of samples or reconstructions
-    every `picture_every` steps, and checkpoints every `checkpoint_every` steps beside those of each
-    epoch (0: never).
+    with the lowest loss on them. A run ends after `steps`, or after `epochs` where `steps` is 0, or
+    earlier if the validation loss has not improved for `patience` epochs (0: never). `keep_last`
+    also trains on the last, partial batch of an epoch; without `shuffle` every epoch keeps the
+    order of the data; `images` limits training to the first so many (0: all). `binarization` is one
+    of BINARIZATIONS (ops/batch.py). A batch goes through the model in `accumulate` equal parts, one
+    after another, to need less memory, down to what inference needs (INFERENCE_BATCH); their
+    gradients make one update (dense.E5), and each part has its own noise, free bits, capacity and
+    calibrated variance. With `output_bias` the last bias starts at the logits of the training
+    images' mean, clipped to [0.001, 0.999]. Metrics and checkpoints are written each epoch, and
+    also every `log_every` and `checkpoint_every` steps; every `picture_every` steps `fit` calls
+    `on_step`, with which the command line draws pictures (0: never, for all three).
 
     Raises InputError on a value out of its range, and on settings that do not go together.
     """
@@ -97,7 +97,7 @@ class Training:
         if self.batch_size % self.accumulate or (self.keep_last and self.accumulate > 1):
             raise InputError(
                 f"accumulate is {self.accumulate}, expected a divisor of the batch size "
-                f"{self.batch_size}, and no last partial batch"
+                f"{self.batch_size}, and keep_last off"
             )
         if self.patience and not self.validation:
             raise InputError(
@@ -254,8 +254,8 @@ def iwae_paper_model(
     Grosse & Salakhutdinov 2016, section 5, with one stochastic layer).
 
     Two things differ from the authors' code: means and log sigma are one layer, whose Glorot
-    bound is that of all its outputs, not of each half; and an update has the moments of its own
-    step, not of the one before.
+    bound is that of all its outputs, not of each half; and an update uses the moments after this
+    step's gradient, where theirs uses those before it.
     """
     pixels = math.prod(image_shape)
     return VAE(

@@ -61,15 +61,15 @@ REMEDY = "try a smaller learning rate, or --clip-norm"
 
 
 class NotFiniteError(Exception):
-    """The loss became NaN or infinite. The message says at which step and in which tensor, and what
-    may help."""
+    """The loss, a parameter or sigma became NaN or infinite. The message names the step, where to
+    look and a remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message}; {REMEDY}")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, after a checkpoint was written."""
+    """Training was stopped by a signal, after a checkpoint was written to `folder`, if given."""
 
     def __init__(self, number: int, step: int, folder: Path | None) -> None:
         self.number, self.step = number, step
@@ -128,8 +128,8 @@ class Trainer:
         self._parameters = model.parameters
         self._calibrated_at = -1
         self._captured: dict[int, Callable[[], None]] = {}
-        # Here, so that too little memory is told before a run begins; and kept, since a captured
-        # step goes on with its memory where the model has taken other since.
+        # Bound here, so that a lack of memory is reported before a run begins; kept, since a
+        # captured step still uses this memory if the model has allocated other memory since.
         self._passes = {
             rows: model.bind(rows // training.accumulate)
             for rows in (self._rows(0), self._rows(self.steps_per_epoch - 1))
@@ -162,8 +162,8 @@ class Trainer:
             raise InputError(f"{self.splits.name}, {split} labels: {error}") from None
 
     def begin(self) -> None:
-        """What a run sets before its first step, and a resumed one finds set. Raises InputError
-        where an output bias is asked for that the decoder does not have."""
+        """Sets the initial moments and output bias of a new run; a resumed one has them from its
+        checkpoint. Raises InputError if the decoder has no such bias to set."""
         model, training = self.model, self.training
         parameters, backend = model.parameters, model.backend
         backend.assign(parameters.flat["first_moments"], 0)
@@ -301,8 +301,8 @@ class Trainer:
 
     def held_out_metrics(self) -> dict[str, Any]:
         """Loss, reconstruction and KL of the test split and of any validation images; and of a VAE,
-        on DESCRIBED of the validation or else test images, the active units and the mean
-        KL(q(z|x) || p(z)) in nats. First what `check_model` does."""
+        on DESCRIBED validation images, or test images if there are none, the active units and the
+        mean KL(q(z|x) || p(z)) in nats. Calls `check_model` first."""
         training, model = self.training, self.model
         self.check_model()
         options: Any = {"seed": training.seed, "binarization": training.binarization}
@@ -394,7 +394,7 @@ DESCRIBED = 1000
 """How many images' posteriors an epoch's metrics describe."""
 
 EARLY_STEPS = 200
-"""Before which no latent dimension need be active."""
+"""Steps before which inactive latent dimensions are no warning sign."""
 
 FEWEST_ACTIVE = 0.05
 """The share of active dimensions below which the posterior has collapsed."""
@@ -452,8 +452,9 @@ def fit(
     Args:
         data: the splits, or a name or path that `minivae.data.load` takes.
         out: the run folder for configuration, metrics and checkpoints; none by default.
-        resume: go on from the checkpoint in `out`, whose configuration then has this `training`.
-        best: with `resume`, go on from the best one instead of the last.
+        resume: go on from the last checkpoint in `out`. `training` replaces the run's, and may
+            differ from it only in the settings of MAY_CHANGE.
+        best: with `resume`, go on from the best checkpoint instead.
         device: a name for `minivae.backends.get`, or a backend; by default where the model is, or
             the best that works.
         progress: show a progress bar.
@@ -463,7 +464,7 @@ def fit(
 
     Raises InputError on data or options that do not fit, if `out` has a run and `resume` is off, or
     a run on other data and `resume` is on; NotFiniteError when the loss, a parameter or sigma is no
-    longer finite; Interrupted on SIGINT or SIGTERM, after saving.
+    longer finite; Interrupted on SIGINT or SIGTERM, after saving to `out` if that is given.
     """
     check_is("model", model, Autoencoder)
     hint = "; of arrays minivae.data makes Splits(name, Dataset.of(train), Dataset.of(test))"
@@ -582,7 +583,7 @@ def check_same_data(folder: Path, splits: Splits, hint: str = "") -> None:
     # Earlier versions kept no fingerprint.
     if config.get("fingerprint", "") not in ("", splits.fingerprint()):
         raise InputError(
-            f"{folder}: the images or labels of {splits.name} are others than those that the run "
+            f"{folder}: the images or labels of {splits.name} differ from those that the run "
             f"began with ({config.get('source', 'given as arrays')}), expected the same{hint}"
         )
 
@@ -613,7 +614,7 @@ def _loop(
             logs = _every(training.log_every, step)
             draws = _every(training.picture_every, step)
             ended = step % per_epoch == 0 or step == total
-            # Only then, since on a GPU the host waits for every step before.
+            # Not after every step: on a GPU the host waits here for all steps so far.
             if logs or draws or ended:
                 trainer.check_loss()
             if logs:
@@ -671,7 +672,7 @@ def _pending_signal() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    # Who ignores one, as a shell has its background jobs do, goes on to.
+    # A signal that is already ignored, as in a shell's background jobs, stays ignored.
     numbers = [
         number
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -682,7 +683,7 @@ def _pending_signal() -> Iterator[list[int]]:
         pending.append(number)
         restore()
         # Not print, which may not interrupt itself.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        os.write(2, b"\nstopping after this step; interrupt again to stop at once\n")
 
     def restore() -> None:
         for number, handler in before.items():

@@ -16,6 +16,7 @@ from minivae import ConvTranspose2d, Objective, Training, backends, cli, fit, pr
 from minivae.checkpoint import CHECKPOINT, CONFIG, METRICS, read_metrics
 from minivae.checkpoint import load as load_run
 from minivae.cli import main
+from minivae.cli import train as cli_train
 from minivae.data import load
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -210,7 +211,7 @@ def test_an_output_replaces_nothing_that_the_run_needs(
     for path in files:
         before = path.read_bytes()
         arguments = [command, str(run), *options, "-o", str(path.parent / "." / path.name)]
-        complains(capsys, arguments, "is of the run or its data")
+        complains(capsys, arguments, "a file of the run or its data")
         assert path.read_bytes() == before
 
 
@@ -290,7 +291,7 @@ def test_a_run_that_stops_early_says_which_epoch_was_best(
     told = capsys.readouterr().out
     validated = [line["validation"]["loss"] for line in read_metrics(tmp_path / "run" / METRICS)]
     best = int(np.argmin(validated)) + 1
-    assert f"stopped    after epoch {best + 1}: 1 without a better one" in told
+    assert f"stopped    after epoch {best + 1}: no better one since epoch {best}" in told
     assert f"best       epoch {best}, validation loss {min(validated):.2f}: used with" in told
     assert main(["info", str(tmp_path / "run")]) == 0
     assert f"best       epoch {best}," in capsys.readouterr().out
@@ -499,7 +500,7 @@ def test_a_finished_run_says_so_when_it_is_resumed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--resume", str(run), "--quiet"]) == 0
-    assert "finished   before: more --epochs or --steps go on" in capsys.readouterr().out
+    assert "finished   already: give more --epochs or --steps to go on" in capsys.readouterr().out
 
 
 def test_a_run_is_found_its_data_from_another_folder(
@@ -542,7 +543,7 @@ def test_a_run_is_not_evaluated_on_data_that_changed_unless_asked(
     assert train(Path(run), *options) == 0
     np.save(images, np.zeros((40, 28, 28), np.uint8))
     evaluate = ["evaluate", run, "--device", "cpu", "--samples", "10", "--quiet"]
-    complains(capsys, evaluate, "are others than those", "or --data for others")
+    complains(capsys, evaluate, "differ from those", "or --data for others")
     assert main([*evaluate, "--data", str(images)]) == 0
 
 
@@ -731,6 +732,20 @@ def test_a_loss_that_is_not_finite_is_one_line_with_exit_code_1(
     assert "the loss is not finite at step" in captured.err
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
+
+
+def test_an_unknown_option_names_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complains(capsys, ["train", "--foo"], "unrecognized", "--foo (see minivae train --help)")
+
+
+def test_what_a_preset_has_no_use_for_is_told_before_data_are_looked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_train, "load_data", None)
+    complains(capsys, ["train", "--preset", "mnist-conv", "--hidden", "3"], "has convolutions")
+    complains(capsys, ["train", "--preset", "mnist-conv-ae", "--beta", "2"], "no KL")
 
 
 def test_help_names_every_command() -> None:

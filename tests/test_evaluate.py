@@ -313,7 +313,7 @@ def test_a_chunk_that_does_not_fit_into_memory_is_bad_input(
 ) -> None:
     model, data = LinearGaussian(0).model, LinearGaussian(0).data
     monkeypatch.setattr(model.backend, "free_memory", lambda: 1 << 20)
-    with pytest.raises(InputError, match=r"a chunk of 100000 draws .* of the 1 MiB that are free"):
+    with pytest.raises(InputError, match=r"a chunk of 100000 draws .* more than the 1 MiB"):
         evaluate(model, data, samples=100_000, chunk=100_000)
     assert evaluate(model, data, samples=100, chunk=100_000).samples == 100
 

@@ -480,7 +480,7 @@ def test_a_conditional_run_is_read_by_the_command(
     ("arguments", "words"),
     [
         (["sample", "--label", "3"], "label of 0 to 2, got 3\n"),
-        (["train", "--hidden", "8", "--latent", "2"], "the run trains another model"),
+        (["train", "--hidden", "8", "--latent", "2"], "would make another model than the run's"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

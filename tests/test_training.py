@@ -447,7 +447,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, other: str) -> None:
     images[-1, 0, 0, 0] ^= other == "images"
     labels = np.zeros(IMAGES, np.int64) if other == "labels" else None
     changed = Splits("changed", Dataset(images, labels), test)
-    with pytest.raises(InputError, match="labels of changed are others than those"):
+    with pytest.raises(InputError, match="labels of changed differ from those"):
         fit(small_vae(), changed, BUSY, out=tmp_path / "run", resume=True, progress=False)
     assert (tmp_path / "run" / METRICS).read_bytes() == before
 
@@ -498,7 +498,7 @@ def test_a_trainer_does_not_go_on_with_a_model_that_has_gone_elsewhere() -> None
 def test_a_second_interrupt_stops_at_once() -> None:
     command = [sys.executable, "-c", SECOND_INTERRUPT, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert "stopping after this step; once more to stop at once" in done.stderr
+    assert "stopping after this step; interrupt again to stop at once" in done.stderr
     assert done.stderr.endswith("KeyboardInterrupt\n")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ..errors import InputError
-from .arguments import parser
+from .arguments import parse
 
 MODULES = {
     "train": "train",
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     _open_standard_streams()
     try:
-        parsed = parser().parse_args(arguments)
+        parsed = parse(arguments)
         _command(parsed.command)(parsed)
         sys.stdout.flush()
     except BrokenPipeError:

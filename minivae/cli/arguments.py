@@ -1,6 +1,7 @@
 """What the commands take."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ def _positive_integers(text: str) -> tuple[int, ...]:
     except ValueError:
         values = ()
     if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers like 512,256")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected positive integers like 512,256")
     return values
 
 
@@ -41,6 +42,17 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of 0 to 2^64 - 1")
     return int(text)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its options; InputError on others."""
+    parsed, others = parser().parse_known_args(arguments)
+    if others:
+        # argparse would name the help of minivae itself, which lists no command's options.
+        raise InputError(
+            f"unrecognized arguments: {' '.join(others)} (see minivae {parsed.command} --help)"
+        )
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +88,8 @@ def _option(group: Any, name: str, kind: Any, metavar: str, text: str) -> None:
 
 
 def _add_model_options(group: Any) -> None:
-    _option(group, "--preset", str, "NAME", f"default: {DEFAULT_PRESET}; see minivae info")
+    text = f"a model with its training, listed by minivae info; default: {DEFAULT_PRESET}"
+    _option(group, "--preset", str, "NAME", text)
     _option(
         group,
         "--data",
@@ -92,21 +105,19 @@ def _add_model_options(group: Any) -> None:
         "--likelihood",
         str,
         "KIND",
-        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is found",
+        "bernoulli, squared-error, gaussian, or calibrated-gaussian, whose sigma is fitted",
     )
-    _option(group, "--sigma", float, "X", "likelihood gaussian: its standard deviation")
+    _option(group, "--sigma", float, "X", "standard deviation, for --likelihood gaussian")
     _option(group, "--beta", float, "X", "weight of the KL")
-    _option(
-        group, "--beta-warmup", int, "STEPS", "beta rises linearly to its value over these steps"
-    )
-    _option(group, "--free-bits", float, "NATS", "KL below this is free, for each dimension")
-    _option(group, "--capacity", float, "NATS", "beta weighs the KL's distance from this")
-    _option(group, "--capacity-steps", int, "STEPS", "the capacity rises linearly over these steps")
+    _option(group, "--beta-warmup", int, "STEPS", "raise beta linearly over the first STEPS steps")
+    _option(group, "--free-bits", float, "NATS", "no penalty on a dimension's mean KL below this")
+    _option(group, "--capacity", float, "NATS", "penalise the KL's distance from this, not the KL")
+    _option(group, "--capacity-steps", int, "STEPS", "raise it linearly over the first STEPS steps")
     group.add_argument(
         "--conditional",
         action="store_const",
         const=True,
-        help="the images' labels join encoder and decoder",
+        help="condition encoder and decoder on the labels",
     )
     _option(
         group,
@@ -118,14 +129,12 @@ def _add_model_options(group: Any) -> None:
 
 
 def _add_loop_options(group: Any) -> None:
-    _option(group, "--images", int, "N", "only the first N training images; 0: all")
+    _option(group, "--images", int, "N", "train on the first N images only; 0: on all")
     _option(group, "--epochs", int, "N", "passes over the training data")
-    _option(group, "--steps", int, "N", "end after this many steps instead")
-    _option(group, "--batch-size", int, "N", "images in a step")
-    _option(
-        group, "--accumulate", int, "N", "a batch in N parts, one after another, to save memory"
-    )
-    _option(group, "--lr", float, "X", "learning rate; of the iwae-paper presets the last of eight")
+    _option(group, "--steps", int, "N", "stop after N steps, instead of --epochs")
+    _option(group, "--batch-size", int, "N", "images per step")
+    _option(group, "--accumulate", int, "N", "process a batch in N parts in turn, to save memory")
+    _option(group, "--lr", float, "X", "learning rate; the iwae-paper presets start at 10 times X")
     _option(group, "--weight-decay", float, "X", "AdamW's decoupled weight decay")
     group.add_argument(
         "--schedule",
@@ -133,13 +142,13 @@ def _add_loop_options(group: Any) -> None:
         metavar="KIND",
         help="constant, step or cosine",
     )
-    _option(group, "--warmup", int, "STEPS", "the learning rate rises linearly over these steps")
-    _option(group, "--step-every", int, "STEPS", "schedule step: steps between two falls")
-    _option(group, "--gamma", float, "X", "schedule step: factor of each fall")
-    _option(group, "--clip-norm", float, "X", "bound the gradient's global norm")
-    _option(group, "--seed", _seed, "N", "of weights, noise and order")
-    _option(group, "--patience", int, "EPOCHS", "stop when validation has not improved for these")
-    _option(group, "--validation", int, "N", "hold out N training images, keep the best")
+    _option(group, "--warmup", int, "STEPS", "raise lr linearly over the first STEPS steps")
+    _option(group, "--step-every", int, "STEPS", "for --schedule step: steps between drops")
+    _option(group, "--gamma", float, "X", "for --schedule step: factor of each drop")
+    _option(group, "--clip-norm", float, "X", "clip the gradient to this global norm")
+    _option(group, "--seed", _seed, "N", "seed of weights, noise, data order and held-out images")
+    _option(group, "--patience", int, "EPOCHS", "stop EPOCHS epochs after the best validation loss")
+    _option(group, "--validation", int, "N", "hold out N training images; keep the best checkpoint")
     group.add_argument(
         "--keep-last",
         action="store_const",
@@ -165,13 +174,13 @@ def _add_run_options(group: Any) -> None:
         "--out",
         _folder,
         "FOLDER",
-        "the run folder; default: runs/PRESET, or runs/DATA where only that is given, numbered",
+        "run folder; default: runs/PRESET, or runs/DATA without --preset, numbered if taken",
     )
-    _option(group, "--resume", _folder, "RUN", "go on with a run that was stopped")
-    group.add_argument("--best", action="store_true", help="resume from the best checkpoint")
-    _option(group, "--log-every", int, "STEPS", "metrics every so many steps as well")
-    _option(group, "--picture-every", int, "STEPS", "a picture of samples or reconstructions")
-    _option(group, "--checkpoint-every", int, "STEPS", "checkpoints between epochs as well")
+    _option(group, "--resume", _folder, "RUN", "continue a run; a finished one with more --epochs")
+    group.add_argument("--best", action="store_true", help="with --resume: the best checkpoint")
+    _option(group, "--log-every", int, "STEPS", "also write metrics every STEPS steps")
+    _option(group, "--picture-every", int, "STEPS", "draw samples or reconstructions this often")
+    _option(group, "--checkpoint-every", int, "STEPS", "also save a checkpoint every STEPS steps")
     group.add_argument("--tensorboard", action="store_true", help="log to TensorBoard as well")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -185,7 +194,7 @@ def _add_run_commands(commands: Any) -> None:
             "--best", action="store_true", help="the best checkpoint by validation, not the last"
         )
         if data:
-            text = "default: the data of the run"
+            text = "as for train; default: the run's own data"
             command.add_argument("--data", type=_name, metavar="NAME|PATH", help=text)
         return command
 
@@ -206,7 +215,7 @@ def _add_run_commands(commands: Any) -> None:
     sample = run_command("sample", "draw samples from the prior", data=False)
     sample.add_argument("--count", type=int, default=25, metavar="N", help="default: 25")
     sample.add_argument(
-        "--label", metavar="NAME|N", help="of a conditional model; default: each in turn"
+        "--label", metavar="NAME|N", help="class, if conditional; default: each in turn"
     )
     sample.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     output(sample, "samples.png", "the picture")
@@ -220,7 +229,7 @@ def _add_run_commands(commands: Any) -> None:
         "an .npz file of mu and logvar (or code), the labels, and where images came from",
     )
     evaluate = run_command("evaluate", "estimate likelihood and describe the posterior")
-    text = "draws for each image; default: 5000; of a loss that is no likelihood at most 100"
+    text = "draws of z per image; default: 5000; at most 100 where the loss is no likelihood"
     evaluate.add_argument("--samples", type=int, default=5000, metavar="K", help=text)
     evaluate.add_argument("--images", type=int, metavar="N", help="default: the whole test split")
     evaluate.add_argument(
@@ -228,15 +237,14 @@ def _add_run_commands(commands: Any) -> None:
         metavar="KIND",
         help="none, threshold or stochastic (static: drawn once); default: that of the run",
     )
-    evaluate.add_argument(
-        "--chunk", type=int, default=1000, metavar="N", help="default: 1000 draws"
-    )
+    text = "draws decoded at once, a multiple of 100; default: 1000"
+    evaluate.add_argument("--chunk", type=int, default=1000, metavar="N", help=text)
     evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     run_command("plot", "draw a run's pictures again")
     export = run_command("export", "write a run's model for another framework", data=False)
     export.add_argument("--to", required=True, choices=("torch", "onnx"), help="the framework")
-    output(export, None, "a .safetensors file, or the .onnx file of encoder and decoder")
+    output(export, None, ".safetensors file, or NAME for NAME.encoder.onnx and NAME.decoder.onnx")
 
 
 def _add_tools(commands: Any) -> None:
@@ -262,7 +270,7 @@ def _add_bench(commands: Any) -> None:
         "bench",
         help="time minivae beside PyTorch and JAX",
         description="Time training steps, primitives, scaling and whole runs beside PyTorch and "
-        "JAX (the extra peers), and write one result file.",
+        "JAX (pip install 'minivae[peers]'), and write one result file.",
     )
     bench.add_argument(
         "sections",
@@ -276,7 +284,7 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
     bench.add_argument(
-        "--resume", action="store_true", help="go on with FILE, where a run was cut short"
+        "--resume", action="store_true", help="continue FILE, whose run was cut short"
     )
     bench.add_argument(
         "--without",
@@ -291,8 +299,8 @@ def _add_bench(commands: Any) -> None:
         type=Path,
         nargs=2,
         metavar=("OLD", "NEW"),
-        help="instead: fail where the lead over the fastest peer shrank between two result files "
-        "of a machine",
+        help="measure nothing: fail if the lead over the fastest peer shrank between two result "
+        "files of one machine",
     )
     bench.add_argument(
         "-o", "--output", metavar="FILE", type=Path, default=Path("bench.json"), help="the result"

@@ -99,7 +99,7 @@ def _print_evaluation(found: Evaluation, names: Sequence[str]) -> None:
             print(f"  {'active units':<19} {found.active_units} of {len(found.kl_per_dimension)}")
         largest = sorted(found.kl_per_dimension, reverse=True)
         print(f"  {'KL by dimension':<19} {' '.join(f'{nats:.2f}' for nats in largest)}, sorted")
-        print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, as one normal")
+        print(f"  {'KL of aggregate':<19} {mismatch:.3f} nats to the prior, by a fitted Gaussian")
     classes = called(map(int, found.error_per_class), names)
     for name, error in zip(classes, found.error_per_class.values(), strict=True):
         print(f"  {f'squared error of {name}':<19} {error:.5f} a pixel")

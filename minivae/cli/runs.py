@@ -81,7 +81,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
     sources = [getattr(arguments, "data", None), read_config(arguments.run).get("source")]
     data = [resolved(Path(source)) for source in sources if source is not None]
     if output in [*run, *data] or ({*output.parents} & {*data} and exists(output)):
-        raise InputError(f"-o {arguments.output}: is of the run or its data, expected another file")
+        raise InputError(f"-o {arguments.output}: a file of the run or its data, expected another")
 
 
 def reconstruct(arguments: argparse.Namespace) -> None:

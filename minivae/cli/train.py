@@ -70,12 +70,13 @@ def train(arguments: argparse.Namespace) -> None:
     name = arguments.preset or DEFAULT_PRESET
     preset = find_preset(name)
     training = _training(preset.training, arguments)
+    # With MNIST's shape: what the preset has no use for is told before data are downloaded.
+    _refuse_idle(arguments, _model(preset, arguments, (28, 28, 1), classes=1), training)
     source = arguments.data or preset.data
     splits = load_data(source, seed=training.seed)
     if arguments.conditional:
         _check_classes(splits, training.images)
     model = _model(preset, arguments, splits.train.image_shape, splits.classes)
-    _refuse_idle(arguments, model, training)
     arguments.precision = arguments.precision or "fp32"
     extra = {"preset": name, "source": lasting_name(source), "precision": arguments.precision}
     if arguments.out is not None and resolved(arguments.out) == resolved(Path(extra["source"])):
@@ -97,7 +98,7 @@ def _check_classes(splits: Splits, images: int) -> None:
     if splits.classes > len(splits.train):
         raise InputError(
             f"--conditional: the labels of {splits.name} reach {splits.classes - 1}, "
-            f"expected numbers below that of the {len(splits.train)} training images, from 0 on"
+            f"expected 0, 1, 2, ..., no more classes than the {len(splits.train)} training images"
         )
     untrained = np.setdiff1d(np.arange(splits.classes), splits.train.labels[: images or None])
     if len(untrained):
@@ -124,8 +125,8 @@ def _resume(arguments: argparse.Namespace) -> None:
         if {**other, "seed": model.seed} != model.config():
             options = ", ".join(_option(name) for name in given)
             raise InputError(
-                f"--resume {folder}: the run trains another model than {options} asks; give all of "
-                "its model's options, or none"
+                f"--resume {folder}: {options} would make another model than the run's; give all "
+                "of its model options, or none"
             )
     training = _training(training, arguments)
     source = data_source(arguments, folder, config)
@@ -173,7 +174,7 @@ def _run_training(
         )
     if metrics == before:
         patience = ", or a larger --patience," if training.patience else ""
-        print(f"finished   before: more --epochs or --steps{patience} go on")
+        print(f"finished   already: give more --epochs or --steps{patience} to go on")
     _report_run(model, splits, training, metrics, folder)
 
 
@@ -215,7 +216,7 @@ def _report_run(
         raise InputError(f"{folder} has not been tested yet: --resume it with more --steps")
     last, best = tested[-1], best_epoch(metrics)
     if training.patience and best and last["epoch"] - best["epoch"] >= training.patience:
-        print(f"stopped    after epoch {last['epoch']}: {training.patience} without a better one")
+        print(f"stopped    after epoch {last['epoch']}: no better one since epoch {best['epoch']}")
     for split in (name for name in ("train", "validation", "test") if name in last):
         values = "  ".join(f"{name} {value:.2f}" for name, value in last[split].items())
         print(f"{split:<10} {values}")

@@ -48,7 +48,7 @@ def _load(source: str | Path, seed: int) -> Splits:
 
 
 def lasting_name(source: str | Path) -> str:
-    """What `load` finds the same data by from any working directory."""
+    """The `source` by which `load` finds the same data from any working directory."""
     return str(source) if source in BUILTIN else str(Path(source).absolute())
 
 

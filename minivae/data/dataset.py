@@ -18,7 +18,7 @@ HELD_OUT = 10
 """One image of so many is held out where a source has no test split."""
 
 TEST_STREAM, VALIDATION_STREAM, SAMPLE_STREAM = 6, 8, 9
-"""What images are drawn by, to test or validate on, or to stand for all."""
+"""Random streams by which images are drawn: for the test or validation split, or as a sample."""
 
 MOST_CHANNELS = 4
 
@@ -26,8 +26,8 @@ MOST_CHANNELS = 4
 @dataclass(frozen=True)
 class Dataset:
     """Images (n, h, w, c), uint8 or float32 in [0, 1], and labels (n,) if there are any. `of` makes
-    one of other arrays. `origin` (n,) says of a part of a source which images it has: their
-    numbers there, or files."""
+    a Dataset from other arrays. `origin` (n,), if known, says where in its source each image was:
+    its index there, or its file."""
 
     images: NDArray
     labels: NDArray[np.int64] | None
@@ -73,8 +73,8 @@ class Dataset:
         return Dataset(np.ascontiguousarray(self.images[index]), labels, origin)
 
     def sample(self, count: int) -> "Dataset":
-        """So many images that stand for all, since those may be sorted by class: drawn, the same
-        each time, in the order of the data; all where there are no more."""
+        """A random sample of `count` images, since the data may be sorted by class: the same each
+        time, in the order of the data; all images if there are no more."""
         return self.held_out(count, 0, SAMPLE_STREAM)[1] if count < len(self) else self
 
     def held_out(self, count: int, seed: int, stream: int) -> tuple["Dataset", "Dataset"]:
@@ -197,8 +197,8 @@ def _checked_labels(
 
 
 def hold_out(data: Dataset, source: Path, seed: int) -> tuple[Dataset, Dataset]:
-    """The data without a tenth, and at least one image, that is drawn by `seed`: sources may be
-    sorted by class. Raises InputError of fewer than two images."""
+    """The data split in two: the second part is a tenth, at least one image, drawn by `seed`, since
+    sources may be sorted by class. Raises InputError on fewer than two images."""
     images = len(data)
     if images < 2:
         raise InputError(f"{source}: holds {images} image, expected at least 2")

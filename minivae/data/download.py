@@ -93,8 +93,8 @@ def _download(name: str, target: Path, digest: str) -> None:
             return
         reasons.append(f"{mirror}: SHA-256 {found[:12]}..., expected {digest[:12]}...")
     raise InputError(
-        f"{target.name} of {name} could not be downloaded ({'; '.join(reasons)}); give its folder "
-        "with --data, or the folder above it in MINIVAE_DATA"
+        f"{target.name} of {name} could not be downloaded ({'; '.join(reasons)}); give a "
+        f"folder with its files as --data, or put them in $MINIVAE_DATA/{name}"
     )
 
 
