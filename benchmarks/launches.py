@@ -3,7 +3,8 @@ products by the instructions of a stage and the estimate by which they are divid
 
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_backend import WARP, KernelBackend, kernels
+from minivae.backends.kernel_arguments import WARP, kernels
+from minivae.backends.kernel_backend import KernelBackend
 from minivae.backends.tiling import (
     MULTIPROCESSORS,
     adding_time,

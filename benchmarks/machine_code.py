@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_backend import kernels
+from minivae.backends.kernel_arguments import kernels
 from minivae.errors import InputError
 from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
 

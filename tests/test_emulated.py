@@ -31,9 +31,9 @@ from test_backends import (
 )
 
 from minivae import backends
-from minivae.backends import emulated, kernel_backend
+from minivae.backends import emulated, kernel_arguments, kernel_backend
 from minivae.backends.emulated import EmulatedBackend
-from minivae.backends.kernel_backend import kernels
+from minivae.backends.kernel_arguments import kernels
 from minivae.backends.reference import Call
 from minivae.backends.tiling import Product, tiles_of_group
 from minivae.data import load
@@ -482,7 +482,7 @@ def test_more_pixels_than_a_kernel_can_count_are_refused() -> None:
 
 def test_more_numbers_than_a_kernel_can_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = EmulatedBackend()
-    monkeypatch.setattr(kernel_backend, "LARGEST_INT", 49)
+    monkeypatch.setattr(kernel_arguments, "LARGEST_INT", 49)
     v, onehot, u = (np.zeros(s, np.float32) for s in ((10, 3), (10, 2), (10, 5)))
     with pytest.raises(InputError, match="join_forward: the size of u is 50, expected at most 49"):
         backend.join_forward(v, onehot, u)
@@ -656,7 +656,7 @@ import sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_emulated import CASES, NO_GRADIENT, SEQUENCES, Planted, Runner, update
-from minivae.backends.kernel_backend import kernels
+from minivae.backends.kernel_arguments import kernels
 stem, right, wrong, *primitives = sys.argv[2:]
 backend = Planted(stem, right, wrong, "-fsanitize=address", "--param=asan-stack=0")
 for case in (*CASES, *SEQUENCES, update(NO_GRADIENT)):

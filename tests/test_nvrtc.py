@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from minivae.backends.kernel_backend import WARP, kernels
+from minivae.backends.kernel_arguments import WARP, kernels
 from minivae.backends.tiling import BLOCK, stage_depth, tiles_of
 from minivae.benchmarks.machine_code import (
     ALL,

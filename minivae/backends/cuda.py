@@ -18,7 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
 from ..kernels import OPTIONS, Tile, source
-from .kernel_backend import KernelBackend, kernels
+from .kernel_arguments import kernels
+from .kernel_backend import KernelBackend
 
 OLDEST = 75
 """The oldest compute capability that the kernels serve, times ten."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import replacing
 from ..kernels import FOLDER, Tile, source
-from .kernel_backend import KernelBackend, declarations, kernels
+from .kernel_arguments import declarations, kernels
+from .kernel_backend import KernelBackend
 
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-w")
 

@@ -1,25 +1,22 @@
 """The table as launches of the CUDA C++ kernels in `kernels/`, whoever runs them: the GPU (`cuda`)
 or a compiler for the CPU (`emulated`).
 
-Types, contiguity and the number of arguments are checked in one place, `launch`, against the
-kernel's own declaration. float32 only: float64, which gradient checks use, is the reference's.
+float32 only: float64, which gradient checks use, is the reference's.
 """
 
 import math
-import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..errors import InputError
-from ..kernels import LARGE, MEDIUM, STEMS, TILES, Tile, source
+from ..kernels import LARGE, MEDIUM, TILES, Tile
 from ..ops.activations import IDENTITY, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
+from .kernel_arguments import LARGEST_INT, WARP, checked_arguments, checked_array, kernels
 from .reference import Call, ReferenceBackend
 from .tiling import (
     BLOCK,
@@ -33,28 +30,6 @@ from .tiling import (
     tiles_of,
     tiles_of_group,
 )
-
-POINTERS = {
-    "float": np.float32,
-    "double": np.float64,
-    "int": np.int32,
-    "long long": np.int64,
-    "unsigned char": np.uint8,
-}
-SCALARS = {
-    "int": np.int32,
-    "float": np.float32,
-    "unsigned int": np.uint32,
-    "unsigned long long": np.uint64,
-}
-WARP = 32
-THREADS = {
-    "advance_state": 1,
-    "calibrate_gaussian_variance": 512,
-    "capacity_totals": 512,
-    "elbo_totals": 512,
-    "elbo_totals_of_tiles": 512,
-}
 
 LARGEST_GRID = 1024
 """Blocks over a flat buffer, whose kernels stride: enough to fill any GPU."""
@@ -75,11 +50,6 @@ of what the launch that they save takes (both estimated)."""
 
 CLIP_PARTIALS = 256
 
-LARGEST_INT = 2**31 - 1
-
-COUNTED_IN_INTS = ("latent", "labels", "objectives")
-"""Source files whose kernels count the numbers of all their arrays in ints; others count rows."""
-
 FUSED_LOSSES = {
     ("dense_forward", loss, "elbo_totals"): kernel
     for loss, kernel in (
@@ -89,42 +59,6 @@ FUSED_LOSSES = {
     )
 }
 """Calls that are fused, and the kernel that makes the output and its loss."""
-
-_DECLARATION = re.compile(
-    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
-)
-
-
-class Kernel(NamedTuple):
-    """A kernel's source file, its parameters' (name, type, whether it is a pointer), and how many
-    threads a block has."""
-
-    stem: str
-    parameters: tuple[tuple[str, str, bool], ...]
-    threads: int
-
-
-def declarations(text: str) -> dict[str, tuple[tuple[str, str, bool], ...]]:
-    """The parameters of each kernel that a source declares."""
-    found = {}
-    for name, parameters in _DECLARATION.findall(text):
-        parsed = []
-        for parameter in parameters.split(","):
-            words = parameter.replace("*", " * ").replace("__restrict__", " ").split()
-            base = " ".join(word for word in words[:-1] if word not in ("const", "*"))
-            parsed.append((words[-1], base, "*" in words))
-        found[name] = tuple(parsed)
-    return found
-
-
-@cache
-def kernels() -> dict[str, Kernel]:
-    """Every kernel by its name."""
-    return {
-        name: Kernel(stem, parameters, THREADS.get(name, BLOCK))
-        for stem in STEMS
-        for name, parameters in declarations(source(stem)).items()
-    }
 
 
 def _primitives(calls: Sequence[Call]) -> tuple[str, ...]:
@@ -204,26 +138,13 @@ class KernelBackend(ReferenceBackend):
         *arguments: Any,
         tile: Tile = MEDIUM,
     ) -> None:
-        """Checks the arguments against the kernel's declaration and runs it.
-
-        Raises TypeError on an array of another type than declared, or one that is strided, and
-        InputError on a size that the kernels cannot count to.
-        """
-        stem, parameters, threads = kernels()[kernel]
+        """Runs a kernel; raises what `checked_arguments` does."""
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
         x, y, z = (*sizes, 1, 1)[:3]
         if min(x, y, z) < 1:
             return
-        passed = [
-            checked_array(kernel, name, argument, POINTERS[kind])
-            if is_pointer
-            else _checked_scalar(kernel, name, argument, kind)
-            for (name, kind, is_pointer), argument in zip(parameters, arguments, strict=True)
-        ]
-        if stem in COUNTED_IN_INTS:
-            for (name, *_), argument in zip(parameters, arguments, strict=True):
-                _checked_scalar(kernel, f"the size of {name}", getattr(argument, "size", 0), "int")
-        self.run(kernel, tile, (x, y, z), threads, passed)
+        passed = checked_arguments(kernel, arguments)
+        self.run(kernel, tile, (x, y, z), kernels()[kernel].threads, passed)
 
     # Sequences
 
@@ -801,27 +722,3 @@ class _Jobs:
 def _offset(backend: KernelBackend, tensor: Any, flat: Any) -> int:
     """The index in a flat buffer at which a view of it begins."""
     return (backend.address(tensor) - backend.address(flat)) // 4
-
-
-def _checked_scalar(kernel: str, name: str, value: Any, kind: str) -> Any:
-    """The number in the kernel's type; InputError of an int that is beyond it."""
-    if kind == "int" and abs(int(value)) > LARGEST_INT:
-        raise InputError(
-            f"{kernel}: {name} is {value}, expected at most {LARGEST_INT}: use a smaller batch, or "
-            "--accumulate to train on it in parts"
-        )
-    return SCALARS[kind](value)
-
-
-def checked_array(kernel: str, name: str, array: Any, dtype: DTypeLike) -> Any:
-    """The array, for a kernel that would read any other type or layout as numbers of `dtype` in a
-    row; TypeError if it is of another."""
-    if array is None:
-        return None
-    if array.dtype != dtype or not array.flags.c_contiguous:
-        layout = "a C-contiguous" if array.flags.c_contiguous else "a strided"
-        raise TypeError(
-            f"{kernel}: {name} is {layout} array of {array.dtype}, shape {array.shape}; expected a "
-            f"C-contiguous one of {np.dtype(dtype)}"
-        )
-    return array

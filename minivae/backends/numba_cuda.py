@@ -16,7 +16,8 @@ from ..kernels.block_numba import THREADS
 from ..ops.activations import Activation
 from ..ops.elbo import TOTALS_SIZE
 from ..ops.philox import Noise
-from .kernel_backend import LARGEST_GRID, checked_array
+from .kernel_arguments import checked_array
+from .kernel_backend import LARGEST_GRID
 from .reference import ReferenceBackend
 
 # A dense step's kernels are a few blocks each: that is their size, not an oversight, so Numba's
