@@ -296,7 +296,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float* __restrict__ partials, int* __restrict__ arrivals, int draws, int n, int i, int o) {
   __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<SquaredErrorLoss> finish = {
-      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, draws, n,
-      o};
+      b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, draws, n, o};
   dense_loss(memory, x, w, partials, arrivals, finish, i);
 }
