@@ -1,26 +1,23 @@
 """What a training step is on a GPU, counted without one: its launches, and the time of its matrix
 products by the instructions of a stage and the estimate by which they are divided."""
 
+import math
 from typing import Any, NamedTuple
 
 from minivae.backends.kernel_arguments import WARP, kernels
-from minivae.backends.kernel_backend import KernelBackend
-from minivae.backends.tiling import (
-    MULTIPROCESSORS,
-    adding_time,
-    blocks_in_turn,
-    stage_depth,
-)
-from minivae.kernels import MEDIUM, WITH_TILES, Tile
+from minivae.backends.kernel_backend import FEW_TAPS, KernelBackend
+from minivae.backends.tiling import BLOCK, MULTIPROCESSORS, Part, launch_cycles, stage_depth
+from minivae.kernels import WITH_TILES, Tile
 from minivae.train import Trainer
 
 from .cases import RANDOM, Case, step_cases
 from .floor import Rates
 
-H100 = Rates(3350, 67_000)
-"""Its nominal rates: of memory, and of float32 operations outside the tensor cores."""
+H100 = {"fp32": Rates(3350, 67_000), "tf32": Rates(3350, 495_000)}
+"""Its nominal rates: of memory, and of operations in float32 outside the tensor cores, or in TF32
+on them."""
 
-CYCLES_PER_MICROSECOND = H100.product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * WARP * 2)
+CYCLES_PER_MICROSECOND = H100["fp32"].product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * WARP * 2)
 """At the clock of those operations, two for each lane of four instructions a cycle: 1983."""
 
 
@@ -28,27 +25,24 @@ JOB_NUMBERS = 23
 """Of a Job in kernels/conv.cu."""
 
 
-class Part(NamedTuple):
-    """Tiles of a launch, each in so many splits of so many stages."""
+FEW_START, FEW_TAP = 400, 60
+"""Instructions of a warp of kernels/conv_few_channels.cu outside of its loop, and in it for each
+tap of up to 32 filters to one channel: counted by eye in NVRTC's code for sm_90."""
 
-    tiles: int
-    splits: int
-    stages: int
-
-    @property
-    def blocks(self) -> int:
-        """Of all tiles and splits."""
-        return self.tiles * self.splits
+FEW_POSITION = 33
+"""Those of `multiply_few` in kernels/conv.cu for a position and up to 32 filters, counted alike."""
 
 
 class Launch(NamedTuple):
-    """A launch of a step, with its sizes by name. One that makes matrix products has parts: its
-    phases, or the layers of a group."""
+    """A launch of a step, with its grid, and its sizes by name. One that makes matrix products in
+    tiles has parts: its phases, or the layers of a group; `few` positions have few taps."""
 
     kernel: str
     tile: Tile
+    grid: tuple[int, int, int]
     sizes: dict[str, int]
     parts: tuple[Part, ...]
+    few: int
 
     @property
     def blocks(self) -> int:
@@ -60,13 +54,20 @@ class Launch(NamedTuple):
         """Of a block, in the mean."""
         return sum(part.blocks * part.stages for part in self.parts) / max(self.blocks, 1)
 
-    def microseconds(self, instructions: dict[tuple[str, Tile], int]) -> float:
-        """Of a matrix product, estimated: four warps issue a stage's instructions, at best four a
-        cycle."""
-        multiplying = blocks_in_turn(self.blocks) * self.stages
-        adding = max(adding_time(self.tile, self.blocks, part.splits) for part in self.parts)
-        cycles = multiplying * instructions[self.kernel, self.tile]
-        return (cycles + adding * instructions["dense_forward", MEDIUM]) / CYCLES_PER_MICROSECOND
+    def microseconds(self, precision: str, instructions: dict[tuple[str, str, Tile], int]) -> float:
+        """Of products, estimated; 0 of a launch that makes none. `instructions` are those of a
+        stage, by precision, kernel and tile."""
+        cycles = 0.0
+        if self.parts:
+            stage = instructions[precision, self.kernel, self.tile]
+            cycles = launch_cycles(precision, self.tile, self.parts, stage)
+            cycles += self.few * FEW_POSITION / (4 * MULTIPROCESSORS)
+        elif self.kernel.endswith("_few"):
+            warps, s = math.prod(self.grid) * BLOCK // WARP, self.sizes
+            taps = s["taps_h"] * s["taps_w"] / (s["stride_h"] * s["stride_w"])
+            loop = FEW_TAP * s["channels"] * taps * -(-s["filters"] // WARP)
+            cycles = warps * (FEW_START + loop) / (4 * MULTIPROCESSORS)
+        return cycles / CYCLES_PER_MICROSECOND
 
 
 class Launches(KernelBackend):
@@ -74,8 +75,8 @@ class Launches(KernelBackend):
 
     name = "launches"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, precision: str) -> None:
+        super().__init__(precision)
         self.found: list[Launch] = []
 
     def address(self, array: Any) -> int:
@@ -97,27 +98,30 @@ class Launches(KernelBackend):
         }
         x, splits, _ = grid
         x -= kernel == "dense_input_gradient_totals"  # the block of the totals
+        divided, few = [], 0
         if kernel.startswith("conv_weight"):
-            divided = _divided(arguments[0])
+            divided, few = _divided(arguments[0])
         elif stem in WITH_TILES:
-            divided = [(x, splits, depth) for depth in _depths(kernel, sizes)]
-        else:
-            divided = []
+            divided = [(x, splits, max(1, depth)) for depth in _depths(kernel, sizes)]
         parts = (
             Part(tiles, splits, -(-depth // (stage_depth(tile) * splits)))
             for tiles, splits, depth in divided
         )
-        self.found.append(Launch(kernel, tile, sizes, tuple(parts)))
+        self.found.append(Launch(kernel, tile, grid, sizes, tuple(parts), few))
 
 
-def _divided(jobs: Any) -> list[tuple[int, int, int]]:
-    """Tiles, splits and depth of each product in a table of Job (kernels/conv.cu)."""
-    found = []
+def _divided(jobs: Any) -> tuple[list[tuple[int, int, int]], int]:
+    """Tiles, splits and depth of each product in a table of Job (kernels/conv.cu), and the
+    positions of those of few taps, for each 32 filters."""
+    found, few = [], 0
     for job in jobs.reshape(-1, JOB_NUMBERS).tolist():
-        _, small, _, _, _, _, tiles, splits, _, _, images, _, _, _, rows, columns, *_ = job
-        if small:
+        _, small, _, _, _, _, tiles, splits, _, _, images, _, _, channels, rows, columns, *_ = job
+        filters, taps_h, taps_w = job[16:19]
+        if small and taps_h <= FEW_TAPS and taps_w * channels <= FEW_TAPS:
+            few += images * rows * columns * -(-filters // WARP)
+        elif small:
             found.append((tiles, splits, images * rows * columns))
-    return found
+    return found, few
 
 
 def _depths(kernel: str, size: dict[str, int]) -> list[int]:
@@ -140,9 +144,9 @@ def _depths(kernel: str, size: dict[str, int]) -> list[int]:
     return [h * w * size["filters"] for h in down for w in across]
 
 
-def step_launches(case: Case) -> list[Launch]:
+def step_launches(case: Case, precision: str = "fp32") -> list[Launch]:
     """The launches of a training step."""
-    backend = Launches()
+    backend = Launches(precision)
     Trainer(case.model.to(backend), case.splits, case.training).step()
     return backend.found
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from minivae.backends import PRECISIONS
 from minivae.errors import InputError
 from minivae.kernels import LARGE, MEDIUM, SMALL, Tile
 
@@ -43,7 +44,11 @@ LARGE_BATCH = 4096
 LARGE_SHARE = 0.1
 """Of the time of a step's products, from which on it names one."""
 
-WITH_LAUNCHES = ("dense-784-400-20 b128", f"dense-784-400-20 b{LARGE_BATCH}", "mnist-conv b128")
+WITH_LAUNCHES = (
+    *(("dense-784-400-20 b128", precision) for precision in PRECISIONS),
+    (f"dense-784-400-20 b{LARGE_BATCH}", "fp32"),
+    *(("mnist-conv b128", precision) for precision in PRECISIONS),
+)
 """The steps whose launches it names."""
 
 EPOCHS = {
@@ -274,12 +279,13 @@ def instructions_table() -> str:
     return _table([f"instructions a stage, {where}", *heads], rows)
 
 
-def _instructions() -> dict[tuple[str, Tile], int]:
-    """Of a stage in float32, by kernel and tile."""
+def _instructions() -> dict[tuple[str, str, Tile], int]:
+    """Of a stage, by precision, kernel and tile."""
     return {
-        (row["kernel"], Tile(*map(int, row["tile"].split(" x ")))): row["instructions"]
+        (row["precision"], row["kernel"], Tile(*map(int, row["tile"].split(" x ")))): row[
+            "instructions"
+        ]
         for row in _load("machine-code.json")["stages"]
-        if row["precision"] == "fp32"
     }
 
 
@@ -287,38 +293,45 @@ def counts_table() -> str:
     """What each step launches, moves and computes, its floors on an H100, and its products."""
     instructions, rows = _instructions(), []
     for case in (*counted_cases(), *counted_cases(LARGE_BATCH)):
-        counts, launches = step_counts(case), step_launches(case)
+        counts, cells = step_counts(case), []
+        for precision in PRECISIONS:
+            launches = step_launches(case, precision)
+            products = sum(each.microseconds(precision, instructions) for each in launches)
+            floor = 1e3 * H100[precision].milliseconds(counts.moved, counts.operations)
+            cells += [f"{products:.0f}", f"{products / floor:.1f}"]
+            if precision == "fp32":
+                number = len(launches)
         floors = [
-            1e3 * H100.milliseconds(*counted)
+            1e3 * H100["fp32"].milliseconds(*counted)
             for counted in ((counts.moved, 0), (0, counts.operations))
         ]
-        products = sum(launch.microseconds(instructions) for launch in launches if launch.stages)
         rows.append(
             [
-                *(f"`{case.name}`", str(len(launches))),
+                *(f"`{case.name}`", str(number)),
                 *(f"{counts.moved / 1e6:.0f}", f"{counts.operations / 1e9:.2f}"),
-                *(f"{time:.0f}" for time in (*floors, products)),
-                f"{products / max(floors):.1f}",
+                *(f"{time:.0f}" for time in floors),
+                *cells,
             ]
         )
     head = ["a step", "launches", "MB", "GFLOP", "µs for the bytes", "µs for the operations"]
-    return _table([*head, "µs for products, estimated", "of the larger floor"], rows)
+    estimates = ["µs for products, estimated", "of the larger floor"]
+    return _table([*head, *estimates, "the same in TF32", "of its larger floor"], rows)
 
 
 def launches_table() -> str:
-    """The matrix products that take most of three steps, by the estimate."""
+    """The products that take most of three steps, by the estimate."""
     instructions, rows = _instructions(), []
     cases = {case.name: case for case in (*counted_cases(), *counted_cases(LARGE_BATCH))}
-    for case in (cases[name] for name in WITH_LAUNCHES):
-        launches = [launch for launch in step_launches(case) if launch.stages]
-        times = [launch.microseconds(instructions) for launch in launches]
+    for name, precision in WITH_LAUNCHES:
+        launches = step_launches(cases[name], precision)
+        times = [launch.microseconds(precision, instructions) for launch in launches]
         for launch, time in zip(launches, times, strict=True):
             if time >= LARGE_SHARE * sum(times):
                 number = sum(part.tiles for part in launch.parts)
                 tiles = f"{number} of {launch.tile.rows} x {launch.tile.columns}"
                 split = [_range(part.splits for part in launch.parts), str(launch.blocks)]
                 cells = [tiles, *split, f"{launch.stages:.3g}", f"{time:.1f}"]
-                rows.append([f"`{case.name}`", f"`{launch.kernel}`", *cells])
+                rows.append([f"`{name}`, {precision}", f"`{launch.kernel}`", *cells])
     head = ["a step", "launch", "tiles", "splits", "blocks", "stages of each", "µs, estimated"]
     return _table(head, rows)
 

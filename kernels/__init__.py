@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 STEMS = (
-    *("adam", "batch", "conv", "elbo", "elementwise", "gemm", "importance", "labels", "latent"),
-    *("objectives", "weights"),
+    *("adam", "batch", "conv", "conv_few_channels", "elbo", "elementwise", "gemm", "importance"),
+    *("labels", "latent", "objectives", "weights"),
 )
 
 
@@ -35,7 +35,9 @@ def source(stem: str, *, tensor_cores: bool = False, tile: Tile = MEDIUM) -> str
     The sources in WITH_TILES come in one specialisation for each of `tensor_cores` and of their
     tiles; the others are the same for all.
     """
-    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh"], ""
+    headers, settings = ["common.cuh", "philox.cuh", "elbo.cuh", "epilogues.cuh"], ""
+    if stem.startswith("conv"):
+        headers += ["conv.cuh"]
     if stem in WITH_TILES:
         headers += ["async.cuh", "mma.cuh", "tile.cuh"]
         settings = (

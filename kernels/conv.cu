@@ -8,13 +8,6 @@
 // Both layers are made of these three: a convolution goes forward by the first and backward by the
 // second, a transposed convolution the other way round.
 
-// large (images, height, width, channels), small (images, rows, columns, filters),
-// w (taps_h, taps_w, channels, filters).
-struct Shape {
-  int images, height, width, channels, rows, columns, filters;
-  int taps_h, taps_w, stride_h, stride_w, top, left;
-};
-
 // A divisor used again and again: multiplying by its inverse, which gives a quotient at most 1 too
 // small (Granlund and Montgomery 1994), replaces a division in the loop.
 struct Divisor {
@@ -90,26 +83,6 @@ struct Windows {
 
   __device__ __forceinline__ auto depth(int d) const {
     if constexpr (DEPTH_IS_TAP) return tap(d); else return position(d);
-  }
-};
-
-// The pixels of large whose rows and columns are each equal modulo the stride. All are reached by
-// the same taps, which are equal modulo the stride as well.
-struct Phase {
-  int first_row, first_column, height, width;  // its pixels: every stride-th from the first
-  int first_tap_h, first_tap_w, taps_h, taps_w;
-  int row_shift, column_shift;  // its pixel (0, 0) is reached by tap 0 from this small pixel
-
-  __device__ __forceinline__ Phase(const Shape& s, int index) {
-    first_row = index / s.stride_w, first_column = index % s.stride_w;
-    height = ceil_div(max(0, s.height - first_row), s.stride_h);
-    width = ceil_div(max(0, s.width - first_column), s.stride_w);
-    first_tap_h = (first_row + s.top) % s.stride_h;
-    first_tap_w = (first_column + s.left) % s.stride_w;
-    taps_h = ceil_div(max(0, s.taps_h - first_tap_h), s.stride_h);
-    taps_w = ceil_div(max(0, s.taps_w - first_tap_w), s.stride_w);
-    row_shift = (first_row + s.top) / s.stride_h;
-    column_shift = (first_column + s.left) / s.stride_w;
   }
 };
 
@@ -231,27 +204,12 @@ __device__ __forceinline__ void scatter(
       memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
 }
 
-// E3 and, if `with_bias`, E4 of small, by one block of a share, which is
-// counted at `end` before the epilogue.
-template <class Finish, class End>
-__device__ __forceinline__ void correlate_weight(
-    float* memory, const float* large, const float* small, const Share& share, const Shape& s,
-    bool with_bias, const Finish& weight, const Finish& bias, End& end) {
-  using A = Windows<false>;
-  using B = Matrix<false>;
-  int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
-  Place place(share.tile, s.filters);
-  with_bias = with_bias && place.row == 0;
-  multiply(
-      memory, A{large, s}, B{small, s.filters, depth}, place.row, place.column,
-      share.first(depth), share.end(depth), with_bias);
-  end.count();
-  if (!share.gather(memory, taps - place.row)) return;
-  for_each_run(memory, place.row, place.column, taps, s.filters, weight);
-  if (with_bias) for_sums(memory, place.column, s.filters, bias);
-}
-
 __device__ __forceinline__ void add(float& sum, float term) { sum += term; }
+
+__device__ __forceinline__ void add_product(Run& sum, float a, const Run& b) {
+#pragma unroll
+  for (int i = 0; i < RUN; ++i) sum.lane[i] = __fmaf_rn(a, b.lane[i], sum.lane[i]);
+}
 
 // The sums over the rows from `first` to `end` of z (rows, columns), of `width` columns from
 // `first_column`, left in `sums` (THREADS * RUN,). A thread has neighbouring columns, as many as
@@ -339,6 +297,137 @@ struct Job {
   }
 };
 
+// A window of few rows, each of few neighbours (taps times channels), as one of a grey image is,
+// would leave most rows of a tile empty. Instead a thread has all of it in registers, for four
+// filters, and a team of threads FEW_FILTERS, which are a tile's columns.
+const int FEW_TAPS = 3;
+const int FEW_FILTERS = COLUMNS < 32 ? COLUMNS : 32;
+const int TEAM = FEW_FILTERS / RUN;
+const int TEAMS = THREADS / TEAM;
+
+__device__ __forceinline__ bool has_few_taps(const Shape& s) {
+  return s.taps_h <= FEW_TAPS && s.taps_w * s.channels <= FEW_TAPS;
+}
+
+// What large has of a window at a position, with zeros outside of it and of the image.
+struct FewTaps {
+  float of[FEW_TAPS][FEW_TAPS];
+};
+
+__device__ __forceinline__ FewTaps few_taps(
+    const float* large, const Shape& s, const Divided& p, const Divided& q, bool exists) {
+  int width = s.width * s.channels, across = s.taps_w * s.channels;
+  int row = p.remainder * s.stride_h - s.top;
+  int column = (q.remainder * s.stride_w - s.left) * s.channels;
+  const float* source = large + ((long long)p.quotient * s.height + row) * width + column;
+  FewTaps taps;
+#pragma unroll
+  for (int i = 0; i < FEW_TAPS; ++i, source += width) {
+    bool inside = exists && i < s.taps_h && (unsigned int)(row + i) < (unsigned int)s.height;
+#pragma unroll
+    for (int j = 0; j < FEW_TAPS; ++j) {
+      bool here = inside && j < across && (unsigned int)(column + j) < (unsigned int)width;
+      taps.of[i][j] = here ? source[j] : 0.0f;
+    }
+  }
+  return taps;
+}
+
+// The sums of a thread: of each tap's products with its four filters, and of the filters alone.
+struct FewSums {
+  Run taps[FEW_TAPS][FEW_TAPS] = {}, filters = {};
+
+  __device__ __forceinline__ void add(const FewTaps& x, const Run& z) {
+    filters += z;
+#pragma unroll
+    for (int i = 0; i < FEW_TAPS; ++i) {
+#pragma unroll
+      for (int j = 0; j < FEW_TAPS; ++j) add_product(taps[i][j], x.of[i][j], z);
+    }
+  }
+
+  // Adds up the sums of all teams, and leaves them in `memory` as a result. Ends with a barrier.
+  __device__ __forceinline__ void leave(float* memory, const Shape& s) const {
+    const int most = 1 + FEW_TAPS * FEW_TAPS;
+    static_assert(most * (COLUMNS + RUN * THREADS) <= MEMORY, "result and sums have to fit");
+    int across = s.taps_w * s.channels, rows = 1 + s.taps_h * across;
+    Run* teams = (Run*)(memory + most * COLUMNS);
+    Run* mine = teams + threadIdx.x / TEAM * rows * TEAM + threadIdx.x % TEAM;
+    mine[0] = filters;
+#pragma unroll
+    for (int i = 0; i < FEW_TAPS; ++i) {
+#pragma unroll
+      for (int j = 0; j < FEW_TAPS; ++j) {
+        if (i < s.taps_h && j < across) mine[(1 + i * across + j) * TEAM] = taps[i][j];
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < rows * TEAM) {
+      Run sum = {};
+      for (int team = 0; team < TEAMS; ++team) sum += teams[team * rows * TEAM + threadIdx.x];
+      int row = threadIdx.x / TEAM, column = threadIdx.x % TEAM * RUN;
+      *(Run*)(memory + (row ? COLUMNS + in_result(row - 1, column) : column)) = sum;
+    }
+    __syncthreads();
+  }
+};
+
+// E3 and E4 of small for the filters from `first_filter`, over the positions from `first` to `end`,
+// of which a team has every TEAMS-th; left in `memory` as a result. Ends with a barrier.
+__device__ __forceinline__ void multiply_few(
+    float* memory, const float* large, const float* small, const Shape& s, int first_filter,
+    unsigned int first, unsigned int end) {
+  const int at_once = 4;
+  Divisor columns = s.columns, rows = s.rows;
+  int filter = first_filter + threadIdx.x % TEAM * RUN;
+  FewSums sums;
+#pragma unroll 1
+  for (first += threadIdx.x / TEAM; first < end; first += at_once * TEAMS) {
+    Run z[at_once];
+    FewTaps x[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      unsigned int index = first + k * TEAMS;
+      bool exists = index < end;
+      z[k] = load_run(small + product(index, s.filters) + filter, exists ? s.filters - filter : 0);
+      Divided q(index, columns), p(q.quotient, rows);
+      x[k] = few_taps(large, s, p, q, exists);
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) sums.add(x[k], z[k]);
+  }
+  sums.leave(memory, s);
+}
+
+// E3 and, if the job has a bias of small, E4, by one block of a share, which is counted at `end`
+// before the epilogue.
+template <class Finish, class End>
+__device__ __forceinline__ void correlate_weight(
+    float* memory, const Job* job, const Share& share, const Shape& s, const Finish& finish,
+    End& end) {
+  using A = Windows<false>;
+  using B = Matrix<false>;
+  int taps = s.taps_h * s.taps_w * s.channels, depth = s.images * s.rows * s.columns;
+  Place place(share.tile, s.filters);
+  int columns = s.filters;
+  if (has_few_taps(s)) {
+    place.row = 0, place.column = share.tile * FEW_FILTERS;
+    columns = min(s.filters, place.column + FEW_FILTERS);
+    multiply_few(
+        memory, job->large, job->small, s, place.column, share.first(depth), share.end(depth));
+  } else {
+    multiply(
+        memory, A{job->large, s}, B{job->small, s.filters, depth}, place.row, place.column,
+        share.first(depth), share.end(depth), job->with_bias && place.row == 0);
+  }
+  end.count();
+  if (!share.gather<true>(memory, taps - place.row)) return;
+  for_each_run(memory, place.row, place.column, taps, columns, finish(job->weight, s.filters));
+  if (job->with_bias && place.row == 0) {
+    for_sums(memory, place.column, columns, finish(job->bias, s.filters));
+  }
+}
+
 // A block's part of a group of gradients. `finish(first, columns)` makes the epilogue of a tensor
 // that begins there.
 template <class Finish, class End>
@@ -347,9 +436,7 @@ __device__ __forceinline__ void conv_gradients(
   Share share = job->share(partials, arrivals);
   Shape s = job->shape();
   if (job->small) {
-    correlate_weight(
-        memory, job->large, job->small, share, s, job->with_bias, finish(job->weight, s.filters),
-        finish(job->bias, s.filters), end);
+    correlate_weight(memory, job, share, s, finish, end);
   } else {
     int rows = s.images * s.height * s.width;
     column_sums(

@@ -15,6 +15,13 @@ from test_backends import KNOWN_ANSWERS, _words
 
 from minivae.backends import kernel_backend
 from minivae.backends.emulated import EmulatedBackend, build, call
+from minivae.backends.kernel_backend import (
+    FEW_CHANNELS,
+    FEW_FILTERS,
+    FEW_TAPS,
+    PIXELS_OF_A_TEAM,
+    TEAM,
+)
 from minivae.backends.tiling import (
     DEPTH,
     FAN,
@@ -161,13 +168,14 @@ def test_four_elements_of_adam_at_a_time_give_the_bits_of_one() -> None:
 
 
 def test_a_product_gets_the_tiles_that_take_least_time() -> None:
-    assert tiles_of("gemm", [(128, 400)], 784) == (SMALL, 52, 5)
-    assert tiles_of("gemm", [(4096, 400)], 784) == (LARGE, 224, 1)
-    assert tiles_of("conv", [(100352, 1)], 288).tile == Tile(128, 16)
-    assert tiles_of("conv", [(100352, 32)], 288).tile == Tile(128, 32)
-    assert tiles_of("weights", [(784, 400), (400, 784)], 128) == (SMALL, 650, 1)
+    assert tiles_of("fp32", "gemm", [(128, 400)], 784) == (SMALL, 52, 5)
+    assert tiles_of("fp32", "gemm", [(4096, 400)], 784) == (LARGE, 224, 1)
+    assert tiles_of("fp32", "conv", [(100352, 1)], 288).tile == Tile(128, 16)
+    assert tiles_of("fp32", "conv", [(100352, 32)], 288).tile == Tile(128, 32)
+    assert tiles_of("fp32", "weights", [(784, 400), (400, 784)], 128) == (SMALL, 650, 1)
+    assert tiles_of("tf32", "weights", [(784, 400), (400, 784)], 128) == (MEDIUM, 182, 1)
     # Of 182 whole ones 50 multiprocessors would have two.
-    assert tiles_of("weights", [(784, 400), (400, 784)], 4096) == (MEDIUM, 182, 2)
+    assert tiles_of("fp32", "weights", [(784, 400), (400, 784)], 4096) == (MEDIUM, 182, 2)
 
 
 @pytest.mark.parametrize("tile", [SMALL, MEDIUM])
@@ -176,7 +184,7 @@ def test_no_split_is_less_than_64_deep(
     tile: Tile, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WITH_TILES, "gemm", (tile,))
-    splits = tiles_of("gemm", [(1, 1)], depth).splits
+    splits = tiles_of("fp32", "gemm", [(1, 1)], depth).splits
     assert splits == 1 or depth > 64 * (splits - 1)
     assert (splits > 1) == (depth > (128 if tile == SMALL else 112))
 
@@ -193,7 +201,7 @@ def test_as_many_blocks_as_take_least_time(
     products: list[tuple[int, int]], depth: int, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WITH_TILES, "gemm", (MEDIUM,))
-    _, number, splits = tiles_of("gemm", products, depth)
+    _, number, splits = tiles_of("fp32", "gemm", products, depth)
     assert number * splits == blocks
 
 
@@ -206,7 +214,7 @@ def test_results_of_splits_fit_in_their_workspace(
     rng = np.random.default_rng(tile.rows)
     for rows, columns, depth in np.exp(rng.uniform(0, 11, (1000, 3))).astype(int).tolist():
         for copies in (1, 4):
-            _, number, splits = tiles_of("conv", [(rows, columns)] * copies, depth)
+            _, number, splits = tiles_of("fp32", "conv", [(rows, columns)] * copies, depth)
             if splits == 1:
                 continue
             assert number * splits * result_size(tile) <= backend._partials.size
@@ -239,6 +247,25 @@ extern "C" __global__ void constants(int* __restrict__ values) {
     assert values.tolist() == expected
 
 
+def test_the_kernels_have_the_constants_that_few_channels_and_taps_are_divided_by() -> None:
+    probe = """
+extern "C" __global__ void few(int* __restrict__ values) {
+  values[0] = FEW_CHANNELS, values[1] = TEAM, values[2] = PIXELS;
+}
+"""
+    values = np.zeros(3, np.int32)
+    run(build(source("conv_few_channels") + probe), "few", 1, 1, values)
+    assert values.tolist() == [FEW_CHANNELS, TEAM, PIXELS_OF_A_TEAM]
+    probe = """
+extern "C" __global__ void few(int* __restrict__ values) {
+  values[0] = FEW_TAPS, values[1] = FEW_FILTERS;
+}
+"""
+    for tile in TILES:
+        run(build(source("conv", tile=tile) + probe), "few", 1, 1, values)
+        assert values[:2].tolist() == [FEW_TAPS, min(tile.columns, FEW_FILTERS)]
+
+
 def test_a_job_has_as_many_numbers_as_its_table() -> None:
     probe = """
 extern "C" __global__ void size_of_job(int* __restrict__ size) { size[0] = sizeof(Job) / 8; }
@@ -253,7 +280,7 @@ def test_a_group_has_room_for_all_of_its_blocks_unless_none_is_split() -> None:
     for count in range(1, 60):
         sizes = np.exp(rng.uniform(0, 10, (count, 3))).astype(int).tolist()
         products = [Product(*size) for size in sizes]
-        tile, splits = tiles_of_group("conv", products)
+        tile, splits = tiles_of_group("fp32", "conv", products)
         tiles = [-(-p.rows // tile.rows) * -(-p.columns // tile.columns) for p in products]
         blocks = int(np.dot(tiles, splits))
         assert max(splits) == 1 or blocks <= RESIDENT[tile] * MULTIPROCESSORS

@@ -104,7 +104,9 @@ def test_the_compiler_knows_of_blocks_of_more_threads_than_most_have() -> None:
 @pytest.mark.parametrize("stem", WITH_TILES)
 def test_every_tile_that_a_product_may_have_is_compiled_in_both_precisions(stem: str) -> None:
     sizes = [(rows, columns) for rows in (1, 784, 2**20) for columns in (1, 16, 32, 448, 784)]
-    tiles = {tiles_of(stem, [size], depth).tile for size in sizes for depth in (16, 400, 2**14)}
+    tiles = {
+        tiles_of("fp32", stem, [size], depth).tile for size in sizes for depth in (16, 400, 2**14)
+    }
     for tensor_cores in (False, True):
         assert {s.tile for s in ALL if s[:2] == (stem, tensor_cores)} == tiles
 

@@ -48,6 +48,13 @@ MOST_DRAWN_ANEW = 2**19
 """Numbers that all columns of tiles may draw together: a microsecond of a GPU's instructions, half
 of what the launch that they save takes (both estimated)."""
 
+FEW_CHANNELS, TEAM, PIXELS_OF_A_TEAM = 4, 8, 4
+"""FEW_TAPS, TEAM and PIXELS of kernels/conv_few_channels.cu."""
+
+FEW_TAPS, FEW_FILTERS, POSITIONS_AT_ONCE = 3, 32, 64
+"""FEW_TAPS of kernels/conv.cu, the most FEW_FILTERS there, and the positions that a block asks for
+before it multiplies."""
+
 CLIP_PARTIALS = 256
 
 FUSED_LOSSES = {
@@ -169,7 +176,7 @@ class KernelBackend(ReferenceBackend):
             return 0
         (head, z, kl, noise, state), (x, w, b, y, activation) = (c.arguments for c in calls[:2])
         (n, d), o = z.shape, w.shape[1]
-        tiles = tiles_of("gemm", [(n, o)], d)
+        tiles = tiles_of(self.precision, "gemm", [(n, o)], d)
         drawn = n * d * -(-o // tiles.tile.columns)
         if (
             self.address(z) != self.address(x)
@@ -199,7 +206,7 @@ class KernelBackend(ReferenceBackend):
         else:
             output, target, loss, dz, *constants = scored
         (n, i), o, images = x.shape, w.shape[1], len(target)
-        tiles = tiles_of("gemm", [(n, o)], i)
+        tiles = tiles_of(self.precision, "gemm", [(n, o)], i)
         columns_of_tiles, draws = -(-o // tiles.tile.columns), n // images
         if n * columns_of_tiles > LARGEST_FUSED_ROWS or draws > LARGEST_FUSED_DRAWS:
             return 0
@@ -233,7 +240,7 @@ class KernelBackend(ReferenceBackend):
         dz, w, x, dz_below, below = gradient
         loss, kl, *others = totals
         (n, o), i = dz.shape, w.shape[0]
-        tiles = tiles_of("gemm", [(n, i)], o)
+        tiles = tiles_of(self.precision, "gemm", [(n, i)], o)
         self._launch_product(
             *("dense_input_gradient_totals", tiles._replace(number=1 + tiles.number), 1),
             *(dz, w, x, dz_below, *_code(below), self._row_sums, loss, kl, *others),
@@ -252,7 +259,7 @@ class KernelBackend(ReferenceBackend):
             return 0
         (n, o), d = dz.shape, w.shape[0]
         self._launch_product(
-            *("dense_latent_backward", tiles_of("gemm", [(n, d)], o), 1),
+            *("dense_latent_backward", tiles_of(self.precision, "gemm", [(n, d)], o), 1),
             *(dz, w, head, kl_weight, dhead, *_noise(noise), state, (n, d, o)),
         )
         return 2
@@ -281,7 +288,7 @@ class KernelBackend(ReferenceBackend):
 
     def dense_forward(self, x: Any, w: Any, b: Any, y: Any, activation: Activation) -> None:
         (n, i), o = x.shape, w.shape[1]
-        tiles = tiles_of("gemm", [(n, o)], i)
+        tiles = tiles_of(self.precision, "gemm", [(n, o)], i)
         self._launch_product("dense_forward", tiles, 1, x, w, b, y, *_code(activation), (n, i, o))
 
     def dense_input_gradient(
@@ -289,7 +296,7 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         (n, o), i = dz.shape, w.shape[0]
         self._launch_product(
-            *("dense_input_gradient", tiles_of("gemm", [(n, i)], o), 1),
+            *("dense_input_gradient", tiles_of(self.precision, "gemm", [(n, i)], o), 1),
             *(dz, w, x, dz_below, *_code(below), (n, i, o)),
         )
 
@@ -313,7 +320,7 @@ class KernelBackend(ReferenceBackend):
             return
         n = dense[0][0].shape[0]
         shapes = [dw.shape for _, _, dw, _ in dense]
-        tile, number, splits = tiles_of("weights", shapes, n)
+        tile, number, splits = tiles_of(self.precision, "weights", shapes, n)
         table: list[int] = []
         for index, (x, dz, dw, db) in enumerate(dense):
             for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
@@ -331,7 +338,7 @@ class KernelBackend(ReferenceBackend):
         self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
     ) -> None:
         positions, depth = math.prod(small.shape[:3]), math.prod(w.shape[:3])
-        tiles = tiles_of("conv", [(positions, w.shape[3])], depth)
+        tiles = tiles_of(self.precision, "conv", [(positions, w.shape[3])], depth)
         self._launch_product(kernel, tiles, 1, *operands, _images(large, small, w, geometry))
 
     def _scatter(
@@ -339,11 +346,17 @@ class KernelBackend(ReferenceBackend):
     ) -> None:
         n, height, width, channels = large.shape
         stride_h, stride_w = geometry.stride_h, geometry.stride_w
-        phases = stride_h * stride_w
-        pixels = n * -(-height // stride_h) * -(-width // stride_w)
+        phases, sizes = stride_h * stride_w, _images(large, small, w, geometry)
+        lines, across = n * -(-height // stride_h), -(-width // stride_w)
+        if channels <= FEW_CHANNELS:
+            blocks = _blocks(TEAM * lines * -(-across // PIXELS_OF_A_TEAM))
+            self.launch(f"{kernel}_few", (blocks, 1, phases), *operands, *sizes)
+            return
         taps = -(-w.shape[0] // stride_h) * -(-w.shape[1] // stride_w)
-        tiles = tiles_of("conv", [(pixels, channels)] * phases, taps * w.shape[3])
-        self._launch_product(kernel, tiles, phases, *operands, _images(large, small, w, geometry))
+        tiles = tiles_of(
+            self.precision, "conv", [(lines * across, channels)] * phases, taps * w.shape[3]
+        )
+        self._launch_product(kernel, tiles, phases, *operands, sizes)
 
     def _launch_conv_group(
         self,
@@ -358,16 +371,11 @@ class KernelBackend(ReferenceBackend):
         if not conv:
             return
         parts = [_conv_operands(kernel, call) for call in conv]
-        products = [
-            Product(math.prod(dw.shape[:3]), dw.shape[3], math.prod(small.shape[:3]))
-            for _, small, dw, *_ in parts
-        ]
-        tile, splits = tiles_of_group("conv", products)
+        tile, divisions = _divided(self.precision, parts)
         jobs = _Jobs()
-        for part, product, count in zip(parts, products, splits, strict=True):
-            tiles = tile_count(tile, product.rows, product.columns)
-            left = tiles * count * result_size(tile) if count > 1 else 0
-            jobs.add(*self._tensors(part, flat), (tiles, count), left)
+        for part, (tiles, splits) in zip(parts, divisions, strict=True):
+            left = tiles * splits * result_size(tile) if splits > 1 else 0
+            jobs.add(*self._tensors(part, flat), (tiles, splits), left)
         for part in parts:
             if not part.bias_of_small:
                 rows, columns = math.prod(part.large.shape[:3]), part.large.shape[3]
@@ -680,6 +688,19 @@ class _ConvGradients(NamedTuple):
     geometry: ConvGeometry
     bias_of_small: bool
 
+    @property
+    def product(self) -> Product:
+        """The weight's gradient as a matrix product."""
+        *window, filters = self.dw.shape
+        return Product(math.prod(window), filters, math.prod(self.small.shape[:3]))
+
+    @property
+    def has_few_taps(self) -> bool:
+        """Whether a window is so small that threads have it in registers: has_few_taps of
+        kernels/conv.cu."""
+        taps_h, taps_w, channels, _ = self.dw.shape
+        return taps_h <= FEW_TAPS and taps_w * channels <= FEW_TAPS
+
 
 def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
     x, dz, dw, db, geometry = call.arguments
@@ -688,6 +709,25 @@ def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
     if call.primitive == "conv2d_weight_gradient":
         return _ConvGradients(x, dz, dw, db, geometry, True)
     return _ConvGradients(dz, x, dw, db, geometry, False)
+
+
+def _divided(precision: str, parts: Sequence[_ConvGradients]) -> tuple[Tile, list[tuple[int, int]]]:
+    """The tile of a group of convolutions' gradients, and of each its tiles and splits. Those of
+    few taps have a block for each multiprocessor, which runs beside those of the others."""
+    others = [part.product for part in parts if not part.has_few_taps]
+    work = sum(part.dw.shape[3] * part.product.depth for part in parts if part.has_few_taps)
+    taken = MULTIPROCESSORS if work else 0
+    tile, splits = tiles_of_group(precision, "conv", others, taken) if others else (MEDIUM, ())
+    left, divisions = iter(splits), []
+    for part in parts:
+        rows, filters, depth = part.product
+        if part.has_few_taps:
+            tiles = -(-filters // min(tile.columns, FEW_FILTERS))
+            share = MULTIPROCESSORS * filters * depth // (work * tiles)
+            divisions.append((tiles, max(1, min(share, depth // POSITIONS_AT_ONCE))))
+        else:
+            divisions.append((tile_count(tile, rows, filters), next(left)))
+    return tile, divisions
 
 
 def _rows_at_once(columns: int) -> int:

@@ -29,31 +29,33 @@ FETCHED = 18
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `tiles_of` weighs, in stages of a tile of 64 x 64: 716 instructions of each of four warps
-# (counted: kernels/README.md), and 0.41 us at four a cycle and 1.755 GHz. One of TF32 is shorter,
-# but divided alike: the order in which sums are added does not depend on the precision.
+# What `tiles_of` weighs, in cycles at 1.755 GHz.
 
-STAGE_TIME = {SMALL: 0.6, Tile(128, 16): 0.7, Tile(128, 32): 1.1, MEDIUM: 1, LARGE: 5 / 3}
-"""What a stage of a tile takes: by its instructions in float32 and TF32 (kernels/README.md)."""
+STAGE_CYCLES = {
+    "fp32": {SMALL: 430, Tile(128, 16): 500, Tile(128, 32): 790, MEDIUM: 716, LARGE: 1190},
+    "tf32": {SMALL: 140, Tile(128, 16): 250, Tile(128, 32): 270, MEDIUM: 170, LARGE: 270},
+}
+"""What a stage of a tile takes: as many as it has instructions (kernels/README.md), for four warps
+issue four a cycle."""
 
-LONE_SLOWDOWN = 1.45
+LONE_SLOWDOWN = {"fp32": 1.45, "tf32": 2.5}
 """How many times as long it takes where a block has a multiprocessor alone, and no other issues
-while it waits. Estimated from the latencies of its loads and barriers."""
+while it waits. Estimated from the latencies of its loads, products and barriers."""
 
-ARRIVAL_TIME = 1.5
+ARRIVAL_CYCLES = 1070
 """What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
 atomic addition and two barriers."""
 
-TRIP_TIME = 1.35
+TRIP_CYCLES = 970
 """The time to add up as many results as a block has in flight. Estimated: 0.55 us for the trip to
 the L2 cache."""
 
-PASSING_TIME = 1.8e-6
+PASSING_CYCLES = 1.28e-3
 """A number's time through the L2 cache, shared by all blocks: 4 bytes at 5.5 TB/s
 (estimated)."""
 
-EXPOSED_SHARE = 1 / 3
-"""The share of operands' PASSING_TIME not hidden behind multiplications: little in float32, most
+EXPOSED_SHARE = {"fp32": 1 / 3, "tf32": 2 / 3}
+"""The share of operands' PASSING_CYCLES not hidden behind multiplications: little in float32, most
 in TF32. Estimated."""
 
 
@@ -72,27 +74,49 @@ def result_size(tile: Tile) -> int:
     return (tile.rows + 1) * tile.columns
 
 
-def blocks_in_turn(blocks: int) -> float:
-    """How many times as long a launch takes as each of its blocks would, were others to issue
-    whenever it waits: all wait for the multiprocessor that has most blocks."""
-    return max(LONE_SLOWDOWN, -(-blocks // MULTIPROCESSORS))
+class Part(NamedTuple):
+    """Tiles of a launch, each in so many splits of so many stages."""
+
+    tiles: int
+    splits: int
+    stages: int
+
+    @property
+    def blocks(self) -> int:
+        """Of all tiles and splits."""
+        return self.tiles * self.splits
 
 
-def _tree_time(splits: int, at_once: int) -> float:
+def _tree_cycles(splits: int, at_once: int) -> float:
     """How long it takes to add up the splits' results, so many at once, over all levels."""
     if splits == 1:
         return 0
     trips = -(-min(splits, FAN) // at_once)
-    return ARRIVAL_TIME + TRIP_TIME * trips + _tree_time(-(-splits // FAN), at_once)
+    return ARRIVAL_CYCLES + TRIP_CYCLES * trips + _tree_cycles(-(-splits // FAN), at_once)
 
 
-def adding_time(tile: Tile, blocks: int, splits: int) -> float:
+def _adding_cycles(tile: Tile, blocks: int, splits: int) -> float:
     """What splitting costs: the adding up of a tile's results, and the way of all to and from the
     L2 cache."""
     if splits == 1:
         return 0
     at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))
-    return _tree_time(splits, at_once) + PASSING_TIME * 2 * result_size(tile) * blocks
+    return _tree_cycles(splits, at_once) + PASSING_CYCLES * 2 * result_size(tile) * blocks
+
+
+def launch_cycles(precision: str, tile: Tile, parts: Sequence[Part], stage_cycles: float) -> float:
+    """How long a launch takes, estimated.
+
+    It ends with the multiprocessor that has most blocks; to the multiplications come the operands'
+    way through the L2 cache, as far as nothing hides it, and the adding up of splits.
+    """
+    blocks = sum(part.blocks for part in parts)
+    stages = sum(part.blocks * part.stages for part in parts)
+    in_turn = -(-blocks // MULTIPROCESSORS) * stages / blocks
+    alone = LONE_SLOWDOWN[precision] * max(part.stages for part in parts)
+    bringing = EXPOSED_SHARE[precision] * PASSING_CYCLES * stage_size(tile) * stages
+    adding = max(_adding_cycles(tile, blocks, part.splits) for part in parts)
+    return max(in_turn, alone) * stage_cycles + bringing + adding
 
 
 def most_splits(tile: Tile, stages: int) -> int:
@@ -117,35 +141,38 @@ class Product(NamedTuple):
 
 @cache
 def _fastest(
-    tiles: Sequence[Tile], products: Sequence[Product]
+    precision: str, tiles: Sequence[Tile], products: Sequence[Product], taken: int
 ) -> tuple[float, Tile, tuple[int, ...]]:
     found = []
     for tile in tiles:
         numbers = [tile_count(tile, product.rows, product.columns) for product in products]
-        stages = [-(-product.depth // stage_depth(tile)) for product in products]
-        brought = sum(n * s for n, s in zip(numbers, stages, strict=True)) * stage_size(tile)
-        deepest = max(*stages, 1)
-        for parts in range(1, most_splits(tile, deepest) + 1):
-            longest = -(-deepest // parts)
-            splits = tuple(max(1, -(-count // longest)) for count in stages)
-            blocks = sum(n * s for n, s in zip(numbers, splits, strict=True))
-            if max(splits) > 1 and blocks > RESIDENT[tile] * MULTIPROCESSORS:
+        stages = [max(1, -(-product.depth // stage_depth(tile))) for product in products]
+        for most in range(1, most_splits(tile, max(stages)) + 1):
+            longest = -(-max(stages) // most)
+            parts = [
+                Part(number, -(-count // longest), min(count, longest))
+                for number, count in zip(numbers, stages, strict=True)
+            ]
+            splits = tuple(part.splits for part in parts)
+            blocks = sum(part.blocks for part in parts)
+            if max(splits) > 1 and blocks > RESIDENT[tile] * MULTIPROCESSORS - taken:
                 break
-            multiplying = blocks_in_turn(blocks) * STAGE_TIME[tile] * longest
-            adding = max(adding_time(tile, blocks, count) for count in splits)
-            bringing = EXPOSED_SHARE * PASSING_TIME * brought
-            found.append((multiplying + bringing + adding, tile, splits))
+            cycles = launch_cycles(precision, tile, parts, STAGE_CYCLES[precision][tile])
+            found.append((cycles, tile, splits))
     return min(found)
 
 
-def tiles_of_group(stem: str, products: Sequence[Product]) -> tuple[Tile, tuple[int, ...]]:
+def tiles_of_group(
+    precision: str, stem: str, products: Sequence[Product], taken: int = 0
+) -> tuple[Tile, tuple[int, ...]]:
     """How a launch of `stem`, which makes these products, is divided, so that it takes least time
     by the estimate: the tile, and each product's splits, with which all blocks take about as long.
 
     Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
-    multiplications, and the results of splits have to be added up.
+    multiplications, and the results of splits have to be added up. `taken` blocks run beside those
+    of the products.
     """
-    _, tile, splits = _fastest(WITH_TILES[stem], tuple(products))
+    _, tile, splits = _fastest(precision, WITH_TILES[stem], tuple(products), taken)
     return tile, splits
 
 
@@ -158,7 +185,7 @@ class Tiles(NamedTuple):
     splits: int
 
 
-def tiles_of(stem: str, sizes: Sequence[tuple[int, int]], depth: int) -> Tiles:
+def tiles_of(precision: str, stem: str, sizes: Sequence[tuple[int, int]], depth: int) -> Tiles:
     """`tiles_of_group` of matrices of these rows and columns, with contractions of one depth."""
-    tile, splits = tiles_of_group(stem, [Product(*size, depth) for size in sizes])
+    tile, splits = tiles_of_group(precision, stem, [Product(*size, depth) for size in sizes])
     return Tiles(tile, sum(tile_count(tile, *size) for size in sizes), splits[0])
