@@ -421,7 +421,7 @@ __device__ __forceinline__ void correlate_weight(
         share.first(depth), share.end(depth), job->with_bias && place.row == 0);
   }
   end.count();
-  if (!share.gather<true>(memory, taps - place.row)) return;
+  if (!share.gather(memory, taps - place.row)) return;
   for_each_run(memory, place.row, place.column, taps, columns, finish(job->weight, s.filters));
   if (job->with_bias && place.row == 0) {
     for_sums(memory, place.column, columns, finish(job->bias, s.filters));

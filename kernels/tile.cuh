@@ -17,7 +17,6 @@ const int DEPTH = 16;
 const int STAGES = ROWS + COLUMNS > 128 ? 3 : 4;
 const int THREADS = 128;
 const int WARPS = THREADS / WARP;
-const bool MAY_SPLIT = ROWS * COLUMNS <= 64 * 64;  // larger tiles are for launches of many of them
 
 // The warp tile: all columns of the tile or 32, and as many rows as make it a quarter of the tile.
 // In a tile of 32 x 32 every warp has the whole tile, at a quarter of the depth: with a quarter of
@@ -26,7 +25,8 @@ const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
 const int QUARTER_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
 const int WARP_ROWS = QUARTER_ROWS < 32 ? 32 : QUARTER_ROWS;
 const int SHARERS = WARPS * WARP_ROWS * WARP_COLUMNS / (ROWS * COLUMNS);  // warps per warp tile
-const int BLOCKS = SHARERS > 1 ? 4 : MAY_SPLIT ? 3 : 2;  // that a multiprocessor must have room for
+// Blocks that a multiprocessor must have room for.
+const int BLOCKS = SHARERS > 1 ? 4 : ROWS * COLUMNS <= 64 * 64 ? 3 : 2;
 
 // Tensor cores take depths by eight, of which each sharer has at least one.
 const int WARP_DEPTH = SHARERS > 1 ? 8 : DEPTH;
@@ -534,11 +534,10 @@ struct Share {
 
   // Adds up the splits' results in `memory`, as far as their first `rows` rows. False for all
   // blocks of a tile but the last to arrive.
-  template <bool SPLIT = MAY_SPLIT>
   __device__ __forceinline__ bool gather(float* memory, int rows) const {
     int index = split, left = splits, step = 1, *counters = arrivals;
     int runs = (1 + min(rows, ROWS)) * COLUMNS / RUN;
-    while (SPLIT && left > 1) {
+    while (left > 1) {
       int first = index / FAN * FAN, count = min(FAN, left - first);
       leave(memory, index * step, runs);
       if (!last_to_arrive(counters + first * step * tiles + tile, count)) return false;

@@ -550,8 +550,8 @@ PLANTED = {
     ),
     "a level of the tree left out": (
         "conv",
-        "while (SPLIT && left > 1) {",
-        "while (SPLIT && left == splits) {",
+        "while (left > 1) {",
+        "while (left == splits) {",
         case_of("conv2d_weight_gradient", "5x28x28x1-3x3x32-stride1x1"),
     ),
     "runs that lie elsewhere than they are read": (

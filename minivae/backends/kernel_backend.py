@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..kernels import LARGE, MEDIUM, TILES, Tile
+from ..kernels import MEDIUM, TILES, Tile
 from ..ops.activations import IDENTITY, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
@@ -21,8 +21,8 @@ from .reference import Call, ReferenceBackend
 from .tiling import (
     BLOCK,
     LEVELS,
+    MOST_SPLIT,
     MULTIPROCESSORS,
-    RESIDENT,
     Product,
     Tiles,
     result_size,
@@ -109,10 +109,8 @@ class KernelBackend(ReferenceBackend):
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
-        # A product that is split has no more blocks than have room.
-        results = max(RESIDENT[tile] * result_size(tile) for tile in TILES if tile != LARGE)
-        self._partials = self.zeros((MULTIPROCESSORS * results,))
-        self._arrivals = self.zeros((LEVELS * MULTIPROCESSORS * max(RESIDENT.values()),), np.int32)
+        self._partials = self.zeros((MOST_SPLIT * max(map(result_size, TILES)),))
+        self._arrivals = self.zeros((LEVELS * MOST_SPLIT,), np.int32)
         # What one launch leaves for the next to add up.
         self._row_sums = self.zeros((LARGEST_FUSED_ROWS,))
         self._all_arrivals = self.zeros((1,), np.int32)

@@ -17,6 +17,10 @@ RESIDENT = {tile: 4 if tile == SMALL else 2 if tile == LARGE else 3 for tile in 
 """Blocks that a multiprocessor has room for: BLOCKS of kernels/tile.cuh, which the compiler keeps
 to."""
 
+MOST_SPLIT = 4 * MULTIPROCESSORS
+"""Blocks of a launch whose products are split, at the most: their results have to fit in a
+workspace."""
+
 DEPTH = 16
 """DEPTH of kernels/tile.cuh."""
 
@@ -107,23 +111,23 @@ def _adding_cycles(tile: Tile, blocks: int, splits: int) -> float:
 def launch_cycles(precision: str, tile: Tile, parts: Sequence[Part], stage_cycles: float) -> float:
     """How long a launch takes, estimated.
 
-    It ends with the multiprocessor that has most blocks; to the multiplications come the operands'
-    way through the L2 cache, as far as nothing hides it, and the adding up of splits.
+    It ends with the multiprocessor that has most blocks, which issue all their stages' instructions
+    in turn, unless they are too few to issue while others wait. To the multiplications come the
+    operands' way through the L2 cache, as far as nothing hides it, and the adding up of splits.
     """
     blocks = sum(part.blocks for part in parts)
     stages = sum(part.blocks * part.stages for part in parts)
-    in_turn = -(-blocks // MULTIPROCESSORS) * stages / blocks
-    alone = LONE_SLOWDOWN[precision] * max(part.stages for part in parts)
+    in_turn = -(-blocks // MULTIPROCESSORS) * stages / max(blocks, 1)
+    at_once = max(in_turn / RESIDENT[tile], *(part.stages for part in parts))
+    multiplying = max(in_turn, LONE_SLOWDOWN[precision] * at_once) * stage_cycles
     bringing = EXPOSED_SHARE[precision] * PASSING_CYCLES * stage_size(tile) * stages
     adding = max(_adding_cycles(tile, blocks, part.splits) for part in parts)
-    return max(in_turn, alone) * stage_cycles + bringing + adding
+    return multiplying + bringing + adding
 
 
 def most_splits(tile: Tile, stages: int) -> int:
     """Into how many parts a contraction of so many stages may be split: none is below 64 deep."""
-    if tile == LARGE:
-        return 1
-    return max(1, min(stages * stage_depth(tile) // 64, RESIDENT[tile] * MULTIPROCESSORS))
+    return max(1, min(stages * stage_depth(tile) // 64, MOST_SPLIT))
 
 
 def tile_count(tile: Tile, rows: int, columns: int) -> int:
@@ -155,7 +159,7 @@ def _fastest(
             ]
             splits = tuple(part.splits for part in parts)
             blocks = sum(part.blocks for part in parts)
-            if max(splits) > 1 and blocks > RESIDENT[tile] * MULTIPROCESSORS - taken:
+            if max(splits) > 1 and blocks > MOST_SPLIT - taken:
                 break
             cycles = launch_cycles(precision, tile, parts, STAGE_CYCLES[precision][tile])
             found.append((cycles, tile, splits))
