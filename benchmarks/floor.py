@@ -24,7 +24,7 @@ ADAM_ARRAYS = 6
 
 
 class Rates(NamedTuple):
-    """Copy bandwidth, counting bytes read and written, and float32 products."""
+    """Copy bandwidth, counting bytes read and written, and of matrix products."""
 
     copy_gigabytes_per_second: float
     product_gigaflops: float

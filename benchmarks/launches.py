@@ -5,8 +5,15 @@ import math
 from typing import Any, NamedTuple
 
 from minivae.backends.kernel_arguments import WARP, kernels
-from minivae.backends.kernel_backend import FEW_TAPS, KernelBackend
-from minivae.backends.tiling import BLOCK, MULTIPROCESSORS, Part, launch_cycles, stage_depth
+from minivae.backends.kernel_backend import KernelBackend, has_few_taps
+from minivae.backends.tiling import (
+    BLOCK,
+    CYCLES_PER_MICROSECOND,
+    MULTIPROCESSORS,
+    Part,
+    launch_cycles,
+    stage_depth,
+)
 from minivae.kernels import WITH_TILES, Tile
 from minivae.train import Trainer
 
@@ -16,10 +23,6 @@ from .floor import Rates
 H100 = {"fp32": Rates(3350, 67_000), "tf32": Rates(3350, 495_000)}
 """Its nominal rates: of memory, and of operations in float32 outside the tensor cores, or in TF32
 on them."""
-
-CYCLES_PER_MICROSECOND = H100["fp32"].product_gigaflops * 1e3 / (MULTIPROCESSORS * 4 * WARP * 2)
-"""At the clock of those operations, two for each lane of four instructions a cycle: 1983."""
-
 
 JOB_NUMBERS = 23
 """Of a Job in kernels/conv.cu."""
@@ -35,7 +38,8 @@ FEW_POSITION = 33
 
 class Launch(NamedTuple):
     """A launch of a step, with its grid, and its sizes by name. One that makes matrix products in
-    tiles has parts: its phases, or the layers of a group; `few` positions have few taps."""
+    tiles has parts: its phases, or the layers of a group. `few` are the positions of layers of few
+    taps, once for each 32 filters."""
 
     kernel: str
     tile: Tile
@@ -61,12 +65,12 @@ class Launch(NamedTuple):
         if self.parts:
             stage = instructions[precision, self.kernel, self.tile]
             cycles = launch_cycles(precision, self.tile, self.parts, stage)
-            cycles += self.few * FEW_POSITION / (4 * MULTIPROCESSORS)
         elif self.kernel.endswith("_few"):
             warps, s = math.prod(self.grid) * BLOCK // WARP, self.sizes
             taps = s["taps_h"] * s["taps_w"] / (s["stride_h"] * s["stride_w"])
             loop = FEW_TAP * s["channels"] * taps * -(-s["filters"] // WARP)
             cycles = warps * (FEW_START + loop) / (4 * MULTIPROCESSORS)
+        cycles += self.few * FEW_POSITION / (4 * MULTIPROCESSORS)
         return cycles / CYCLES_PER_MICROSECOND
 
 
@@ -117,7 +121,7 @@ def _divided(jobs: Any) -> tuple[list[tuple[int, int, int]], int]:
     for job in jobs.reshape(-1, JOB_NUMBERS).tolist():
         _, small, _, _, _, _, tiles, splits, _, _, images, _, _, channels, rows, columns, *_ = job
         filters, taps_h, taps_w = job[16:19]
-        if small and taps_h <= FEW_TAPS and taps_w * channels <= FEW_TAPS:
+        if small and has_few_taps(taps_h, taps_w, channels):
             few += images * rows * columns * -(-filters // WARP)
         elif small:
             found.append((tiles, splits, images * rows * columns))

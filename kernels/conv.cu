@@ -299,11 +299,12 @@ struct Job {
 
 // A window of few rows, each of few neighbours (taps times channels), as one of a grey image is,
 // would leave most rows of a tile empty. Instead a thread has all of it in registers, for four
-// filters, and a team of threads FEW_FILTERS, which are a tile's columns.
+// filters, and a team of threads for FEW_FILTERS. It asks for POSITIONS at once.
 const int FEW_TAPS = 3;
 const int FEW_FILTERS = COLUMNS < 32 ? COLUMNS : 32;
 const int TEAM = FEW_FILTERS / RUN;
 const int TEAMS = THREADS / TEAM;
+const int POSITIONS = 4;
 
 __device__ __forceinline__ bool has_few_taps(const Shape& s) {
   return s.taps_h <= FEW_TAPS && s.taps_w * s.channels <= FEW_TAPS;
@@ -373,20 +374,20 @@ struct FewSums {
 };
 
 // E3 and E4 of small for the filters from `first_filter`, over the positions from `first` to `end`,
-// of which a team has every TEAMS-th; left in `memory` as a result. Ends with a barrier.
+// of which a team has every TEAMS-th; left in `memory` as a result, whose columns from FEW_FILTERS
+// on are undefined. Ends with a barrier.
 __device__ __forceinline__ void multiply_few(
     float* memory, const float* large, const float* small, const Shape& s, int first_filter,
     unsigned int first, unsigned int end) {
-  const int at_once = 4;
   Divisor columns = s.columns, rows = s.rows;
   int filter = first_filter + threadIdx.x % TEAM * RUN;
   FewSums sums;
 #pragma unroll 1
-  for (first += threadIdx.x / TEAM; first < end; first += at_once * TEAMS) {
-    Run z[at_once];
-    FewTaps x[at_once];
+  for (first += threadIdx.x / TEAM; first < end; first += POSITIONS * TEAMS) {
+    Run z[POSITIONS];
+    FewTaps x[POSITIONS];
 #pragma unroll
-    for (int k = 0; k < at_once; ++k) {
+    for (int k = 0; k < POSITIONS; ++k) {
       unsigned int index = first + k * TEAMS;
       bool exists = index < end;
       z[k] = load_run(small + product(index, s.filters) + filter, exists ? s.filters - filter : 0);
@@ -394,7 +395,7 @@ __device__ __forceinline__ void multiply_few(
       x[k] = few_taps(large, s, p, q, exists);
     }
 #pragma unroll
-    for (int k = 0; k < at_once; ++k) sums.add(x[k], z[k]);
+    for (int k = 0; k < POSITIONS; ++k) sums.add(x[k], z[k]);
   }
   sums.leave(memory, s);
 }

@@ -32,8 +32,8 @@ __device__ __forceinline__ float team_sum(float value) {
   return value;
 }
 
-// Where a team's pixels are, and what reaches them: the small pixel (p, q) of the first of them by
-// tap 0 of the phase, with its neighbours in the row those of the others.
+// Tap 0 of the phase reaches a team's first pixel from small pixel (p, q), and its others from that
+// one's neighbours in the row.
 struct Reached {
   Phase phase;
   const float* pixel;
@@ -72,7 +72,7 @@ __device__ __forceinline__ void add_filters(
   }
 }
 
-// E2 and an epilogue. Grid: the teams of the largest phase, by 1, by phases.
+// E2 and an epilogue. Grid: blocks of teams of the largest phase, by 1, by phases.
 template <class Finish>
 __device__ __forceinline__ void scatter_to_few(
     const float* small, const float* w, const Shape& s, const Finish& finish) {

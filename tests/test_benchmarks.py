@@ -1,5 +1,6 @@
 """What the benchmarks count by themselves, and that a run cut short can go on."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 
 from minivae import Adam, backends, cli, environment
+from minivae.backends.kernel_arguments import kernels
 from minivae.backends.reference import PRIMITIVES, Call
+from minivae.backends.tiling import STAGE_CYCLES
 from minivae.benchmarks import cores, end_to_end, gpu_check, measure, report, run, startup, steps
 from minivae.benchmarks.cases import Case, preset_case
 from minivae.benchmarks.floor import FLOAT, Counter, Floor, Rates, step_counts
@@ -107,6 +110,20 @@ def test_products_are_estimated_to_take_longer_than_their_operations(
         assert 1.3 * floor < estimated, case.name
         if precision == "fp32":
             assert estimated < (4 * floor if batch else 1000), case.name
+
+
+def test_tiles_are_chosen_by_about_the_instructions_that_were_counted() -> None:
+    counted = collections.defaultdict(list)
+    for (precision, kernel, tile), number in report._instructions().items():
+        counted[precision, kernels()[kernel].stem, tile].append(number)
+    chosen = {
+        (*key, tile): cycles
+        for key, tiles in STAGE_CYCLES.items()
+        for tile, cycles in tiles.items()
+    }
+    assert counted.keys() == chosen.keys()
+    for key, numbers in counted.items():
+        assert np.abs(np.array(numbers) / chosen[key] - 1).max() < 0.2, key
 
 
 def test_a_convolution_whose_phases_differ_in_depth_has_the_mean_of_their_stages() -> None:

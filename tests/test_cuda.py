@@ -118,23 +118,23 @@ def test_auto_does_not_take_a_gpu_that_another_has_for_itself(without_a_card: An
 
 
 def test_memory_that_runs_out_is_one_line(without_a_card: Any) -> None:
-    without_a_card(memory=2**23)
+    without_a_card(memory=2**25)
     backend = backends.get("cuda")
-    with pytest.raises(InputError, match=r"out of memory, 8 of 8 MiB are free: .*smaller batch"):
-        backend.zeros((2**22,))
+    with pytest.raises(InputError, match=r"out of memory, 32 of 32 MiB are free: .*smaller batch"):
+        backend.zeros((2**24,))
 
 
 @pytest.mark.parametrize(
     ("status", "expected", "message"),
     [
-        (2, InputError, "device 'cuda': out of memory, 8 of 8 MiB are free: no room"),
+        (2, InputError, "device 'cuda': out of memory, 32 of 32 MiB are free: no room"),
         (700, RuntimeError, "^no room$"),
     ],
 )
 def test_a_graph_that_finds_no_memory_is_one_line(
     without_a_card: Any, status: int, expected: type[Exception], message: str
 ) -> None:
-    cupy = without_a_card(memory=2**23)
+    cupy = without_a_card(memory=2**25)
 
     def fail(stream: Any) -> None:
         raise cupy.cuda.runtime.CUDARuntimeError(status, "no room")

@@ -13,14 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from test_backends import KNOWN_ANSWERS, _words
 
-from minivae.backends import kernel_backend
+from minivae.backends import PRECISIONS, kernel_backend
 from minivae.backends.emulated import EmulatedBackend, build, call
 from minivae.backends.kernel_backend import (
     FEW_CHANNELS,
     FEW_FILTERS,
     FEW_TAPS,
+    PIXEL_TEAM,
     PIXELS_OF_A_TEAM,
-    TEAM,
+    POSITIONS_AT_ONCE,
 )
 from minivae.backends.tiling import (
     DEPTH,
@@ -175,20 +176,20 @@ def test_a_product_gets_the_tiles_that_take_least_time() -> None:
     assert tiles_of("fp32", "conv", [(100352, 32)], 288).tile == Tile(128, 32)
     assert tiles_of("fp32", "weights", [(784, 400), (400, 784)], 128) == (SMALL, 650, 1)
     assert tiles_of("tf32", "weights", [(784, 400), (400, 784)], 128) == (MEDIUM, 182, 1)
-    assert tiles_of("fp32", "weights", [(784, 400), (400, 784)], 4096) == (LARGE, 101, 5)
-    # Of 182 whole ones 50 multiprocessors would have two.
-    assert tiles_of("tf32", "weights", [(784, 400), (400, 784)], 4096) == (MEDIUM, 182, 2)
+    for precision in PRECISIONS:  # of 101 whole ones 31 multiprocessors would have none
+        large = tiles_of(precision, "weights", [(784, 400), (400, 784)], 4096)
+        assert large == (LARGE, 101, 5)
 
 
 @pytest.mark.parametrize("tile", [SMALL, MEDIUM])
-@pytest.mark.parametrize("depth", [1, 64, 112, 127, 128, 200, 10**6])
+@pytest.mark.parametrize("depth", [1, 64, 112, 127, 128, 200, 300, 10**6])
 def test_no_split_is_less_than_64_deep(
     tile: Tile, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WITH_TILES, "gemm", (tile,))
     splits = tiles_of("fp32", "gemm", [(1, 1)], depth).splits
     assert splits == 1 or depth > 64 * (splits - 1)
-    assert (splits > 1) == (depth > (128 if tile == SMALL else 112))
+    assert (splits > 1) == (depth > (200 if tile == SMALL else 112))
 
 
 @pytest.mark.parametrize(
@@ -257,15 +258,17 @@ extern "C" __global__ void few(int* __restrict__ values) {
 """
     values = np.zeros(3, np.int32)
     run(build(source("conv_few_channels") + probe), "few", 1, 1, values)
-    assert values.tolist() == [FEW_CHANNELS, TEAM, PIXELS_OF_A_TEAM]
+    assert values.tolist() == [FEW_CHANNELS, PIXEL_TEAM, PIXELS_OF_A_TEAM]
     probe = """
 extern "C" __global__ void few(int* __restrict__ values) {
-  values[0] = FEW_TAPS, values[1] = FEW_FILTERS;
+  values[0] = FEW_TAPS, values[1] = FEW_FILTERS, values[2] = POSITIONS * THREADS * RUN;
 }
 """
     for tile in TILES:
         run(build(source("conv", tile=tile) + probe), "few", 1, 1, values)
-        assert values[:2].tolist() == [FEW_TAPS, min(tile.columns, FEW_FILTERS)]
+        filters = min(tile.columns, FEW_FILTERS)
+        assert values[:2].tolist() == [FEW_TAPS, filters]
+        assert values[2] == max(1, FEW_FILTERS // filters) * POSITIONS_AT_ONCE * filters
 
 
 def test_a_job_has_as_many_numbers_as_its_table() -> None:

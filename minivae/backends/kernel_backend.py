@@ -23,6 +23,7 @@ from .tiling import (
     LEVELS,
     MOST_SPLIT,
     MULTIPROCESSORS,
+    RESIDENT,
     Product,
     Tiles,
     result_size,
@@ -48,8 +49,8 @@ MOST_DRAWN_ANEW = 2**19
 """Numbers that all columns of tiles may draw together: a microsecond of a GPU's instructions, half
 of what the launch that they save takes (both estimated)."""
 
-FEW_CHANNELS, TEAM, PIXELS_OF_A_TEAM = 4, 8, 4
-"""FEW_TAPS, TEAM and PIXELS of kernels/conv_few_channels.cu."""
+FEW_CHANNELS, PIXEL_TEAM, PIXELS_OF_A_TEAM = 4, 8, 4
+"""FEW_CHANNELS, TEAM and PIXELS of kernels/conv_few_channels.cu."""
 
 FEW_TAPS, FEW_FILTERS, POSITIONS_AT_ONCE = 3, 32, 64
 """FEW_TAPS of kernels/conv.cu, the most FEW_FILTERS there, and the positions that a block asks for
@@ -70,6 +71,12 @@ FUSED_LOSSES = {
 
 def _primitives(calls: Sequence[Call]) -> tuple[str, ...]:
     return tuple(call.primitive for call in calls)
+
+
+def has_few_taps(taps_h: int, taps_w: int, channels: int) -> bool:
+    """Whether a window is so small that threads have it in registers: has_few_taps of
+    kernels/conv.cu."""
+    return taps_h <= FEW_TAPS and taps_w * channels <= FEW_TAPS
 
 
 def _blocks(threads: int) -> int:
@@ -102,7 +109,7 @@ class KernelBackend(ReferenceBackend):
     """The primitives as kernel launches. A subclass says how arrays are made and kernels run.
 
     `precision` is "fp32", or "tf32" for matrix products on tensor cores with operands rounded to
-    TF32 (10 bits of mantissa) and sums in float32.
+    TF32 (10 bits of mantissa) and sums in float32. What has few channels or taps stays float32.
     """
 
     dtypes = ("float32",)
@@ -347,7 +354,7 @@ class KernelBackend(ReferenceBackend):
         phases, sizes = stride_h * stride_w, _images(large, small, w, geometry)
         lines, across = n * -(-height // stride_h), -(-width // stride_w)
         if channels <= FEW_CHANNELS:
-            blocks = _blocks(TEAM * lines * -(-across // PIXELS_OF_A_TEAM))
+            blocks = _blocks(PIXEL_TEAM * lines * -(-across // PIXELS_OF_A_TEAM))
             self.launch(f"{kernel}_few", (blocks, 1, phases), *operands, *sizes)
             return
         taps = -(-w.shape[0] // stride_h) * -(-w.shape[1] // stride_w)
@@ -694,10 +701,8 @@ class _ConvGradients(NamedTuple):
 
     @property
     def has_few_taps(self) -> bool:
-        """Whether a window is so small that threads have it in registers: has_few_taps of
-        kernels/conv.cu."""
-        taps_h, taps_w, channels, _ = self.dw.shape
-        return taps_h <= FEW_TAPS and taps_w * channels <= FEW_TAPS
+        """Whether threads have all of a window in registers."""
+        return has_few_taps(*self.dw.shape[:3])
 
 
 def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
@@ -711,17 +716,19 @@ def _conv_operands(kernel: str, call: Call) -> _ConvGradients:
 
 def _divided(precision: str, parts: Sequence[_ConvGradients]) -> tuple[Tile, list[tuple[int, int]]]:
     """The tile of a group of convolutions' gradients, and of each its tiles and splits. Those of
-    few taps have a block for each multiprocessor, which runs beside those of the others."""
+    few taps have together about one block for each multiprocessor, which runs beside those of the
+    others, or if there are none, as many as there is room for."""
     others = [part.product for part in parts if not part.has_few_taps]
     work = sum(part.dw.shape[3] * part.product.depth for part in parts if part.has_few_taps)
     taken = MULTIPROCESSORS if work else 0
     tile, splits = tiles_of_group(precision, "conv", others, taken) if others else (MEDIUM, ())
+    blocks = MULTIPROCESSORS * (1 if others else RESIDENT[tile])
     left, divisions = iter(splits), []
     for part in parts:
         rows, filters, depth = part.product
         if part.has_few_taps:
             tiles = -(-filters // min(tile.columns, FEW_FILTERS))
-            share = MULTIPROCESSORS * filters * depth // (work * tiles)
+            share = blocks * filters * depth // (work * tiles)
             divisions.append((tiles, max(1, min(share, depth // POSITIONS_AT_ONCE))))
         else:
             divisions.append((tile_count(tile, rows, filters), next(left)))

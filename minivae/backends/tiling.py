@@ -33,30 +33,43 @@ FETCHED = 18
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `tiles_of` weighs, in cycles at 1.755 GHz.
+# What `tiles_of` weighs, in cycles.
+
+CYCLES_PER_MICROSECOND = 1983
+"""At the clock of an H100's 67 TFLOP/s: of its 132 multiprocessors, 128 lanes each, with two
+operations a cycle."""
 
 STAGE_CYCLES = {
-    "fp32": {SMALL: 430, Tile(128, 16): 500, Tile(128, 32): 790, MEDIUM: 716, LARGE: 1190},
-    "tf32": {SMALL: 140, Tile(128, 16): 250, Tile(128, 32): 270, MEDIUM: 170, LARGE: 270},
+    ("fp32", "gemm"): {SMALL: 372, MEDIUM: 715, LARGE: 1266},
+    ("fp32", "weights"): {SMALL: 408, MEDIUM: 729, LARGE: 1314},
+    ("fp32", "conv"): {
+        SMALL: 450,
+        Tile(128, 16): 550,
+        Tile(128, 32): 830,
+        MEDIUM: 770,
+        LARGE: 1370,
+    },
+    ("tf32", "gemm"): {SMALL: 114, MEDIUM: 148, LARGE: 219},
+    ("tf32", "weights"): {SMALL: 132, MEDIUM: 172, LARGE: 244},
+    ("tf32", "conv"): {SMALL: 195, Tile(128, 16): 255, Tile(128, 32): 280, MEDIUM: 215, LARGE: 335},
 }
-"""What a stage of a tile takes: as many as it has instructions (kernels/README.md), for four warps
-issue four a cycle."""
+"""What a stage takes, by precision, source and tile: about as many as it has instructions
+(kernels/README.md), for four warps issue four a cycle."""
 
 LONE_SLOWDOWN = {"fp32": 1.45, "tf32": 2.5}
 """How many times as long it takes where a block has a multiprocessor alone, and no other issues
 while it waits. Estimated from the latencies of its loads, products and barriers."""
 
-ARRIVAL_CYCLES = 1070
-"""What it takes until the last block of some knows that it is. Estimated: 0.6 us for a fence, an
-atomic addition and two barriers."""
+ARRIVAL_CYCLES = 0.6 * CYCLES_PER_MICROSECOND
+"""What it takes until the last block of some knows that it is: a fence, an atomic addition and two
+barriers. Estimated."""
 
-TRIP_CYCLES = 970
-"""The time to add up as many results as a block has in flight. Estimated: 0.55 us for the trip to
-the L2 cache."""
+TRIP_CYCLES = 0.55 * CYCLES_PER_MICROSECOND
+"""The time to add up as many results as a block has in flight: the trip to the L2 cache.
+Estimated."""
 
-PASSING_CYCLES = 1.28e-3
-"""A number's time through the L2 cache, shared by all blocks: 4 bytes at 5.5 TB/s
-(estimated)."""
+PASSING_CYCLES = 4 / 5.5e6 * CYCLES_PER_MICROSECOND
+"""A number's time through the L2 cache, shared by all blocks: 4 bytes at 5.5 TB/s. Estimated."""
 
 EXPOSED_SHARE = {"fp32": 1 / 3, "tf32": 2 / 3}
 """The share of operands' PASSING_CYCLES not hidden behind multiplications: little in float32, most
@@ -145,10 +158,11 @@ class Product(NamedTuple):
 
 @cache
 def _fastest(
-    precision: str, tiles: Sequence[Tile], products: Sequence[Product], taken: int
+    precision: str, stem: str, tiles: Sequence[Tile], products: Sequence[Product], taken: int
 ) -> tuple[float, Tile, tuple[int, ...]]:
     found = []
     for tile in tiles:
+        room = RESIDENT[tile] * MULTIPROCESSORS - taken if taken else MOST_SPLIT
         numbers = [tile_count(tile, product.rows, product.columns) for product in products]
         stages = [max(1, -(-product.depth // stage_depth(tile))) for product in products]
         for most in range(1, most_splits(tile, max(stages)) + 1):
@@ -159,9 +173,9 @@ def _fastest(
             ]
             splits = tuple(part.splits for part in parts)
             blocks = sum(part.blocks for part in parts)
-            if max(splits) > 1 and blocks > MOST_SPLIT - taken:
+            if max(splits) > 1 and blocks > room:
                 break
-            cycles = launch_cycles(precision, tile, parts, STAGE_CYCLES[precision][tile])
+            cycles = launch_cycles(precision, tile, parts, STAGE_CYCLES[precision, stem][tile])
             found.append((cycles, tile, splits))
     return min(found)
 
@@ -173,10 +187,10 @@ def tiles_of_group(
     by the estimate: the tile, and each product's splits, with which all blocks take about as long.
 
     Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
-    multiplications, and the results of splits have to be added up. `taken` blocks run beside those
-    of the products.
+    multiplications, and the results of splits have to be added up. `taken` short blocks run beside
+    those of the products, which leave them room.
     """
-    _, tile, splits = _fastest(precision, WITH_TILES[stem], tuple(products), taken)
+    _, tile, splits = _fastest(precision, stem, WITH_TILES[stem], tuple(products), taken)
     return tile, splits
 
 
