@@ -296,6 +296,15 @@ def test_a_group_that_is_split_has_not_too_many_blocks() -> None:
             assert (parts - 1) * -(-stages // parts) < stages
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_group_that_is_split_leaves_room_for_the_blocks_beside_it(precision: str) -> None:
+    convolutions = [Product(288, 64, 25088), Product(576, 64, 6272), Product(288, 64, 6272)]
+    tile, splits = tiles_of_group(precision, "conv", convolutions, MULTIPROCESSORS)
+    tiles = [-(-p.rows // tile.rows) * -(-p.columns // tile.columns) for p in convolutions]
+    assert min(splits) > 1
+    assert int(np.dot(tiles, splits)) + MULTIPROCESSORS <= RESIDENT[tile] * MULTIPROCESSORS
+
+
 @pytest.mark.parametrize("tile", [SMALL, MEDIUM, LARGE])
 @pytest.mark.parametrize("splits", [FAN, FAN + 1, 3 * MULTIPROCESSORS])
 def test_a_tree_of_any_size_adds_up_every_split(
