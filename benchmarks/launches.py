@@ -24,9 +24,12 @@ H100 = {"fp32": Rates(3350, 67_000), "tf32": Rates(3350, 495_000)}
 """Its nominal rates: of memory, and of operations in float32 outside the tensor cores, or in TF32
 on them."""
 
-JOB_NUMBERS = 23
-"""Of a Job in kernels/conv.cu."""
+DENSE_JOB, CONV_JOB = 12, 23
+"""Numbers of a Job in kernels/weights.cu and conv.cu."""
 
+TILES_OF_JOB, SPLITS, SMALL_IMAGE, ROWS = 1, 2, 6, 9
+"""Where a Job has its tiles and splits, a convolution's its small image (0 for a bias alone), and a
+dense layer's its rows."""
 
 FEW_START, FEW_TAP = 400, 60
 """Instructions of a warp of kernels/conv_few_channels.cu outside of its loop, and in it for each
@@ -105,6 +108,9 @@ class Launches(KernelBackend):
         divided, few = [], 0
         if kernel.startswith("conv_weight"):
             divided, few = _divided(arguments[0])
+        elif kernel.startswith("dense_weight"):
+            jobs = arguments[0].reshape(-1, DENSE_JOB)
+            divided = jobs[:, [TILES_OF_JOB, SPLITS, ROWS]].tolist()
         elif stem in WITH_TILES:
             divided = [(x, splits, max(1, depth)) for depth in _depths(kernel, sizes)]
         parts = (
@@ -118,9 +124,9 @@ def _divided(jobs: Any) -> tuple[list[tuple[int, int, int]], int]:
     """Tiles, splits and depth of each product in a table of Job (kernels/conv.cu), and the
     positions of those of few taps, for each 32 filters."""
     found, few = [], 0
-    for job in jobs.reshape(-1, JOB_NUMBERS).tolist():
-        _, small, _, _, _, _, tiles, splits, _, _, images, _, _, channels, rows, columns, *_ = job
-        filters, taps_h, taps_w = job[16:19]
+    for job in jobs.reshape(-1, CONV_JOB).tolist():
+        tiles, splits, small = job[TILES_OF_JOB], job[SPLITS], job[SMALL_IMAGE]
+        images, _, _, channels, rows, columns, filters, taps_h, taps_w = job[10:19]
         if small and has_few_taps(taps_h, taps_w, channels):
             few += images * rows * columns * -(-filters // WARP)
         elif small:
@@ -130,8 +136,6 @@ def _divided(jobs: Any) -> tuple[list[tuple[int, int, int]], int]:
 
 def _depths(kernel: str, size: dict[str, int]) -> list[int]:
     """How deep a matrix product's contraction is, or each phase's."""
-    if kernel.startswith("dense_weight"):
-        return [size["n"]]
     if kernel == "dense_latent_forward":
         return [size["d"]]
     if kernel.startswith("dense_input_gradient") or kernel == "dense_latent_backward":

@@ -274,13 +274,11 @@ __device__ __forceinline__ void column_sums(
 }
 
 // One of a group of gradients: a weight's, perhaps with its bias's; or, without `small`, a bias's,
-// the sums of `large`'s columns. `weight` and `bias` are offsets in a flat buffer. Then the job's
-// share of the launch: its first block, tiles, splits, and where its part of `partials` and
-// `arrivals` begins.
-struct Job {
+// the sums of `large`'s columns. `weight` and `bias` are offsets in a flat buffer.
+struct Job : Division {
   const float* large;
   const float* small;
-  long long weight, bias, with_bias, first_block, tiles, splits, first_partial, first_arrival;
+  long long weight, bias, with_bias;
   long long images, height, width, channels, rows, columns, filters;
   long long taps_h, taps_w, stride_h, stride_w, top, left;
 
@@ -288,12 +286,6 @@ struct Job {
     return {(int)images, (int)height, (int)width, (int)channels, (int)rows, (int)columns,
             (int)filters, (int)taps_h, (int)taps_w, (int)stride_h, (int)stride_w, (int)top,
             (int)left};
-  }
-
-  __device__ __forceinline__ Share share(float* all_partials, int* all_arrivals) const {
-    int block = blockIdx.x - (int)first_block, count = (int)tiles;
-    return {block % count, count, block / count, (int)splits, all_partials + first_partial,
-            all_arrivals + first_arrival};
   }
 };
 

@@ -592,6 +592,18 @@ struct Share {
   }
 };
 
+// A job's part of a launch of several: its first block, tiles and splits, and where its own parts of
+// `partials` and `arrivals` begin.
+struct Division {
+  long long first_block, tiles, splits, first_partial, first_arrival;
+
+  __device__ __forceinline__ Share share(float* partials, int* arrivals) const {
+    int block = blockIdx.x - (int)first_block, count = (int)tiles;
+    return {block % count, count, block / count, (int)splits, partials + first_partial,
+            arrivals + first_arrival};
+  }
+};
+
 // The job that this block belongs to, of jobs (count,). Several jobs' first_block are loaded at
 // once, where a search would wait for each load.
 template <class Job>

@@ -35,7 +35,7 @@ from minivae.backends import emulated, kernel_arguments, kernel_backend
 from minivae.backends.emulated import EmulatedBackend
 from minivae.backends.kernel_arguments import kernels
 from minivae.backends.reference import Call
-from minivae.benchmarks.launches import JOB_NUMBERS
+from minivae.benchmarks.launches import CONV_JOB, DENSE_JOB, SMALL_IMAGE, SPLITS
 from minivae.data import load
 from minivae.errors import InputError
 from minivae.kernels import Tile, source
@@ -105,7 +105,9 @@ FLAT = list(np.random.default_rng(7).random((3, STARTS[-1]), np.float32))
 def update(gradient: In | Scratch, *, fused: bool = True, failed: int = 0) -> Case:
     """An update of all layers. It writes parameters, moments and state."""
     rng = np.random.default_rng(4)
-    n = 260  # so many that the contractions are split, that of the convolutions into a tree
+    # So many that the contractions are split, that of the convolutions into a tree. The second
+    # layer has more rows, as the decoder of a model of several draws has.
+    n = 260
 
     def normal(*shape: int) -> In:
         return In(rng.standard_normal(shape, np.float32))
@@ -118,7 +120,7 @@ def update(gradient: In | Scratch, *, fused: bool = True, failed: int = 0) -> Ca
     large, grey, small = (n, 7, 7, 3), (n, 7, 7, 1), (n, 4, 4, 5)
     calls = [
         Call("dense_weight_gradient", images, normal(n, 67), *gradients(0)),
-        Call("dense_weight_gradient", normal(n, 7), normal(n, 5), *gradients(1)),
+        Call("dense_weight_gradient", normal(3 * n, 7), normal(3 * n, 5), *gradients(1)),
         Call("conv2d_weight_gradient", normal(*large), normal(*small), *gradients(2), GEOMETRY),
         Call(
             "conv_transpose2d_weight_gradient",
@@ -172,11 +174,12 @@ def test_the_fused_updates_are_split_and_those_of_convolutions_into_a_tree() -> 
     backend = Shuffled()
     Runner(backend, np.float32)(update(NO_GRADIENT))
     (fan,) = re.findall(r"FAN = (\d+);", source("conv"))
-    assert backend.grids["dense_weight_update"][1] > 1
-    jobs = np.array(max(backend._jobs, key=len)).reshape(-1, JOB_NUMBERS)
-    small, splits = jobs[:, 1], jobs[:, 7]
-    assert len(jobs) == 3
-    assert (splits[small > 0] > int(fan)).all()
+    dense, conv = (
+        next(np.reshape(jobs, (-1, numbers)) for jobs in backend._jobs if len(jobs) == n * numbers)
+        for n, numbers in ((2, DENSE_JOB), (3, CONV_JOB))
+    )
+    assert (dense[:, SPLITS] > 1).all()
+    assert (conv[conv[:, SMALL_IMAGE] > 0, SPLITS] > int(fan)).all()
 
 
 def test_a_group_that_needs_more_workspace_than_there_is_gets_it() -> None:
@@ -428,6 +431,7 @@ def losses(device: str, name: str, steps: int, **options: Any) -> list[float]:
 SMALL: dict[str, dict[str, Any]] = {
     "glyphs": {"hidden": (40,), "latent": 5},
     "mnist-conv": {"latent": 3},
+    "iwae-paper-iwae": {"samples": 7},
 }
 
 

@@ -38,7 +38,7 @@ from minivae.backends.tiling import (
     tiles_of,
     tiles_of_group,
 )
-from minivae.benchmarks.launches import JOB_NUMBERS
+from minivae.benchmarks.launches import CONV_JOB, DENSE_JOB
 from minivae.kernels import LARGE, MEDIUM, SMALL, STEMS, TILES, WITH_TILES, Tile, source
 from minivae.ops.activations import IDENTITY
 from minivae.ops.conv import ConvGeometry
@@ -276,8 +276,9 @@ def test_a_job_has_as_many_numbers_as_its_table() -> None:
 extern "C" __global__ void size_of_job(int* __restrict__ size) { size[0] = sizeof(Job) / 8; }
 """
     size = np.zeros(1, np.int32)
-    run(build(source("conv") + probe), "size_of_job", 1, 1, size)
-    assert size == JOB_NUMBERS
+    for stem, numbers in (("conv", CONV_JOB), ("weights", DENSE_JOB)):
+        run(build(source(stem) + probe), "size_of_job", 1, 1, size)
+        assert size == numbers
 
 
 def test_a_group_that_is_split_has_not_too_many_blocks() -> None:

@@ -323,20 +323,28 @@ class KernelBackend(ReferenceBackend):
         dense = [call.arguments for call in calls if call.primitive == "dense_weight_gradient"]
         if not dense:
             return
-        n = dense[0][0].shape[0]
-        shapes = [dw.shape for _, _, dw, _ in dense]
-        tile, number, splits = tiles_of(self.precision, "weights", shapes, n)
-        table: list[int] = []
-        for index, (x, dz, dw, db) in enumerate(dense):
-            for name, array in (("x", x), ("dz", dz), ("dw", dw), ("db", db)):
+        products = [Product(x.shape[1], dz.shape[1], len(x)) for x, dz, _, _ in dense]
+        tile, splits = tiles_of_group(self.precision, "weights", products)
+        jobs = _Jobs(tile)
+        for layer, (i, o, n), parts in zip(dense, products, splits, strict=True):
+            for name, array in zip(("x", "dz", "dw", "db"), layer, strict=True):
                 checked_array(kernel, name, array, np.float32)
-            table += [self.address(x), self.address(dz), _offset(self, dw, flat)]
-            first_tile = sum(tile_count(tile, *shape) for shape in shapes[:index])
-            table += [_offset(self, db, flat), x.shape[1], dz.shape[1], first_tile]
+            x, dz, dw, db = layer
+            offsets = _offset(self, dw, flat), _offset(self, db, flat)
+            where = self.address(x), self.address(dz), *offsets, n, i, o
+            jobs.add((tile_count(tile, i, o), parts), where)
+        self._launch_jobs(kernel, jobs, *operands, sizes=sizes)
+
+    def _launch_jobs(
+        self, kernel: str, jobs: "_Jobs", *operands: Any, sizes: tuple[int, ...]
+    ) -> None:
+        """Launches a kernel of the jobs' blocks, with workspaces that are large enough."""
+        table = self._jobs_table(jobs.table)
+        self._grow_workspace(jobs.partials, jobs.arrivals)
         self.launch(
-            *(kernel, (number, splits), self._jobs_table(table), *operands),
-            *(self._partials, self._arrivals, *sizes, len(dense), n),
-            tile=tile,
+            *(kernel, jobs.blocks, table, *operands),
+            *(self._partials, self._arrivals, *sizes, jobs.count),
+            tile=jobs.tile,
         )
 
     def _correlate(
@@ -377,36 +385,27 @@ class KernelBackend(ReferenceBackend):
             return
         parts = [_conv_operands(kernel, call) for call in conv]
         tile, divisions = _divided(self.precision, parts)
-        jobs = _Jobs()
-        for part, (tiles, splits) in zip(parts, divisions, strict=True):
-            left = tiles * splits * result_size(tile) if splits > 1 else 0
-            jobs.add(*self._tensors(part, flat), (tiles, splits), left)
+        jobs = _Jobs(tile)
+        for part, division in zip(parts, divisions, strict=True):
+            jobs.add(division, self._tensors(part, flat))
         for part in parts:
             if not part.bias_of_small:
                 rows, columns = math.prod(part.large.shape[:3]), part.large.shape[3]
                 groups = -(-columns // BLOCK)
                 blocks = 2 * MULTIPROCESSORS  # one loads while the other adds
                 runs = max(1, min(blocks // groups, rows // _rows_at_once(columns)))
-                jobs.add(*self._tensors(part, flat, sums=True), (groups, runs), runs * columns)
-        table = self._jobs_table(jobs.table)
-        self._grow_workspace(jobs.partials, jobs.arrivals)
-        self.launch(
-            *(kernel, jobs.blocks, table, *operands),
-            *(self._partials, self._arrivals, *sizes, jobs.count),
-            tile=tile,
-        )
+                jobs.add((groups, runs), self._tensors(part, flat, sums=True), runs * columns)
+        self._launch_jobs(kernel, jobs, *operands, sizes=sizes)
 
-    def _tensors(
-        self, part: "_ConvGradients", flat: Any, sums: bool = False
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _tensors(self, part: "_ConvGradients", flat: Any, sums: bool = False) -> tuple[int, ...]:
         """What a job says of its tensors: where they are, and their sizes. With `sums` it is the
         bias of the large image."""
         large, small, dw, db, geometry, bias_of_small = part
-        where = (
+        return (
             *(self.address(large), 0 if sums else self.address(small)),
             *(_offset(self, dw, flat), _offset(self, db, flat), int(bias_of_small)),
+            *_images(large, small, dw, geometry),
         )
-        return where, _images(large, small, dw, geometry)
 
     def _jobs_table(self, table: list[int]) -> Any:
         """A table of jobs in the kernels' memory."""
@@ -742,25 +741,26 @@ def _rows_at_once(columns: int) -> int:
 
 
 class _Jobs:
-    """The table of a group of convolutions' gradients: Job of kernels/conv.cu."""
+    """The table of a group of gradients with one tile: Job of kernels/conv.cu or weights.cu, which
+    begins with Division of tile.cuh."""
 
-    def __init__(self) -> None:
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
         self.table: list[int] = []
         self.count = self.blocks = self.partials = self.arrivals = 0
 
     def add(
-        self,
-        tensors: Sequence[int],
-        sizes: Sequence[int],
-        division: tuple[int, int],
-        partials: int,
+        self, division: tuple[int, int], tensors: Sequence[int], left: int | None = None
     ) -> None:
-        """A job of so many (tiles, splits), which leave so many numbers in the workspace."""
-        self.table += [*tensors, self.blocks, *division, self.partials, self.arrivals, *sizes]
-        self.count += 1
+        """A job of so many (tiles, splits), which leave as many numbers in the workspace as their
+        results have, unless it says how many."""
         blocks = math.prod(division)
+        self.table += [self.blocks, *division, self.partials, self.arrivals, *tensors]
+        self.count += 1
         self.blocks += blocks
-        self.partials += -(-partials // 4) * 4  # where a vector may begin
+        if left is None:
+            left = blocks * result_size(self.tile) if division[1] > 1 else 0
+        self.partials += -(-left // 4) * 4  # where a vector may begin
         self.arrivals += LEVELS * blocks
 
 
