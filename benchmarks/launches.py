@@ -2,14 +2,16 @@
 products by the instructions of a stage and the estimate by which they are divided."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_arguments import WARP, kernels
+from minivae.backends.kernel_arguments import kernels
 from minivae.backends.kernel_backend import KernelBackend, has_few_taps
 from minivae.backends.tiling import (
     BLOCK,
     CYCLES_PER_MICROSECOND,
     MULTIPROCESSORS,
+    WARP,
     Part,
     launch_cycles,
     stage_depth,
@@ -67,7 +69,8 @@ class Launch(NamedTuple):
         cycles = 0.0
         if self.parts:
             stage = instructions[precision, self.kernel, self.tile]
-            cycles = launch_cycles(precision, self.tile, self.parts, stage)
+            stem = kernels()[self.kernel].stem
+            cycles = launch_cycles(precision, stem, self.tile, self.parts, stage)
         elif self.kernel.endswith("_few"):
             warps, s = math.prod(self.grid) * BLOCK // WARP, self.sizes
             taps = s["taps_h"] * s["taps_w"] / (s["stride_h"] * s["stride_w"])
@@ -90,34 +93,36 @@ class Launches(KernelBackend):
         return array.ctypes.data
 
     def run(
-        self,
-        kernel: str,
-        tile: Tile,
-        grid: tuple[int, int, int],
-        block: int,
-        arguments: list[Any],
+        self, kernel: str, tile: Tile, grid: tuple[int, int, int], arguments: list[Any]
     ) -> None:
-        stem, parameters, _ = kernels()[kernel]
-        sizes = {
-            name: int(value)
-            for (name, kind, is_pointer), value in zip(parameters, arguments, strict=True)
-            if kind == "int" and not is_pointer
-        }
-        x, splits, _ = grid
-        x -= kernel == "dense_input_gradient_totals"  # the block of the totals
-        divided, few = [], 0
-        if kernel.startswith("conv_weight"):
-            divided, few = _divided(arguments[0])
-        elif kernel.startswith("dense_weight"):
-            jobs = arguments[0].reshape(-1, DENSE_JOB)
-            divided = jobs[:, [TILES_OF_JOB, SPLITS, ROWS]].tolist()
-        elif stem in WITH_TILES:
-            divided = [(x, splits, max(1, depth)) for depth in _depths(kernel, sizes)]
-        parts = (
-            Part(tiles, splits, -(-depth // (stage_depth(tile) * splits)))
-            for tiles, splits, depth in divided
-        )
-        self.found.append(Launch(kernel, tile, grid, sizes, tuple(parts), few))
+        self.found.append(launch_of(kernel, tile, grid, arguments))
+
+
+def launch_of(
+    kernel: str, tile: Tile, grid: tuple[int, int, int], arguments: Sequence[Any]
+) -> Launch:
+    """A launch as `KernelBackend.run` has it, but that a table of jobs is NumPy's."""
+    stem, parameters, _ = kernels()[kernel]
+    sizes = {
+        name: int(value)
+        for (name, kind, is_pointer), value in zip(parameters, arguments, strict=True)
+        if kind == "int" and not is_pointer
+    }
+    x, splits, _ = grid
+    x -= kernel == "dense_input_gradient_totals"  # the block of the totals
+    divided, few = [], 0
+    if kernel.startswith("conv_weight"):
+        divided, few = _divided(arguments[0])
+    elif kernel.startswith("dense_weight"):
+        jobs = arguments[0].reshape(-1, DENSE_JOB)
+        divided = jobs[:, [TILES_OF_JOB, SPLITS, ROWS]].tolist()
+    elif stem in WITH_TILES:
+        divided = [(x, splits, max(1, depth)) for depth in _depths(kernel, sizes)]
+    parts = (
+        Part(tiles, splits, -(-depth // (stage_depth(tile) * splits)))
+        for tiles, splits, depth in divided
+    )
+    return Launch(kernel, tile, grid, sizes, tuple(parts), few)
 
 
 def _divided(jobs: Any) -> tuple[list[tuple[int, int, int]], int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from minivae.backends import PRECISIONS
 from minivae.errors import InputError
-from minivae.kernels import LARGE, MEDIUM, SMALL, Tile
+from minivae.kernels import LARGE, MEDIUM, SMALL, TILES, Tile
 
 from .end_to_end import TARGETS
 from .figures import SWEEPS, primitives_figure, scaling_figure
@@ -43,6 +43,9 @@ LARGE_BATCH = 4096
 
 LARGE_SHARE = 0.1
 """Of the time of a step's products, from which on it names one."""
+
+LONGEST = 4
+"""Launches of a measured step that it names."""
 
 WITH_LAUNCHES = (
     *(("dense-784-400-20 b128", precision) for precision in PRECISIONS),
@@ -272,7 +275,7 @@ def instructions_table() -> str:
         (row["kernel"], f"{row['precision']}, {row['tile']}"): str(row["instructions"])
         for row in result["stages"]
     }
-    tiles = [f"{tile.rows} x {tile.columns}" for tile in (SMALL, MEDIUM, LARGE)]
+    tiles = SMALL, MEDIUM, LARGE
     heads = [f"{precision}, {tile}" for precision in ("fp32", "tf32") for tile in tiles]
     rows = [[f"`{name}`", *(counts[name, head] for head in heads)] for name in COUNTED]
     where = f"{result['compiler']}, {result['target']}"
@@ -281,10 +284,9 @@ def instructions_table() -> str:
 
 def _instructions() -> dict[tuple[str, str, Tile], int]:
     """Of a stage, by precision, kernel and tile."""
+    tiles = {str(tile): tile for tile in TILES}
     return {
-        (row["precision"], row["kernel"], Tile(*map(int, row["tile"].split(" x ")))): row[
-            "instructions"
-        ]
+        (row["precision"], row["kernel"], tiles[row["tile"]]): row["instructions"]
         for row in _load("machine-code.json")["stages"]
     }
 
@@ -328,12 +330,27 @@ def launches_table() -> str:
         for launch, time in zip(launches, times, strict=True):
             if time >= LARGE_SHARE * sum(times):
                 number = sum(part.tiles for part in launch.parts)
-                tiles = f"{number} of {launch.tile.rows} x {launch.tile.columns}"
+                tiles = f"{number} of {launch.tile}"
                 split = [_range(part.splits for part in launch.parts), str(launch.blocks)]
                 cells = [tiles, *split, f"{launch.stages:.3g}", f"{time:.1f}"]
                 rows.append([f"`{name}`, {precision}", f"`{launch.kernel}`", *cells])
     head = ["a step", "launch", "tiles", "splits", "blocks", "stages of each", "µs, estimated"]
     return _table(head, rows)
+
+
+def launch_times_table() -> str:
+    """What the launches of some steps took on a GPU, the longest first."""
+    result, rows = _load("launches-h200.json"), []
+    for step in result["steps"]:
+        launches = sorted(step["launches"], key=lambda launch: -launch["microseconds"])
+        total = sum(launch["microseconds"] for launch in launches)
+        longest = (f"`{each['kernel']}` {each['microseconds']:.1f}" for each in launches[:LONGEST])
+        cells = [f"{step['step']:.1f}", str(len(launches)), f"{total:.1f}", ", ".join(longest)]
+        rows.append([f"`{step['case']}`, {step['precision']}", *cells])
+    head = ["a step", "µs", "launches", "µs of these, each alone", "the longest"]
+    environment = result["environment"]
+    note = f"{environment['machine']}, commit {environment['commit']}, {environment['date']}."
+    return _table(head, rows) + "\n\n" + note
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -347,6 +364,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "instructions": instructions_table,
     "counts": counts_table,
     "launches": launches_table,
+    "launch-times": launch_times_table,
 }
 
 

@@ -9,7 +9,6 @@ library, whose threads wait awake for longer (`backends/cpu.py`)."""
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +38,6 @@ LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2}
 QUICK_BATCH = 4
 OWN = "minivae"
 ROUND_TRIP = "a cache line between two cores"
-SEVERAL = 8
-"""Steps of minivae that are one launch in `several_steps`."""
-
 SCAN = {"cpu": 8, "cuda": 64}
 """Steps of one call of JAX's scan: on a GPU so many that what a call costs is no part of a step."""
 
@@ -142,28 +138,6 @@ def _peer_loss(name: str, peer: Any, images: np.ndarray, eps: np.ndarray) -> flo
     return float(peer.loss(images, eps))
 
 
-def several_steps(case: Case, count: int) -> Callable[[], None]:
-    """`count` steps of minivae as one launch, which the engine would have if it were any faster."""
-    whole = len(case.splits.train) // (count * case.training.batch_size) * count
-    images = whole * case.training.batch_size
-    trainer = Trainer(case.model, case.splits, replace(case.training, images=images))
-
-    def steps() -> None:
-        for _ in range(count):
-            trainer._step(case.training.batch_size)
-
-    launch = case.model.backend.capture(steps)
-
-    def step() -> None:
-        launch()
-        trainer.finished_steps += count
-        if trainer.finished_steps % whole == 0:
-            trainer.check_loss()
-            trainer._begin_epoch()
-
-    return step
-
-
 def _label(case: Case, precision: str) -> str:
     return case.name if precision == "fp32" else f"{case.name} {precision}"
 
@@ -218,10 +192,7 @@ def own_side(case: Case, device: str, precision: str, seconds: float) -> Side:
     trainer = Trainer(case.model, case.splits, case.training)
     candidates = {OWN: Candidate(trainer.step, synchronize)}
     trip = round_trip()
-    if device != "cpu":
-        name = f"{OWN}, {SEVERAL} steps a launch"
-        candidates[name] = Candidate(several_steps(case, SEVERAL), synchronize, SEVERAL)
-    elif trip is not None:
+    if device == "cpu" and trip is not None:
         candidates[ROUND_TRIP] = trip
     return Side(candidates, losses, {}, seconds)
 

@@ -1,9 +1,5 @@
 // The optimizer on flat buffers, by the equations of ops/adam.py.
 
-__device__ __forceinline__ bool aligned(const void* pointer) {
-  return (size_t)pointer % sizeof(float4) == 0;
-}
-
 // p, g, m and v (size,), schedule (steps, 5), state (5,). A grid of any size strides over the
 // buffers, four elements at a time.
 extern "C" __global__ void adam_update(
@@ -13,7 +9,7 @@ extern "C" __global__ void adam_update(
   if (state[FAILED]) return;
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
-  int fours = aligned(p) && aligned(g) && aligned(m) && aligned(v) ? size / 4 : 0;
+  int fours = aligned(p, g, m, v) ? size / 4 : 0;
   for (int i = thread; i < fours; i += threads) {
     float4 p4 = ((float4*)p)[i], m4 = ((float4*)m)[i], v4 = ((float4*)v)[i];
     float4 g4 = ((const float4*)g)[i];

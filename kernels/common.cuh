@@ -26,32 +26,40 @@ __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; 
 const int RUN = 4;
 
 // Of a run's four, the first `count` are within its array: none where count is not above zero.
+// With VECTORS, which a kernel finds out once, a run with one element within has all four there, and
+// is aligned.
 struct __align__(16) Run {
   float lane[RUN];
 };
 
-__device__ __forceinline__ bool is_vector(const float* place, int count) {
-  return count >= RUN && (size_t)place % 16 == 0;
+template <class... Places>
+__device__ __forceinline__ bool aligned(const Places*... places) {
+  return ((size_t)places | ...) % 16 == 0;
 }
 
+template <bool VECTORS = false>
 __device__ __forceinline__ Run load_run(const float* source, int count) {
-  if (is_vector(source, count)) return *(const Run*)source;
   Run run = {};
+  if (VECTORS ? count > 0 : count >= RUN && aligned(source)) {
+    run = *(const Run*)source;
+  } else if (!VECTORS) {
 #pragma unroll
-  for (int i = 0; i < RUN; ++i) {
-    if (i < count) run.lane[i] = source[i];
+    for (int i = 0; i < RUN; ++i) {
+      if (i < count) run.lane[i] = source[i];
+    }
   }
   return run;
 }
 
+template <bool VECTORS = false>
 __device__ __forceinline__ void store_run(float* target, const Run& run, int count) {
-  if (is_vector(target, count)) {
+  if (VECTORS ? count > 0 : count >= RUN && aligned(target)) {
     *(Run*)target = run;
-    return;
-  }
+  } else if (!VECTORS) {
 #pragma unroll
-  for (int i = 0; i < RUN; ++i) {
-    if (i < count) target[i] = run.lane[i];
+    for (int i = 0; i < RUN; ++i) {
+      if (i < count) target[i] = run.lane[i];
+    }
   }
 }
 
@@ -99,9 +107,23 @@ __device__ __forceinline__ auto sum_of(int first, int end, int step, const Term&
   return sum;
 }
 
+// The square root and the quotient to 2 ulp, in a few instructions, where the rounded ones have a
+// branch for each element (PTX ISA, "sqrt" and "div"). b is below 2^126.
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ float approximate_sqrt(float a) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(a));
+  return root;
+}
+
+__device__ __forceinline__ float approximate_quotient(float a, float b) {
+  return __fdividef(a, b);
+}
+#endif
+
 __device__ __forceinline__ float sigmoid(float z) {
   float e = expf(-fabsf(z));
-  return (z >= 0.0f ? 1.0f : e) / (1.0f + e);
+  return approximate_quotient(z >= 0.0f ? 1.0f : e, 1.0f + e);
 }
 
 __device__ __forceinline__ float normal_cdf(float z) {
@@ -182,20 +204,6 @@ __device__ __forceinline__ void latent_gradient(
   dmu = dz + c * mu;                                  // latent.E3
   dlogvar = 0.5f * (through_z + c * expm1f(logvar));  // latent.E4
 }
-
-// The square root and the quotient to 2 ulp, in a few instructions, where the rounded ones have a
-// branch for each element (PTX ISA, "sqrt" and "div"). b is below 2^126.
-#ifdef __CUDA_ARCH__
-__device__ __forceinline__ float approximate_sqrt(float a) {
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(a));
-  return root;
-}
-
-__device__ __forceinline__ float approximate_quotient(float a, float b) {
-  return __fdividef(a, b);
-}
-#endif
 
 // What a step of Adam has the same for all elements. new1 is 1 - beta1 and new2 is 1 - beta2, from
 // the host: the difference to a float32 beta has but five digits. `rate` and `floor` are the step

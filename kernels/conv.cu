@@ -59,7 +59,7 @@ struct Windows {
   Divisor rows = s.rows, columns = s.columns, channels = s.channels, taps_w = s.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.channels % RUN == 0 && (size_t)data % 16 == 0;
+    return s.channels % RUN == 0 && aligned(data);
   }
 
   __device__ __forceinline__ Position position(int index) const {
@@ -97,7 +97,7 @@ struct Taps {
   Divisor filters = s.filters, taps_w = phase.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.filters % RUN == 0 && (size_t)data % 16 == 0;
+    return s.filters % RUN == 0 && aligned(data);
   }
 
   __device__ __forceinline__ Position outer(int index) const {
@@ -125,7 +125,7 @@ struct PhaseWeight {
   Divisor filters = s.filters, taps_w = phase.taps_w;
 
   __device__ __forceinline__ bool vectors() const {
-    return s.filters % RUN == 0 && (size_t)data % 16 == 0;
+    return s.filters % RUN == 0 && aligned(data);
   }
 
   __device__ __forceinline__ Line outer(int channel) const {
@@ -151,18 +151,21 @@ struct OfPhase {
   };
   Shape s;
   Phase phase;
-  Finish finish;
+  Finish inner;
   Divisor height = phase.height, width = phase.width;
+  __device__ __forceinline__ bool is_aligned() const { return inner.is_aligned(); }
+  template <bool VECTORS>
   __device__ __forceinline__ Fetched fetch(int pixel, int channel, int count) const {
     Divided w(pixel, width), h(w.quotient, height);
     int row = h.remainder * s.stride_h + phase.first_row;
     int column = w.remainder * s.stride_w + phase.first_column;
     row = (h.quotient * s.height + row) * s.width + column;
-    return {row, finish.fetch(row, channel, count)};
+    return {row, inner.template fetch<VECTORS>(row, channel, count)};
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int pixel, int channel, int count, const Run& run, const Fetched& at) const {
-    finish(at.row, channel, count, run, at.inner);
+    inner.template apply<VECTORS>(at.row, channel, count, run, at.inner);
   }
 };
 
@@ -176,11 +179,11 @@ __device__ __forceinline__ void correlate(
   int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
   Place place(blockIdx.x, s.filters);
   Share share = this_share(partials, arrivals);
+  Epilogue epilogue(finish, place, positions, s.filters);
   multiply(
       memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (!share.gather(memory, positions - place.row)) return;
-  for_each_run(memory, place.row, place.column, positions, s.filters, finish);
+  if (share.gather(memory, positions - place.row)) epilogue.apply(memory);
 }
 
 // E2 and an epilogue. Grid: tiles of the largest phase, by splits, by phases.
@@ -196,12 +199,11 @@ __device__ __forceinline__ void scatter(
   Place place(blockIdx.x, s.channels);
   if (place.row >= pixels) return;
   Share share = this_share(partials, arrivals);
+  Epilogue epilogue(OfPhase<Finish>{s, phase, finish}, place, pixels, s.channels);
   multiply(
       memory, A{small, s, phase}, B{w, s, phase}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (!share.gather(memory, pixels - place.row)) return;
-  for_each_run(
-      memory, place.row, place.column, pixels, s.channels, OfPhase<Finish>{s, phase, finish});
+  if (share.gather(memory, pixels - place.row)) epilogue.apply(memory);
 }
 
 __device__ __forceinline__ void add(float& sum, float term) { sum += term; }
@@ -253,6 +255,7 @@ template <class Finish, class End>
 __device__ __forceinline__ void column_sums(
     float* sums, const float* z, const Share& share, int rows, int columns, const Finish& finish,
     End& end) {
+  static_assert(THREADS == 128, "kernel_backend.py divides the columns into groups of so many");
   int first_column = share.tile * THREADS, width = min(columns - first_column, THREADS);
   int column = first_column + threadIdx.x, run = ceil_div(rows, share.splits);
   bool vectors = Matrix<false>{z, columns, rows}.vectors();
@@ -270,7 +273,7 @@ __device__ __forceinline__ void column_sums(
   if (!last_to_arrive(share.arrivals + share.tile, share.splits)) return;
   add_up(share.partials, 0, share.splits);
   if (threadIdx.x >= width) return;
-  finish(0, column, 1, Run{{sums[threadIdx.x]}}, finish.fetch(0, column, 1));
+  finish_run(0, column, 1, Run{{sums[threadIdx.x]}}, finish);
 }
 
 // One of a group of gradients: a weight's, perhaps with its bias's; or, without `small`, a bias's,
@@ -415,7 +418,7 @@ __device__ __forceinline__ void correlate_weight(
   }
   end.count();
   if (!share.gather(memory, taps - place.row)) return;
-  for_each_run(memory, place.row, place.column, taps, columns, finish(job->weight, s.filters));
+  Epilogue(finish(job->weight, s.filters), place, taps, columns).apply(memory);
   if (job->with_bias && place.row == 0) {
     for_sums(memory, place.column, columns, finish(job->bias, s.filters));
   }
@@ -447,7 +450,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward(
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
-  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   correlate(memory, x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, filters});
@@ -460,7 +462,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_input_gradi
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
-  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   scatter(
@@ -475,7 +476,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_f
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
-  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   scatter(memory, x, w, partials, arrivals, s, BiasAndActivation{b, y, kind, slope, channels});
@@ -488,7 +488,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
     int* __restrict__ arrivals, int images, int height, int width, int channels, int rows,
     int columns, int filters, int taps_h, int taps_w, int stride_h, int stride_w, int top,
     int left) {
-  __shared__ __align__(16) float memory[MEMORY];
   Shape s = {images, height, width, channels, rows, columns, filters,
              taps_h, taps_w, stride_h, stride_w, top, left};
   correlate(
@@ -501,7 +500,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
-  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
   auto finish = [&](long long first, int columns) {
     return Store{g + first, fraction, accumulate, columns};
@@ -518,7 +516,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_update
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count) {
-  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   if (state[FAILED]) return;  // not before: the loads above need not wait for this one

@@ -10,13 +10,6 @@ const int FEW_CHANNELS = RUN;  // at most: a pixel is one run
 const int TEAM = 8;
 const int PIXELS = 4;
 
-// The run of filters at `source`, `count` of them, or zeros if it is not inside.
-template <bool VECTORS>
-__device__ __forceinline__ Run load_filters(const float* source, int count, bool inside) {
-  if (!VECTORS) return load_run(source, inside ? count : 0);
-  return inside ? *(const Run*)source : Run{};
-}
-
 __device__ __forceinline__ float dot(const Run& a, const Run& b, float sum) {
 #pragma unroll
   for (int i = 0; i < RUN; ++i) sum = __fmaf_rn(a.lane[i], b.lane[i], sum);
@@ -59,12 +52,12 @@ __device__ __forceinline__ void add_filters(
 #pragma unroll
       for (int t = 0; t < PIXELS; ++t) {
         bool here = inside && (unsigned int)(at.q + t - j) < (unsigned int)s.columns;
-        x[t] = load_filters<VECTORS>(source + t * s.filters, count, here);
+        x[t] = load_run<VECTORS>(source + t * s.filters, here ? count : 0);
       }
 #pragma unroll
       for (int c = 0; c < FEW_CHANNELS; ++c) {
         if (c >= s.channels) break;
-        Run weight = load_filters<VECTORS>(weights + c * s.filters, count, true);
+        Run weight = load_run<VECTORS>(weights + c * s.filters, count);
 #pragma unroll
         for (int t = 0; t < PIXELS; ++t) sums[t].lane[c] = dot(weight, x[t], sums[t].lane[c]);
       }
@@ -85,7 +78,7 @@ __device__ __forceinline__ void scatter_to_few(
   int p = row + phase.row_shift, q = first + phase.column_shift;
   size_t pixel = ((size_t)image * s.rows + p) * s.columns + q;
   Reached at = {phase, small + pixel * s.filters, p, q, image < s.images};
-  bool vectors = s.filters % RUN == 0 && (size_t)small % 16 == 0 && (size_t)w % 16 == 0;
+  bool vectors = s.filters % RUN == 0 && aligned(small, w);
   Run sums[PIXELS] = {};
   for (int filter = RUN * member; filter < s.filters; filter += RUN * TEAM) {
     if (vectors) {
@@ -107,7 +100,7 @@ __device__ __forceinline__ void scatter_to_few(
   int down = row * s.stride_h + phase.first_row;
   int across = (first + member) * s.stride_w + phase.first_column;
   int index = (image * s.height + down) * s.width + across;
-  finish(index, 0, s.channels, mine, finish.fetch(index, 0, s.channels));
+  finish_run(index, 0, s.channels, mine, finish);
 }
 
 // As in conv.cu: x small, y large, b (channels,). E5.

@@ -4,7 +4,7 @@
 // A pixel's loss from its logit a, and d, the gradient of the loss by a (elbo.E2).
 __device__ __forceinline__ float bernoulli(float a, float pixel, float scale, float& d) {
   float e = expf(-fabsf(a));
-  float sigmoid = (a >= 0.0f ? 1.0f : e) / (1.0f + e);
+  float sigmoid = approximate_quotient(a >= 0.0f ? 1.0f : e, 1.0f + e);
   d = (sigmoid - pixel) * scale;
   return fmaxf(a, 0.0f) - pixel * a + log1pf(e);
 }

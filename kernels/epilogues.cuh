@@ -1,6 +1,7 @@
 // What becomes of a product's runs, each of four columns of a row. `fetch` loads what a run needs,
-// operator() finishes the run; TOGETHER runs are fetched before the first is finished, since a
-// store between two loads would have the second wait for the first.
+// `apply` finishes it; TOGETHER runs are fetched before the first is finished, since a store between
+// two loads would have the second wait for the first. All are VECTORS (common.cuh) if the epilogue
+// is_aligned, as are all rows that it reads and writes, and the tile's columns come in fours.
 
 // y = f(z + b): dense.E0, conv.E1 and E5. y (rows, columns), b (columns,).
 struct BiasAndActivation {
@@ -11,10 +12,15 @@ struct BiasAndActivation {
   int kind;
   float slope;
   int columns;
-  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
-    return load_run(b + column, count);
+  __device__ __forceinline__ bool is_aligned() const {
+    return columns % RUN == 0 && aligned(b, y);
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run<VECTORS>(b + column, count);
+  }
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int column, int count, Run z, const Run& bias) const {
     with_kind(kind, [&](auto known) {
 #pragma unroll
@@ -22,7 +28,7 @@ struct BiasAndActivation {
         z.lane[i] = activate(known.value, slope, z.lane[i] + bias.lane[i]);
       }
     });
-    store_run(y + (size_t)row * columns + column, z, count);
+    store_run<VECTORS>(y + (size_t)row * columns + column, z, count);
   }
 };
 
@@ -36,10 +42,15 @@ struct ActivationDerivative {
   int kind;
   float slope;
   int columns;
-  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
-    return load_run(x + (size_t)row * columns + column, count);
+  __device__ __forceinline__ bool is_aligned() const {
+    return columns % RUN == 0 && aligned(x, dz_below);
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run<VECTORS>(x + (size_t)row * columns + column, count);
+  }
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int column, int count, Run dy, const Run& output) const {
     with_kind(kind, [&](auto known) {
 #pragma unroll
@@ -48,7 +59,7 @@ struct ActivationDerivative {
             activation_backward_from_output(known.value, slope, output.lane[i], dy.lane[i]);
       }
     });
-    store_run(dz_below + (size_t)row * columns + column, dy, count);
+    store_run<VECTORS>(dz_below + (size_t)row * columns + column, dy, count);
   }
 };
 
@@ -61,17 +72,22 @@ struct Store {
   float fraction;
   int accumulate;
   int columns;
-  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
-    return load_run(gradient + (size_t)row * columns + column, accumulate ? count : 0);
+  __device__ __forceinline__ bool is_aligned() const {
+    return columns % RUN == 0 && aligned(gradient);
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ Run fetch(int row, int column, int count) const {
+    return load_run<VECTORS>(gradient + (size_t)row * columns + column, accumulate ? count : 0);
+  }
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int column, int count, Run g, const Run& before) const {
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
       float mine = g.lane[i];
       g.lane[i] = accumulate ? __fmaf_rn(fraction, mine, before.lane[i]) : fraction * mine;
     }
-    store_run(gradient + (size_t)row * columns + column, g, count);
+    store_run<VECTORS>(gradient + (size_t)row * columns + column, g, count);
   }
 };
 
@@ -87,19 +103,34 @@ struct Update {
   float* v;
   AdamStep step;
   int columns;
+  __device__ __forceinline__ bool is_aligned() const {
+    return columns % RUN == 0 && aligned(p, m, v);
+  }
+  template <bool VECTORS>
   __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
     size_t i = (size_t)row * columns + column;
-    return {load_run(p + i, count), load_run(m + i, count), load_run(v + i, count)};
+    return {
+        load_run<VECTORS>(p + i, count), load_run<VECTORS>(m + i, count),
+        load_run<VECTORS>(v + i, count)};
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int column, int count, const Run& g, Fetched old) const {
 #pragma unroll
     for (int i = 0; i < RUN; ++i) {
       adam_element(old.p.lane[i], g.lane[i], old.m.lane[i], old.v.lane[i], step);
     }
     size_t i = (size_t)row * columns + column;
-    store_run(p + i, old.p, count);
-    store_run(m + i, old.m, count);
-    store_run(v + i, old.v, count);
+    store_run<VECTORS>(p + i, old.p, count);
+    store_run<VECTORS>(m + i, old.m, count);
+    store_run<VECTORS>(v + i, old.v, count);
   }
 };
+
+// Fetches and applies an epilogue for one run, whatever its alignment.
+template <class Finish>
+__device__ __forceinline__ void finish_run(
+    int row, int column, int count, const Run& run, const Finish& finish) {
+  finish.template apply<false>(
+      row, column, count, run, finish.template fetch<false>(row, column, count));
+}

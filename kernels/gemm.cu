@@ -11,14 +11,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
     int* __restrict__ arrivals, int n, int i, int o) {
   using A = Matrix<true>;
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[MEMORY];
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
+  Epilogue epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (!share.gather(memory, n - place.row)) return;
-  for_each_run(
-      memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
+  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
 }
 
 // The latent as an operand: z (n, d) is drawn where it is read, a run with one counter of Philox.
@@ -57,13 +55,17 @@ struct Draw {
 // A thread's share in drawing slices, in place of copying them.
 template <int LENGTH>
 struct Copier<LENGTH, Draw> {
+  static const bool vectors = true;
   const Draw& draw;
   int first_row;
   __device__ __forceinline__ Copier(const Draw& draw, int first_row)
       : draw(draw), first_row(first_row) {}
   __device__ __forceinline__ void copy(float* slice, int first_depth) const {
+    copy_vectors(slice, first_depth);
+  }
+  __device__ __forceinline__ void copy_vectors(float* slice, int first_depth) const {
 #pragma unroll 1
-    for (int run = threadIdx.x; run < LENGTH * DEPTH / RUN; run += THREADS) {
+    for (int run = copier(); run < LENGTH * DEPTH / RUN; run += COPIERS) {
       int row = run / (DEPTH / RUN), depth = run % (DEPTH / RUN) * RUN;
       float* target = slice + Slice<true, LENGTH>::at(row, depth);
       *(Run*)target = draw.run(first_row + row, first_depth + depth);
@@ -79,15 +81,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_forwa
     const float* __restrict__ w, const float* __restrict__ b, float* __restrict__ y, int kind,
     float slope, float* __restrict__ partials, int* __restrict__ arrivals, int n, int d, int o) {
   using B = Matrix<false>;
-  __shared__ __align__(16) float memory[MEMORY];
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
   Draw draw = {head, z, kl, seed, stream, state[STEP], place.column == 0, n, d};
+  Epilogue epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o);
   multiply(
       memory, draw, B{w, o, d}, place.row, place.column, share.first(d), share.end(d), false);
-  if (!share.gather(memory, n - place.row)) return;
-  for_each_run(
-      memory, place.row, place.column, n, o, BiasAndActivation{b, y, kind, slope, o});
+  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
 }
 
 // A tile of dense_input_gradient, in a launch whose first `before` blocks along x do other work.
@@ -98,12 +98,11 @@ __device__ __forceinline__ void input_gradient_tile(
   using B = Matrix<true>;
   Place place(blockIdx.x - before, i);
   Share share = this_share(partials, arrivals, before);
+  Epilogue epilogue(ActivationDerivative{x, dz_below, kind, slope, i}, place, n, i);
   multiply(
       memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (!share.gather(memory, n - place.row)) return;
-  for_each_run(
-      memory, place.row, place.column, n, i, ActivationDerivative{x, dz_below, kind, slope, i});
+  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
 }
 
 // dz (n, o), w (i, o), x and dz_below (n, i). Grid: tiles of dz_below, by splits.
@@ -111,7 +110,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
     const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
     float* __restrict__ dz_below, int kind, float slope, float* __restrict__ partials,
     int* __restrict__ arrivals, int n, int i, int o) {
-  __shared__ __align__(16) float memory[MEMORY];
   input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 0, n, i, o);
 }
 
@@ -126,7 +124,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_input_gradie
     long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
     double* __restrict__ totals, float* __restrict__ partials, int* __restrict__ arrivals,
     int columns_of_tiles, int images, int d, int n, int i, int o) {
-  __shared__ __align__(16) float memory[MEMORY];
   if (blockIdx.x > 0) {
     input_gradient_tile(memory, dz, w, x, dz_below, kind, slope, partials, arrivals, 1, n, i, o);
     return;
@@ -150,11 +147,18 @@ struct LatentBackward {
   unsigned int stream;
   long long step;
   int d;
+  __device__ __forceinline__ bool is_aligned() const {
+    return d % RUN == 0 && aligned(head, kl_weight, dhead);
+  }
+  template <bool VECTORS>
   __device__ __forceinline__ Fetched fetch(int row, int j, int count) const {
     const float* mu = head + (size_t)row * 2 * d + j;
-    return {load_run(mu, count), load_run(mu + d, count), load_run(kl_weight + j, count)};
+    return {
+        load_run<VECTORS>(mu, count), load_run<VECTORS>(mu + d, count),
+        load_run<VECTORS>(kl_weight + j, count)};
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int j, int count, const Run& upstream, const Fetched& at) const {
     if (count <= 0) return;
     float eps[RUN];
@@ -167,8 +171,8 @@ struct LatentBackward {
           dmu.lane[i], dlogvar.lane[i]);
     }
     float* target = dhead + (size_t)row * 2 * d + j;
-    store_run(target, dmu, count);
-    store_run(target + d, dlogvar, count);
+    store_run<VECTORS>(target, dmu, count);
+    store_run<VECTORS>(target + d, dlogvar, count);
   }
 };
 
@@ -181,17 +185,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
     int* __restrict__ arrivals, int n, int d, int o) {
   using A = Matrix<true>;
   using B = Matrix<true>;
-  __shared__ __align__(16) float memory[MEMORY];
   long long step = state[STEP];  // here, so that it is there when the epilogue needs it
   Place place(blockIdx.x, d);
   Share share = this_share(partials, arrivals);
+  LatentBackward finish = {head, kl_weight, dhead, seed, stream, step, d};
+  Epilogue epilogue(finish, place, n, d);
   multiply(
       memory, A{dz, n, o}, B{w, d, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (!share.gather(memory, n - place.row)) return;
-  for_each_run(
-      memory, place.row, place.column, n, d,
-      LatentBackward{head, kl_weight, dhead, seed, stream, step, d});
+  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
 }
 
 // y = f(z + b) and its loss: loss.pixel(output, target, d) returns a pixel's, and in d the gradient
@@ -212,11 +214,18 @@ struct LossOfOutput {
   Loss loss;
   float* row_sums;
   int draws, n, o;
-  __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
-    return {
-        load_run(b + column, count), load_run(target + (size_t)(row / draws) * o + column, count)};
+  __device__ __forceinline__ bool is_aligned() const {
+    return o % RUN == 0 && aligned(b, y, target, dz);
   }
-  __device__ __forceinline__ void operator()(
+  template <bool VECTORS>
+  __device__ __forceinline__ Fetched fetch(int row, int column, int count) const {
+    int image = draws == 1 ? row : row / draws;
+    return {
+        load_run<VECTORS>(b + column, count),
+        load_run<VECTORS>(target + (size_t)image * o + column, count)};
+  }
+  template <bool VECTORS>
+  __device__ __forceinline__ void apply(
       int row, int column, int count, const Run& z, const Fetched& at) const {
     Run output, gradient;
     float sum = 0.0f;
@@ -231,14 +240,14 @@ struct LossOfOutput {
       float pixel = loss.pixel(output.lane[i], at.target.lane[i], gradient.lane[i]);
       if (i < count) sum += pixel;
     }
-    store_run(y + (size_t)row * o + column, output, count);
-    store_run(dz + (size_t)row * o + column, gradient, count);
+    store_run<VECTORS>(y + (size_t)row * o + column, output, count);
+    store_run<VECTORS>(dz + (size_t)row * o + column, gradient, count);
     // Neighbouring threads have a row of the tile together.
 #pragma unroll
     for (int offset = COLUMNS / RUN / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(WHOLE_WARP, sum, offset);
     }
-    if (column % COLUMNS == 0 && row < n) row_sums[(size_t)(column / COLUMNS) * n + row] = sum;
+    if (column % COLUMNS == 0 && count > 0) row_sums[(size_t)(column / COLUMNS) * n + row] = sum;
   }
 };
 
@@ -268,10 +277,10 @@ __device__ __forceinline__ void dense_loss(
   int n = finish.n, o = finish.o;
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
+  Epilogue epilogue(finish, place, n, o);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (!share.gather(memory, n - place.row)) return;
-  for_each_run(memory, place.row, place.column, n, o, finish);
+  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
 }
 
 // dense_forward and bernoulli_loss, or importance_loss without its weights: with k = `draws`, x, y
@@ -282,7 +291,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_bernoulli_lo
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
     float* __restrict__ dz, float scale, float* __restrict__ row_sums, float* __restrict__ partials,
     int* __restrict__ arrivals, int draws, int n, int i, int o) {
-  __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<BernoulliLoss> finish = {
       b, y, target, dz, kind, slope, {scale}, row_sums, draws, n, o};
   dense_loss(memory, x, w, partials, arrivals, finish, i);
@@ -294,7 +302,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_squared_erro
     float* __restrict__ y, int kind, float slope, const float* __restrict__ target,
     float* __restrict__ dz, float scale, float weight, float* __restrict__ row_sums,
     float* __restrict__ partials, int* __restrict__ arrivals, int draws, int n, int i, int o) {
-  __shared__ __align__(16) float memory[MEMORY];
   LossOfOutput<SquaredErrorLoss> finish = {
       b, y, target, dz, kind, slope, {scale, weight, kind, slope}, row_sums, draws, n, o};
   dense_loss(memory, x, w, partials, arrivals, finish, i);

@@ -21,12 +21,13 @@ __device__ __forceinline__ void weight_gradient_tile(
   int n = (int)job->rows, i = (int)job->inputs, o = (int)job->outputs;
   Place place(share.tile, o);
   bool with_bias = place.row == 0;
+  Epilogue weight(finish(job->weight, o), place, i, o);
   multiply(
       memory, A{job->x, i, n}, B{job->dz, o, n}, place.row, place.column, share.first(n),
       share.end(n), with_bias);
   end.count();
   if (!share.gather(memory, i - place.row)) return;
-  for_each_run(memory, place.row, place.column, i, o, finish(job->weight, o));
+  weight.apply(memory);
   if (with_bias) for_sums(memory, place.column, o, finish(job->bias, o));
 }
 
@@ -35,7 +36,6 @@ __device__ __forceinline__ void weight_gradient_tile(
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
-  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
   auto finish = [&](long long first, int columns) {
     return Store{g + first, fraction, accumulate, columns};
@@ -51,7 +51,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_weight_updat
     float* __restrict__ v, const float* __restrict__ schedule, long long* __restrict__ state,
     float new1, float new2, float epsilon, int* __restrict__ all, float* __restrict__ partials,
     int* __restrict__ arrivals, int batch_size, int count) {
-  __shared__ __align__(16) float memory[MEMORY];
   const Job* job = this_job<Job>(jobs, count);
   AdamStep step = adam_step(schedule, state, new1, new2, epsilon);
   if (state[FAILED]) return;  // not before: the loads above need not wait for this one

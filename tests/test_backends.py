@@ -266,6 +266,7 @@ CONV_SHAPES = [
     ((2, 9, 10, 4), (3, 3, 36), (1, 1, 1, 1), (9, 10)),
     ((9, 11, 9, 3), (2, 1, 40), (2, 1, 0, 0), (5, 9)),
     ((4, 10, 9, 1), (2, 3, 68), (1, 2, 0, 1), (9, 5)),
+    ((3, 8, 7, 1), (3, 3, 34), (2, 2, 1, 1), (4, 4)),
     ((37, 14, 14, 8), (3, 3, 16), (1, 1, 1, 1), (14, 14)),
     ((5, 28, 28, 1), (3, 3, 32), (2, 2, 1, 1), (14, 14)),
     ((5, 28, 28, 1), (3, 3, 32), (1, 1, 1, 1), (28, 28)),
@@ -528,7 +529,7 @@ def _tiles(case: Case) -> tuple[Tile, ...]:
 @pytest.mark.parametrize(
     ("case", "tile"),
     [
-        pytest.param(case, tile, id=f"{case.id}-{tile.rows}x{tile.columns}")
+        pytest.param(case, tile, id=f"{case.id}-{tile}")
         for case in PRODUCTS
         for tile in _tiles(case)
         if tile != SMALL  # which most cases have without being asked

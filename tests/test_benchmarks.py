@@ -21,14 +21,25 @@ import pytest
 from minivae import Adam, backends, cli, environment
 from minivae.backends.kernel_arguments import kernels
 from minivae.backends.reference import PRIMITIVES, Call
-from minivae.backends.tiling import STAGE_CYCLES
-from minivae.benchmarks import cores, end_to_end, gpu_check, measure, report, run, startup, steps
+from minivae.backends.tiling import STAGE_INSTRUCTIONS, Part, launch_cycles
+from minivae.benchmarks import (
+    cores,
+    end_to_end,
+    gpu_check,
+    launch_times,
+    measure,
+    report,
+    run,
+    startup,
+    steps,
+)
 from minivae.benchmarks.cases import Case, preset_case
 from minivae.benchmarks.floor import FLOAT, Counter, Floor, Rates, step_counts
 from minivae.benchmarks.launches import H100, counted_cases, step_launches
 from minivae.benchmarks.primitives import primitive_calls
 from minivae.benchmarks.runs import RESULTS
 from minivae.errors import InputError
+from minivae.kernels import TILES, WITH_TILES
 from minivae.train import Trainer
 
 # A product takes 2 operations; it occurs forward, in the weight's gradient and in the input's,
@@ -109,21 +120,43 @@ def test_products_are_estimated_to_take_longer_than_their_operations(
         floor = 1e3 * H100[precision].milliseconds(0, step_counts(case).operations)
         assert 1.3 * floor < estimated, case.name
         if precision == "fp32":
-            assert estimated < (4 * floor if batch else 1000), case.name
+            assert estimated < (7 * floor if batch else 1000), case.name
 
 
 def test_tiles_are_chosen_by_about_the_instructions_that_were_counted() -> None:
     counted = collections.defaultdict(list)
     for (precision, kernel, tile), number in report._instructions().items():
+        if kernel == "dense_latent_forward":
+            continue  # which draws one of its operands
         counted[precision, kernels()[kernel].stem, tile].append(number)
     chosen = {
         (*key, tile): cycles
-        for key, tiles in STAGE_CYCLES.items()
+        for key, tiles in STAGE_INSTRUCTIONS.items()
         for tile, cycles in tiles.items()
     }
     assert counted.keys() == chosen.keys()
     for key, numbers in counted.items():
         assert np.abs(np.array(numbers) / chosen[key] - 1).max() < 0.2, key
+
+
+def test_divisions_are_chosen_that_take_about_the_least_time_measured() -> None:
+    tiles, chosen, fastest = {str(tile): tile for tile in TILES}, [], []
+    measured = json.loads((RESULTS / "launches-h200.json").read_text())["steps"]
+    for launch in (launch for step in measured for launch in step["launches"]):
+        if "others" not in launch:
+            continue
+        stem, found = kernels()[launch["kernel"]].stem, []
+        own = launch | {"microseconds": launch["overlapped"]}  # as the others were measured
+        for division in (own, *launch["others"]):
+            tile, parts = tiles[division["tile"]], [Part(*part) for part in division["parts"]]
+            instructions = STAGE_INSTRUCTIONS["tf32", stem][tile]
+            estimate = launch_cycles("tf32", stem, tile, parts, instructions)
+            found.append((estimate, division["microseconds"]))
+        chosen.append(min(found)[1])
+        fastest.append(min(time for _, time in found))
+        assert chosen[-1] < 1.3 * fastest[-1], launch["kernel"]
+    assert len(chosen) > 30
+    assert sum(chosen) < 1.05 * sum(fastest)
 
 
 def test_a_convolution_whose_phases_differ_in_depth_has_the_mean_of_their_stages() -> None:
@@ -133,6 +166,28 @@ def test_a_convolution_whose_phases_differ_in_depth_has_the_mean_of_their_stages
     # Windows of 3 x 3 at stride 2: 4, 2, 2 and 1 of 64 filters.
     assert [launch.stages for launch in found] == [9, 9]
     assert [launch.sizes["filters"] for launch in found] == [64, 64]
+
+
+@pytest.mark.parametrize("name", ["dense", "mnist-conv"])
+def test_every_launch_of_a_step_is_timed_in_other_divisions_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_times, "SECONDS", 1e-6)
+    monkeypatch.setattr(launch_times, "TURNS", 1)
+    monkeypatch.setattr(launch_times, "SPLITS", (1, 3))
+    case = small_case(name)
+    found = launch_times.measure_case(case, "emulated", "fp32", divisions=True, repeats=1)
+    assert found["step"] > 0
+    counted = step_launches(small_case(name))
+    assert [row["kernel"] for row in found["launches"]] == [each.kernel for each in counted]
+    for row, launch in zip(found["launches"], counted, strict=True):
+        assert row["parts"] == [[*part] for part in launch.parts]
+        others = row.get("others", [])
+        assert min(each["microseconds"] for each in (row, *others)) > 0
+        assert all(each["kernel"] == row["kernel"] for each in others)
+        if launch.parts:
+            tiles = {row["tile"], *(each["tile"] for each in others)}
+            assert tiles == {str(tile) for tile in WITH_TILES[kernels()[launch.kernel].stem]}
 
 
 def small_case(name: str) -> Case:
@@ -164,8 +219,6 @@ def test_every_peer_has_the_same_loss_and_lowers_it(name: str, device: str, prec
     # Raises where a peer's loss differs before the steps, or is no lower after them.
     found = steps.measure_case(name, own, peers, 1, precision)
     assert found["failures"] == dict.fromkeys(without, "left out")
-    several = {"minivae, 8 steps a launch"} if device == "emulated" else set()
-    assert several <= found["milliseconds"].keys()
     assert {name for name in found["milliseconds"] if steps.OWN not in name} <= set(steps.PEERS)
     assert (device == "cpu") == ("core_round_trip_nanoseconds" in found)
     frameworks = {name.split()[0].strip(",") for name in found["milliseconds"]}

@@ -266,6 +266,56 @@ def test_a_step_is_recorded_with_its_own_memory_where_the_model_has_taken_more(
     assert trainer.finished_steps == 2
 
 
+def test_steps_in_a_row_share_a_graph_and_all_are_run_before_anything_else(
+    without_a_card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_a_card()
+    backend = backends.get("cuda")
+    expected, _ = trained(backends.get("cuda"), 21)  # which reads each step's loss
+    trainer = Trainer(preset("glyphs").model(**SMALL).to(backend), glyphs(), Training())
+    for _ in range(2):
+        trainer.step()
+    (step,) = trainer._captured.values()
+    graphs, launched = step._graphs, []  # type: ignore[attr-defined]
+    launch = type(graphs[1]).launch
+
+    def noted(graph: Any, stream: Any) -> None:
+        launched.append(next(steps for steps, found in graphs.items() if found is graph))
+        launch(graph, stream)
+
+    monkeypatch.setattr(type(graphs[1]), "launch", noted)
+    for _ in range(19):
+        trainer.step()
+    assert launched == [8, 8]
+    actual = backend.to_numpy(trainer.model.parameters.flat["values"])
+    assert launched == [8, 8, *[1] * 4]  # the second step, too, was waiting
+    assert actual.tobytes() == expected
+
+
+def test_where_no_graph_of_several_steps_can_be_recorded_those_asked_for_are_run(
+    without_a_card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_a_card()
+    backend = backends.get("cuda")
+    after_eight, after_nine = (trained(backends.get("cuda"), steps)[0] for steps in (8, 9))
+    trainer = Trainer(preset("glyphs").model(**SMALL).to(backend), glyphs(), Training())
+    for _ in range(8):
+        trainer.step()
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "optimizer_step", fail)
+        with pytest.raises(RuntimeError, match="no room"):
+            trainer.step()
+    values = trainer.model.parameters.flat["values"]
+    assert trainer.finished_steps == 8
+    assert backend.to_numpy(values).tobytes() == after_eight
+    trainer.step()
+    assert backend.to_numpy(values).tobytes() == after_nine
+
+
 def taking_turns(device: str) -> list[bytes]:
     """The parameters of two models after four steps of each, the second begun after a step of the
     first, each on a backend of its own."""
@@ -381,16 +431,21 @@ def test_on_a_card_two_runs_have_the_same_bits(model: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("device", "precision", "tolerance"),
-    [("cuda", "fp32", 1e-3), ("cuda", "tf32", 1e-2), ("numba_cuda", "fp32", 1e-3)],
+    ("device", "precision"), [("cuda", "fp32"), ("cuda", "tf32"), ("numba_cuda", "fp32")]
 )
-@pytest.mark.parametrize("model", ["glyphs", "mnist-conv"])
+@pytest.mark.parametrize(
+    ("model", "tolerance"), [("glyphs", 1e-3), ("mnist-conv", 3e-3), ("iwae-paper-iwae", 5e-2)]
+)
 def test_on_a_card_200_steps_follow_the_cpus_losses(
-    model: str, device: str, precision: str, tolerance: float
+    model: str, tolerance: float, device: str, precision: str
 ) -> None:
     _, actual = trained(backends.get(device, precision), 200, model=model)
     _, expected = trained(backends.get("cpu"), 200, model=model)
-    # Rounding grows with the steps, in both: the curves agree, not the bits.
+    # Rounding grows with the steps, in both: the curves agree, not the bits. On a CPU a change of
+    # all weights by 1e-7 of themselves moved some loss of mnist-conv by 1.1e-3, and of the IWAE by
+    # 1.3e-2.
+    if precision == "tf32":
+        tolerance = max(tolerance, 1e-2)
     np.testing.assert_allclose(actual, expected, rtol=tolerance)
 
 
@@ -416,5 +471,5 @@ def test_on_a_card_a_dense_step_is_one_graph_of_as_many_kernels(name: str, launc
     for _ in range(2):
         trainer.step()
     (step,) = trainer._captured.values()
-    drawn = step._graph.debug_dot_str()  # type: ignore[attr-defined]
+    drawn = step._graphs[1].debug_dot_str()  # type: ignore[attr-defined]
     assert drawn.count('shape="octagon"') == launches, drawn  # which is how kernels are drawn

@@ -542,8 +542,8 @@ PLANTED = {
     ),
     "a tail without a guard": (
         "gemm",
-        "count[t] = row[t] < rows ? columns - column[t] : 0;",
-        "count[t] = row[t] < rows ? RUN : 0;",
+        "return run < runs ? columns - column(run) : 0;",
+        "return run < runs ? RUN : 0;",
         case_of("dense_forward", "7x13x17"),
     ),
     "a split left out": (
@@ -614,7 +614,7 @@ PLANTED = {
     ),
     "a loss of a row that is none": (
         "gemm",
-        "if (column % COLUMNS == 0 && row < n)",
+        "if (column % COLUMNS == 0 && count > 0)",
         "if (column % COLUMNS == 0)",
         case_of("sequence", "bernoulli-33"),
     ),

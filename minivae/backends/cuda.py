@@ -3,7 +3,8 @@
 Memory, kernels and graphs belong to one stream, the same for all backends of a process, since CuPy
 runs everything on the stream that was made current last. A step is recorded as a CUDA graph the
 second time it is asked for; the first time runs eagerly, which compiles every kernel that it needs.
-While one thread records, others wait: what they launched would become a part of its graph.
+While one thread records, others wait: what they launched would become a part of its graph. A GPU
+pauses for longer between two graphs than between a graph's launches, so steps in a row share one.
 """
 
 import threading
@@ -18,13 +19,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
 from ..kernels import OPTIONS, Tile, source
-from .kernel_arguments import kernels
+from .kernel_arguments import block_of, kernels
 from .kernel_backend import KernelBackend
 
 OLDEST = 75
 """The oldest compute capability that the kernels serve, times ten."""
 
 OLDEST_TF32 = 80
+SEVERAL = 8
+"""Steps in a row that are one graph."""
+
 NULL = np.uint64(0)
 INSUFFICIENT_DRIVER = 35
 """cudaErrorInsufficientDriver: the driver is older than the runtime that CuPy was built with."""
@@ -79,7 +83,11 @@ def _stream(device: int) -> tuple[Any, threading.RLock]:
 
 
 class CudaBackend(KernelBackend):
-    """The kernels on CuPy's arrays. Raises InputError without a GPU that can run them."""
+    """The kernels on CuPy's arrays. Raises InputError without a GPU that can run them.
+
+    What reads an array otherwise than through the backend calls `synchronize` before: steps that
+    were asked for may not have been launched yet.
+    """
 
     name = "cuda"
 
@@ -90,6 +98,7 @@ class CudaBackend(KernelBackend):
         except _UnusableError as error:
             raise InputError(f"device {self.name!r}: {error}") from None
         self._functions: dict[tuple[str, Tile], Any] = {}
+        self.asked: _GraphedStep | None = None
         super().__init__(precision)
 
     def run(
@@ -97,20 +106,31 @@ class CudaBackend(KernelBackend):
         kernel: str,
         tile: Tile,
         grid: tuple[int, int, int],
-        block: int,
         arguments: list[Any],
     ) -> None:
         function = self._functions.get((kernel, tile))
         if function is None:
             self.load(kernels()[kernel].stem, tile)
             function = self._functions[kernel, tile]
+        block = block_of(kernel, tile)
+        passed = tuple(NULL if a is None else a for a in arguments)
         with self._on_stream():
-            function(grid, (block,), tuple(NULL if a is None else a for a in arguments))
+            function(grid, (block.threads,), passed, shared_mem=block.shared_bytes)
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        with self.lock:
+        with self.after_all_but(None):
             self.stream.use()  # each thread has a current stream of its own
+            yield
+
+    @contextmanager
+    def after_all_but(self, step: "_GraphedStep | None") -> Iterator[None]:
+        """Holds the lock, after what was asked of a captured step, unless it is this one, has been
+        launched."""
+        with self.lock:
+            if self.asked is not None and self.asked is not step:
+                self.asked.launch_asked()
+                self.asked = None
             yield
 
     def load(self, stem: str, tile: Tile) -> None:
@@ -119,7 +139,11 @@ class CudaBackend(KernelBackend):
         module = cupy.RawModule(code=code, options=OPTIONS)
         for name, kernel in kernels().items():
             if kernel.stem == stem:
-                self._functions[name, tile] = module.get_function(name)
+                function = module.get_function(name)
+                shared_bytes = block_of(name, tile).shared_bytes
+                if shared_bytes:  # else the most that it may have by itself remains
+                    function.max_dynamic_shared_size_bytes = shared_bytes
+                self._functions[name, tile] = function
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -153,34 +177,62 @@ class CudaBackend(KernelBackend):
 
 
 class _GraphedStep:
-    """A step that becomes a graph: eager at the first call, recorded at the second."""
+    """A step that becomes a graph: eager at the first call, recorded at the second. From then on a
+    call only asks for it: SEVERAL are launched as one graph, fewer one by one as soon as anything
+    else is to run."""
 
     def __init__(self, step: Callable[[], None], backend: CudaBackend) -> None:
         self._step, self._backend = step, backend
         self._called = False
-        self._graph: Any = None
+        self._graphs: dict[int, Any] = {}
+        self._asked = 0
 
     def __call__(self) -> None:
         if not self._called:
             self._step()
             self._called = True
             return
-        with self._backend.lock:
-            if self._graph is None:
-                with _one_line_out_of_memory(self._backend.name):
-                    self._graph = self._recorded()
-            self._graph.launch(self._backend.stream)
+        backend = self._backend
+        with backend.after_all_but(self):
+            if not self._graphs:
+                self._graphs[1] = self._recorded(1)
+            backend.asked = self
+            self._asked += 1
+            if self._asked == SEVERAL:
+                backend.asked, self._asked = None, 0
+                self._launch_several()
 
-    def _recorded(self) -> Any:
+    def _launch_several(self) -> None:
+        """Launches as one graph what was asked for, recorded the first time. If that fails, all but
+        the last are launched, which its caller did not get."""
+        if SEVERAL not in self._graphs:
+            try:
+                self._graphs[SEVERAL] = self._recorded(SEVERAL)
+            except BaseException:
+                self._asked = SEVERAL - 1
+                self.launch_asked()
+                raise
+        self._graphs[SEVERAL].launch(self._backend.stream)
+
+    def launch_asked(self) -> None:
+        """Launches as many steps as were asked for."""
+        while self._asked:
+            self._asked -= 1
+            self._graphs[1].launch(self._backend.stream)
+
+    def _recorded(self, steps: int) -> Any:
         stream = self._backend.stream
-        stream.begin_capture()
-        try:
-            self._step()
-        except BaseException:
-            with suppress(cupy.cuda.runtime.CUDARuntimeError):
-                stream.end_capture()  # of a part of the step, which nobody may launch
-            raise
-        return stream.end_capture()
+        stream.use()
+        with _one_line_out_of_memory(self._backend.name):
+            stream.begin_capture()
+            try:
+                for _ in range(steps):
+                    self._step()
+            except BaseException:
+                with suppress(cupy.cuda.runtime.CUDARuntimeError):
+                    stream.end_capture()  # of a part of the step, which nobody may launch
+                raise
+            return stream.end_capture()
 
 
 @contextmanager

@@ -1,19 +1,24 @@
 """Chooses the tile size of a launch of matrix products, and into how many splits to cut their
 contractions, by an estimate of the time that each division takes (kernels/README.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from ..kernels import LARGE, MEDIUM, SMALL, TILES, WITH_TILES, Tile
+from ..kernels import DEEP, LARGE, MEDIUM, SMALL, WIDE, WITH_TILES, Tile
 
 BLOCK = 128
-"""Threads of a block: THREADS of kernels/tile.cuh."""
+"""Threads of a block, where its tile or kernel does not say otherwise."""
+
+WARP = 32
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
 
-RESIDENT = {tile: 4 if tile == SMALL else 2 if tile == LARGE else 3 for tile in TILES}
+SCHEDULERS = 4
+"""Of a multiprocessor."""
+
+RESIDENT = {Tile(128, 16): 3, Tile(128, 32): 3, SMALL: 4, DEEP: 2, MEDIUM: 3, WIDE: 2, LARGE: 2}
 """Blocks that a multiprocessor has room for: BLOCKS of kernels/tile.cuh, which the compiler keeps
 to."""
 
@@ -27,58 +32,68 @@ DEPTH = 16
 FAN = 12
 """FAN of kernels/tile.cuh."""
 
-FETCHED = 18
-"""FETCHED of kernels/tile.cuh."""
-
 LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
-# What `tiles_of` weighs, in cycles.
+# What `division` weighs, in cycles. What is neither counted nor called estimated was fitted to the
+# times of 423 launches in TF32, in many divisions, on an H200 (kernels/README.md).
 
 CYCLES_PER_MICROSECOND = 1983
 """At the clock of an H100's 67 TFLOP/s: of its 132 multiprocessors, 128 lanes each, with two
 operations a cycle."""
 
-STAGE_CYCLES = {
-    ("fp32", "gemm"): {SMALL: 372, MEDIUM: 715, LARGE: 1266},
-    ("fp32", "weights"): {SMALL: 408, MEDIUM: 729, LARGE: 1314},
+STAGE_INSTRUCTIONS = {
+    ("fp32", "gemm"): {SMALL: 347, DEEP: 358, MEDIUM: 690, WIDE: 333, LARGE: 1239},
+    ("fp32", "weights"): {SMALL: 385, DEEP: 405, MEDIUM: 733, WIDE: 370, LARGE: 1307},
     ("fp32", "conv"): {
-        SMALL: 450,
-        Tile(128, 16): 550,
-        Tile(128, 32): 830,
-        MEDIUM: 770,
-        LARGE: 1370,
+        Tile(128, 16): 552,
+        Tile(128, 32): 837,
+        SMALL: 439,
+        MEDIUM: 772,
+        LARGE: 1394,
     },
-    ("tf32", "gemm"): {SMALL: 114, MEDIUM: 148, LARGE: 219},
-    ("tf32", "weights"): {SMALL: 132, MEDIUM: 172, LARGE: 244},
-    ("tf32", "conv"): {SMALL: 195, Tile(128, 16): 255, Tile(128, 32): 280, MEDIUM: 215, LARGE: 335},
+    ("tf32", "gemm"): {SMALL: 93, DEEP: 103, MEDIUM: 135, WIDE: 77, LARGE: 205},
+    ("tf32", "weights"): {SMALL: 113, DEEP: 133, MEDIUM: 164, WIDE: 110, LARGE: 239},
+    ("tf32", "conv"): {Tile(128, 16): 255, Tile(128, 32): 278, SMALL: 168, MEDIUM: 210, LARGE: 337},
 }
-"""What a stage takes, by precision, source and tile: about as many as it has instructions
-(kernels/README.md), for four warps issue four a cycle."""
+"""What a warp executes for a stage, by precision, source and tile, about (kernels/README.md)."""
 
-LONE_SLOWDOWN = {"fp32": 1.45, "tf32": 2.5}
-"""How many times as long it takes where a block has a multiprocessor alone, and no other issues
-while it waits. Estimated from the latencies of its loads, products and barriers."""
+PACE = {"fp32": (1.45, 0.55), "tf32": (3.2, 0.7)}
+"""The cycles that an instruction of a stage takes where a scheduler has one warp, and how many more
+with each further warp; but it issues at most one a cycle. In TF32 a warp mostly waits for its own
+results; in float32, whose multiplications are independent, it is estimated to issue most of the
+time."""
 
-ARRIVAL_CYCLES = 0.6 * CYCLES_PER_MICROSECOND
-"""What it takes until the last block of some knows that it is: a fence, an atomic addition and two
-barriers. Estimated."""
+FINISH_CYCLES = {"gemm": 300, "weights": 550, "conv": 350}
+"""What each of a thread's runs takes in the epilogue: scaled since, as their instructions."""
 
-TRIP_CYCLES = 0.55 * CYCLES_PER_MICROSECOND
-"""The time to add up as many results as a block has in flight: the trip to the L2 cache.
-Estimated."""
+FINISH_SHARE = 0.2
+"""How much longer that is with each further warp of a scheduler, compared to one."""
+
+LAUNCH_CYCLES = 2.2 * CYCLES_PER_MICROSECOND
+"""From a launch's start to its first product, and from its end to the start of the next."""
+
+LEAVE_CYCLES, SPLIT_CYCLES = 250, 360
+"""What splitting costs on each level of the tree: for each of a thread's runs in a result, and for
+each result that is added up."""
 
 PASSING_CYCLES = 4 / 5.5e6 * CYCLES_PER_MICROSECOND
-"""A number's time through the L2 cache, shared by all blocks: 4 bytes at 5.5 TB/s. Estimated."""
+"""A number's time through the L2 cache, shared by all blocks: 4 bytes at an estimated 5.5 TB/s."""
 
-EXPOSED_SHARE = {"fp32": 1 / 3, "tf32": 2 / 3}
-"""The share of operands' PASSING_CYCLES not hidden behind multiplications: little in float32, most
-in TF32. Estimated."""
+EXPOSED_SHARE = 1 / 3
+"""The share of operands' PASSING_CYCLES not hidden behind multiplications."""
+
+
+def sharers(tile: Tile) -> int:
+    """Warps that share the depth of a part of a tile: SHARERS of kernels/tile.cuh."""
+    warps, columns = tile.threads // WARP, min(tile.columns, 32)
+    rows = max(tile.rows * tile.columns // (warps * columns), 32)
+    return warps * rows * columns // (tile.rows * tile.columns)
 
 
 def stage_depth(tile: Tile) -> int:
     """How deep a stage of a tile is: STAGE_DEPTH of kernels/tile.cuh."""
-    return 2 * DEPTH if tile == SMALL else DEPTH
+    return max(DEPTH, 8 * sharers(tile))
 
 
 def stage_size(tile: Tile) -> int:
@@ -89,6 +104,12 @@ def stage_size(tile: Tile) -> int:
 def result_size(tile: Tile) -> int:
     """Numbers that a split of a tile leaves for the others: RESULT of kernels/tile.cuh."""
     return (tile.rows + 1) * tile.columns
+
+
+def memory_size(tile: Tile) -> int:
+    """Numbers in a block's shared memory: MEMORY of kernels/tile.cuh."""
+    stages = 3 if stage_depth(tile) > 32 or tile.rows + tile.columns > 128 else 4
+    return max(stages * stage_size(tile), sharers(tile) * result_size(tile))
 
 
 class Part(NamedTuple):
@@ -104,38 +125,43 @@ class Part(NamedTuple):
         return self.tiles * self.splits
 
 
-def _tree_cycles(splits: int, at_once: int) -> float:
-    """How long it takes to add up the splits' results, so many at once, over all levels."""
+def _runs(tile: Tile, numbers: int) -> int:
+    """How many of these numbers' runs of four a thread has."""
+    return -(-numbers // (4 * tile.threads))
+
+
+def _adding_cycles(tile: Tile, splits: int) -> float:
+    """How long it takes to add up the splits' results, over all levels."""
     if splits == 1:
         return 0
-    trips = -(-min(splits, FAN) // at_once)
-    return ARRIVAL_CYCLES + TRIP_CYCLES * trips + _tree_cycles(-(-splits // FAN), at_once)
+    level = LEAVE_CYCLES * _runs(tile, result_size(tile)) + SPLIT_CYCLES * min(splits, FAN)
+    return level + _adding_cycles(tile, -(-splits // FAN))
 
 
-def _adding_cycles(tile: Tile, blocks: int, splits: int) -> float:
-    """What splitting costs: the adding up of a tile's results, and the way of all to and from the
-    L2 cache."""
-    if splits == 1:
-        return 0
-    at_once = FETCHED // -(-result_size(tile) // (4 * BLOCK))
-    return _tree_cycles(splits, at_once) + PASSING_CYCLES * 2 * result_size(tile) * blocks
+def launch_cycles(
+    precision: str, stem: str, tile: Tile, parts: Sequence[Part], instructions: float
+) -> float:
+    """How long a launch of `stem` takes, estimated from a stage's instructions.
 
-
-def launch_cycles(precision: str, tile: Tile, parts: Sequence[Part], stage_cycles: float) -> float:
-    """How long a launch takes, estimated.
-
-    It ends with the multiprocessor that has most blocks, which issue all their stages' instructions
-    in turn, unless they are too few to issue while others wait. To the multiplications come the
-    operands' way through the L2 cache, as far as nothing hides it, and the adding up of splits.
+    It ends with the multiprocessor that has most blocks, as many at once as it has room for. Each
+    scheduler issues the stages of its warps, the faster the more of them there are, and then the
+    epilogues. To these come the operands' way through the L2 cache, as far as nothing hides it, and
+    the adding up of splits.
     """
     blocks = sum(part.blocks for part in parts)
     stages = sum(part.blocks * part.stages for part in parts)
-    in_turn = -(-blocks // MULTIPROCESSORS) * stages / max(blocks, 1)
-    at_once = max(in_turn / RESIDENT[tile], *(part.stages for part in parts))
-    multiplying = max(in_turn, LONE_SLOWDOWN[precision] * at_once) * stage_cycles
-    bringing = EXPOSED_SHARE[precision] * PASSING_CYCLES * stage_size(tile) * stages
-    adding = max(_adding_cycles(tile, blocks, part.splits) for part in parts)
-    return multiplying + bringing + adding
+    busiest = -(-blocks // MULTIPROCESSORS)
+    together = max(1, min(busiest, RESIDENT[tile]))
+    warps = together * tile.threads // (WARP * SCHEDULERS)  # of each
+    alone, further = PACE[precision]
+    pace = max(alone + further * (warps - 1), warps)
+    in_turn = busiest * stages / max(blocks, 1) / together * pace
+    longest = alone * max(part.stages for part in parts)
+    runs = -(-busiest // together) * _runs(tile, tile.rows * tile.columns)
+    finishing = FINISH_CYCLES[stem] * runs * (1 + FINISH_SHARE * (warps - 1))
+    bringing = EXPOSED_SHARE * PASSING_CYCLES * stage_size(tile) * stages
+    adding = max(_adding_cycles(tile, part.splits) for part in parts)
+    return LAUNCH_CYCLES + max(in_turn, longest) * instructions + finishing + bringing + adding
 
 
 def most_splits(tile: Tile, stages: int) -> int:
@@ -156,42 +182,59 @@ class Product(NamedTuple):
     depth: int
 
 
-@cache
-def _fastest(
-    precision: str, stem: str, tiles: Sequence[Tile], products: Sequence[Product], taken: int
-) -> tuple[float, Tile, tuple[int, ...]]:
-    found = []
+class Division(NamedTuple):
+    """How a launch of products is divided: its tile, and the tiles, splits and stages of each."""
+
+    tile: Tile
+    parts: tuple[Part, ...]
+
+
+def divisions(
+    tiles: Sequence[Tile], products: Sequence[Product], taken: int, most: int
+) -> Iterator[Division]:
+    """The ways to divide a launch of products, with up to `most` splits of the deepest, so that all
+    blocks take about as long. If there are splits, all blocks find room at once beside `taken`
+    others, or their results in the workspace."""
     for tile in tiles:
         room = RESIDENT[tile] * MULTIPROCESSORS - taken if taken else MOST_SPLIT
         numbers = [tile_count(tile, product.rows, product.columns) for product in products]
         stages = [max(1, -(-product.depth // stage_depth(tile))) for product in products]
-        for most in range(1, most_splits(tile, max(stages)) + 1):
-            longest = -(-max(stages) // most)
-            parts = [
-                Part(number, -(-count // longest), min(count, longest))
+        for splits in range(1, min(most, most_splits(tile, max(stages))) + 1):
+            longest = -(-max(stages) // splits)
+            parts = tuple(
+                Part(number, -(-count // min(count, longest)), min(count, longest))
                 for number, count in zip(numbers, stages, strict=True)
-            ]
-            splits = tuple(part.splits for part in parts)
-            blocks = sum(part.blocks for part in parts)
-            if max(splits) > 1 and blocks > room:
+            )
+            if splits > 1 and sum(part.blocks for part in parts) > room:
                 break
-            cycles = launch_cycles(precision, tile, parts, STAGE_CYCLES[precision, stem][tile])
-            found.append((cycles, tile, splits))
-    return min(found)
+            yield Division(tile, parts)
+
+
+@cache
+def division(
+    precision: str, stem: str, tiles: Sequence[Tile], products: Sequence[Product], taken: int
+) -> Division:
+    """That of `divisions` which takes least time by the estimate."""
+
+    def cycles(divided: Division) -> float:
+        instructions = STAGE_INSTRUCTIONS[precision, stem][divided.tile]
+        return launch_cycles(precision, stem, divided.tile, divided.parts, instructions)
+
+    return min(divisions(tiles, products, taken, MOST_SPLIT), key=cycles)
 
 
 def tiles_of_group(
     precision: str, stem: str, products: Sequence[Product], taken: int = 0
 ) -> tuple[Tile, tuple[int, ...]]:
-    """How a launch of `stem`, which makes these products, is divided, so that it takes least time
-    by the estimate: the tile, and each product's splits, with which all blocks take about as long.
+    """How a launch of `stem`, which makes these products, is divided: the tile, and each product's
+    splits.
 
     Small tiles and splits occupy more multiprocessors. But small tiles bring more bytes for their
     multiplications, and the results of splits have to be added up. `taken` short blocks run beside
     those of the products, which leave them room.
     """
-    _, tile, splits = _fastest(precision, stem, WITH_TILES[stem], tuple(products), taken)
-    return tile, splits
+    tile, parts = division(precision, stem, WITH_TILES[stem], tuple(products), taken)
+    return tile, tuple(part.splits for part in parts)
 
 
 class Tiles(NamedTuple):
