@@ -109,7 +109,7 @@ def launch_of(
         if kind == "int" and not is_pointer
     }
     x, splits, _ = grid
-    x -= kernel == "dense_input_gradient_totals"  # the block of the totals
+    x -= kernel.endswith("_gradient_totals")  # the block of the totals
     divided, few = [], 0
     if kernel.startswith("conv_weight"):
         divided, few = _divided(arguments[0])
@@ -147,7 +147,7 @@ def _depths(kernel: str, size: dict[str, int]) -> list[int]:
         return [size["o"]]
     if kernel.startswith("dense"):
         return [size["i"]]
-    if kernel in ("conv2d_forward", "conv_transpose2d_input_gradient"):
+    if kernel.startswith(("conv2d_forward", "conv_transpose2d_input_gradient")):
         return [size["taps_h"] * size["taps_w"] * size["channels"]]
     down, across = (
         [-(-(size[f"taps_{axis}"] - first) // stride) for first in range(stride)]

@@ -173,12 +173,12 @@ struct OfPhase {
 template <class Finish>
 __device__ __forceinline__ void correlate(
     float* memory, const float* large, const float* w, float* partials, int* arrivals,
-    const Shape& s, const Finish& finish) {
+    const Shape& s, const Finish& finish, int before = 0) {
   using A = Windows<true>;
   using B = Matrix<false>;
   int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
-  Place place(blockIdx.x, s.filters);
-  Share share = this_share(partials, arrivals);
+  Place place(blockIdx.x - before, s.filters);
+  Share share = this_share(partials, arrivals, before);
   Epilogue epilogue(finish, place, positions, s.filters);
   multiply(
       memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
@@ -493,6 +493,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_transpose2d_i
   correlate(
       memory, dz, w, partials, arrivals, s,
       ActivationDerivative{x, dz_below, kind, slope, filters});
+}
+
+// The same, while block (0, 0) does elbo_totals of n images, with its arguments: loss (n,), kl
+// (n, d), schedule, state, kl_weight (d,), totals. Grid: one more along x, where all splits but the
+// first do nothing.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+conv_transpose2d_input_gradient_totals(
+    const float* __restrict__ dz, const float* __restrict__ w, const float* __restrict__ x,
+    float* __restrict__ dz_below, int kind, float slope, const float* __restrict__ loss,
+    const float* __restrict__ kl, const float* __restrict__ schedule,
+    long long* __restrict__ state, float free_bits, float* __restrict__ kl_weight,
+    double* __restrict__ totals, float* __restrict__ partials, int* __restrict__ arrivals, int n,
+    int d, int images, int height, int width, int channels, int rows, int columns, int filters,
+    int taps_h, int taps_w, int stride_h, int stride_w, int top, int left) {
+  if (blockIdx.x > 0) {
+    Shape s = {images, height, width, channels, rows, columns, filters,
+               taps_h, taps_w, stride_h, stride_w, top, left};
+    correlate(
+        memory, dz, w, partials, arrivals, s,
+        ActivationDerivative{x, dz_below, kind, slope, filters}, 1);
+  } else if (blockIdx.y == 0) {
+    elbo_totals_of_block(memory, loss, kl, schedule, state, free_bits, kl_weight, totals, n, d);
+  }
 }
 
 // The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:

@@ -210,7 +210,7 @@ def test_a_fused_update_of_a_failed_step_changes_nothing(name: str) -> None:
 # Fused sequences
 
 
-def _totals(loss: Out, kl: NDArray, beta: float, free_bits: float) -> Call:
+def _totals(loss: In | Out, kl: NDArray, beta: float, free_bits: float) -> Call:
     schedule, state = In(np.full((1, SCHEDULE_COLUMNS), beta)), InOut(new_state())
     written = (Out((kl.shape[1],)), InOut(np.zeros(3), fixed=True))
     return Call("elbo_totals", loss, In(kl), schedule, state, free_bits, *written)
@@ -256,6 +256,23 @@ def dense_bound(importance: bool, n: int, draws: int, i: int, o: int) -> Case:
     return Case("sequence", f"bound-{importance}-{n}x{draws}x{i}x{o}", calls)
 
 
+def conv_totals(n: int, channels: int, filters: int, stride: int, d: int) -> Case:
+    """The totals, and the input gradient of a decoder that ends in a convolution."""
+    rng, geometry = np.random.default_rng([n, filters]), ConvGeometry(stride, stride, 1, 1)
+    rows, columns = -(-9 // stride), -(-7 // stride)
+    small, window = (n, rows, columns, filters), (3, 3, channels, filters)
+    dz, w, x = (In(rng.standard_normal(s)) for s in ((n, 9, 7, channels), window, small))
+    loss = In(rng.random(n))
+    calls = [
+        _totals(loss, rng.random((n, d)), 0.7, 0.45),
+        Call(
+            *("conv_transpose2d_input_gradient", dz, w, x),
+            *(Out(small), geometry, Activation("elu")),
+        ),
+    ]
+    return Case("sequence", f"conv_totals-{n}x{channels}x{filters}-stride{stride}x{d}", calls)
+
+
 def evaluated(case: Case) -> Case:
     """The same without the input gradient, as an evaluation has it."""
     return Case("sequence", f"evaluated-{case.label}", case.arguments[:-1])
@@ -296,6 +313,7 @@ BOUND_SHAPES = [
     (2, 257, 7, 9),
 ]
 LATENT_SHAPES = [(1, 1, 1), (33, 5, 67), (128, 20, 400), (129, 65, 7), (40, 64, 33)]
+CONV_TOTALS_SHAPES = [(1, 1, 1, 1, 1), (3, 1, 32, 1, 16), (33, 3, 5, 2, 0), (6, 64, 66, 2, 40)]
 SEQUENCES = [
     *(dense_elbo("bernoulli", *shape) for shape in LOSS_SHAPES),
     *(dense_elbo("squared_error", *shape) for shape in LOSS_SHAPES),
@@ -304,6 +322,7 @@ SEQUENCES = [
     *(dense_bound(importance, *s) for importance in (True, False) for s in BOUND_SHAPES),
     *(evaluated(dense_bound(True, *s)) for s in BOUND_SHAPES),
     *(make(*s) for make in (latent_forward, latent_backward) for s in LATENT_SHAPES),
+    *(conv_totals(*shape) for shape in CONV_TOTALS_SHAPES),
 ]
 
 
@@ -316,7 +335,7 @@ def test_a_fused_sequence_is_the_references(name: str, case: Case) -> None:
     check(Runner(backends.get(name), np.float32)(case), case, tolerance)
 
 
-IN_TF32 = [case for case in SEQUENCES if case.label.startswith(("latent", "bernoulli"))]
+IN_TF32 = [case for case in SEQUENCES if case.label.startswith(("latent", "bernoulli", "conv"))]
 
 
 @pytest.mark.usefixtures("tiles")

@@ -40,7 +40,7 @@ COUNTED_IN_INTS = ("latent", "labels", "objectives")
 """Source files whose kernels count the numbers of all their arrays in ints; others count rows."""
 
 _DECLARATION = re.compile(
-    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(([^)]*)\)'
+    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s)?(\w+)\(([^)]*)\)'
 )
 
 

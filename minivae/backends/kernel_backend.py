@@ -167,6 +167,7 @@ class KernelBackend(ReferenceBackend):
                 self._dense_loss(left)
                 or self._dense_latent_forward(left)
                 or self._dense_latent_backward(left)
+                or self._conv_totals(left)
             )
             if not count:
                 left[0].run(self)
@@ -251,6 +252,22 @@ class KernelBackend(ReferenceBackend):
             *(dz, w, x, dz_below, *_code(below), self._row_sums, loss, kl, *others),
             (columns_of_tiles, *kl.shape, n, i, o),
         )
+
+    def _conv_totals(self, calls: Sequence[Call]) -> int:
+        """The totals and the input gradient of a decoder that ends in a convolution in one launch,
+        if `calls` begin with these. Returns how many calls it ran."""
+        if _primitives(calls[:2]) != ("elbo_totals", "conv_transpose2d_input_gradient"):
+            return 0
+        (loss, kl, *others), (dz, w, x, dz_below, geometry, below) = (
+            call.arguments for call in calls[:2]
+        )
+        tiles = self._correlation_tiles(x, w)
+        self._launch_product(
+            *("conv_transpose2d_input_gradient_totals", tiles._replace(number=1 + tiles.number), 1),
+            *(dz, w, x, dz_below, *_code(below), loss, kl, *others),
+            (*kl.shape, *_images(dz, x, w, geometry)),
+        )
+        return 2
 
     def _dense_latent_backward(self, calls: Sequence[Call]) -> int:
         """The input gradient of the decoder's first layer and the latent's in one launch, if
@@ -350,9 +367,12 @@ class KernelBackend(ReferenceBackend):
     def _correlate(
         self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
     ) -> None:
-        positions, depth = math.prod(small.shape[:3]), math.prod(w.shape[:3])
-        tiles = tiles_of(self.precision, "conv", [(positions, w.shape[3])], depth)
+        tiles = self._correlation_tiles(small, w)
         self._launch_product(kernel, tiles, 1, *operands, _images(large, small, w, geometry))
+
+    def _correlation_tiles(self, small: Any, w: Any) -> Tiles:
+        positions, depth = math.prod(small.shape[:3]), math.prod(w.shape[:3])
+        return tiles_of(self.precision, "conv", [(positions, w.shape[3])], depth)
 
     def _scatter(
         self, kernel: str, large: Any, small: Any, w: Any, geometry: ConvGeometry, *operands: Any
