@@ -24,7 +24,7 @@ from minivae.errors import InputError
 from minivae.kernels import TILES, Tile
 from minivae.train import Trainer
 
-from .cases import RANDOM, Case, step_cases
+from .cases import IMAGES, RANDOM, Case, step_cases
 from .launches import Launch as Counted
 from .launches import launch_of
 from .measure import Candidate, Turns, write_result
@@ -34,7 +34,7 @@ REPEATS = 20
 
 SECONDS, TURNS = 0.004, 3
 SPLITS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32)
-LARGE_BATCH, IMAGES = 4096, 8192
+LARGE_BATCH = 4096
 QUICK_BATCH, QUICK_IMAGES = 4, 16
 
 

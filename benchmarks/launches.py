@@ -5,13 +5,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_arguments import kernels
+from minivae.backends.kernel_arguments import WARP, kernels
 from minivae.backends.kernel_backend import KernelBackend, has_few_taps
 from minivae.backends.tiling import (
     BLOCK,
     CYCLES_PER_MICROSECOND,
     MULTIPROCESSORS,
-    WARP,
     Part,
     launch_cycles,
     stage_depth,

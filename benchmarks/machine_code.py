@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minivae.backends.kernel_arguments import block_of
+from minivae.backends.kernel_arguments import kernels
 from minivae.errors import InputError
 from minivae.kernels import MEDIUM, OPTIONS, STEMS, WITH_TILES, Tile, source
 
@@ -46,7 +46,7 @@ class Specialisation(NamedTuple):
 
     def __str__(self) -> str:
         precision = "tf32" if self.tensor_cores else "fp32"
-        return f"{self.stem}-{precision}-{self.tile}".replace(" x ", "x").replace(", ", "-")
+        return f"{self.stem}-{precision}-{self.tile}".replace(" x ", "x")
 
     @property
     def architectures(self) -> list[str]:
@@ -134,12 +134,10 @@ def resource_table(specialisation: Specialisation) -> dict[str, dict[str, Any]]:
     and a thread's registers on each."""
     found = resources(specialisation)
     names = sorted({name for used in found.values() for name in used})
-    blocks = {name: block_of(name, specialisation.tile) for name in names}
     return {
         name: {
-            "threads": blocks[name].threads,
-            "shared_bytes": blocks[name].shared_bytes
-            + max(used[name].shared_bytes for used in found.values()),
+            "threads": kernels()[name].threads,
+            "shared_bytes": max(used[name].shared_bytes for used in found.values()),
             "registers": {target: used[name].registers for target, used in found.items()},
         }
         for name in names

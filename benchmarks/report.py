@@ -44,9 +44,6 @@ LARGE_BATCH = 4096
 LARGE_SHARE = 0.1
 """Of the time of a step's products, from which on it names one."""
 
-LONGEST = 4
-"""Launches of a measured step that it names."""
-
 WITH_LAUNCHES = (
     *(("dense-784-400-20 b128", precision) for precision in PRECISIONS),
     (f"dense-784-400-20 b{LARGE_BATCH}", "fp32"),
@@ -339,18 +336,41 @@ def launches_table() -> str:
 
 
 def launch_times_table() -> str:
-    """What the launches of some steps took on a GPU, the longest first."""
-    result, rows = _load("launches-h200.json"), []
-    for step in result["steps"]:
-        launches = sorted(step["launches"], key=lambda launch: -launch["microseconds"])
-        total = sum(launch["microseconds"] for launch in launches)
-        longest = (f"`{each['kernel']}` {each['microseconds']:.1f}" for each in launches[:LONGEST])
-        cells = [f"{step['step']:.1f}", str(len(launches)), f"{total:.1f}", ", ".join(longest)]
-        rows.append([f"`{step['case']}`, {step['precision']}", *cells])
-    head = ["a step", "µs", "launches", "µs of these, each alone", "the longest"]
+    """What every step's launches took on a GPU, and of the larger of its floors on an H100."""
+    result = _load("launches-cuda.json")
+    measured = {(step["case"], step["precision"]): step for step in result["steps"]}
+    rows = []
+    for case in (*counted_cases(), *counted_cases(LARGE_BATCH)):
+        counts, cells = step_counts(case), []
+        for precision in PRECISIONS:
+            launches = measured[case.name, precision]["launches"]
+            total = sum(launch["microseconds"] for launch in launches)
+            floor = 1e3 * H100[precision].milliseconds(counts.moved, counts.operations)
+            longest = max(launches, key=lambda launch: launch["microseconds"])
+            cells += [f"{total:.0f}", f"{total / floor:.1f}"]
+            cells.append(f"`{longest['kernel']}` {longest['microseconds']:.0f}")
+        rows.append([f"`{case.name}`", *cells])
+    heads = ["a step", "fp32, µs", "of its floor", "longest launch"]
+    heads += ["TF32, µs", "of its floor", "longest launch"]
     environment = result["environment"]
     note = f"{environment['machine']}, commit {environment['commit']}, {environment['date']}."
-    return _table(head, rows) + "\n\n" + note
+    return f"{_table(heads, rows)}\n\n{note}"
+
+
+def steps_on_gpu_table() -> str:
+    """Microseconds a training step on a GPU, minivae and its peers."""
+    result = _load("steps-cuda.json")
+    names = list(dict.fromkeys(n for case in result["steps"] for n in case["milliseconds"]))
+    rows = [
+        [
+            case["case"],
+            *(f"{1e3 * case['milliseconds'][name]['median']:.3g}" for name in names),
+            f"{case['times_as_fast_as_the_fastest_peer']:.2f}",
+        ]
+        for case in result["steps"]
+    ]
+    heads = ["step, µs", *names, "speed-up over the fastest peer"]
+    return f"{_table(heads, rows)}\n\n{_where(result)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -365,6 +385,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "counts": counts_table,
     "launches": launches_table,
     "launch-times": launch_times_table,
+    "steps-on-gpu": steps_on_gpu_table,
 }
 
 

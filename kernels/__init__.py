@@ -10,25 +10,19 @@ STEMS = (
 
 
 class Tile(NamedTuple):
-    """The rows and columns of a matrix product's result that a block has, and its threads."""
+    """The rows and columns of a matrix product's result that a block has."""
 
     rows: int
     columns: int
-    threads: int = 128
 
     def __str__(self) -> str:
-        size = f"{self.rows} x {self.columns}"
-        return size if self.threads == 128 else f"{size}, {self.threads} threads"
+        return f"{self.rows} x {self.columns}"
 
 
 SMALL, MEDIUM, LARGE = Tile(32, 32), Tile(64, 64), Tile(128, 64)
-DEEP, WIDE = Tile(32, 32, 256), Tile(64, 64, 256)
-"""With more warps, which share the depth: for products too few to occupy a GPU otherwise."""
-
-DENSE_TILES = (SMALL, DEEP, MEDIUM, WIDE, LARGE)
-CONV_TILES = (Tile(128, 16), Tile(128, 32), SMALL, MEDIUM, LARGE)
-TILES = tuple(dict.fromkeys((*DENSE_TILES, *CONV_TILES)))
-WITH_TILES = {"conv": CONV_TILES, "gemm": DENSE_TILES, "weights": DENSE_TILES}
+DENSE_TILES = (SMALL, MEDIUM, LARGE)
+TILES = (Tile(128, 16), Tile(128, 32), *DENSE_TILES)
+WITH_TILES = {"conv": TILES, "gemm": DENSE_TILES, "weights": DENSE_TILES}
 """The sources of matrix products, with the tiles that they may have."""
 
 OPTIONS = ("--std=c++17",)
@@ -52,6 +46,5 @@ def source(stem: str, *, tensor_cores: bool = False, tile: Tile = MEDIUM) -> str
         settings = (
             f"#define TENSOR_CORES {int(tensor_cores)}\n"
             f"#define TILE_ROWS {tile.rows}\n#define TILE_COLUMNS {tile.columns}\n"
-            f"#define TILE_THREADS {tile.threads}\n"
         )
     return settings + "\n".join((FOLDER / name).read_text() for name in (*headers, f"{stem}.cu"))

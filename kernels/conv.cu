@@ -179,11 +179,11 @@ __device__ __forceinline__ void correlate(
   int positions = s.images * s.rows * s.columns, depth = s.taps_h * s.taps_w * s.channels;
   Place place(blockIdx.x - before, s.filters);
   Share share = this_share(partials, arrivals, before);
-  Epilogue epilogue(finish, place, positions, s.filters);
   multiply(
       memory, A{large, s}, B{w, s.filters, depth}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (share.gather(memory, positions - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, positions - place.row)) return;
+  Epilogue(finish, place, positions, s.filters).apply(memory);
 }
 
 // E2 and an epilogue. Grid: tiles of the largest phase, by splits, by phases.
@@ -199,11 +199,11 @@ __device__ __forceinline__ void scatter(
   Place place(blockIdx.x, s.channels);
   if (place.row >= pixels) return;
   Share share = this_share(partials, arrivals);
-  Epilogue epilogue(OfPhase<Finish>{s, phase, finish}, place, pixels, s.channels);
   multiply(
       memory, A{small, s, phase}, B{w, s, phase}, place.row, place.column, share.first(depth),
       share.end(depth), false);
-  if (share.gather(memory, pixels - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, pixels - place.row)) return;
+  Epilogue(OfPhase<Finish>{s, phase, finish}, place, pixels, s.channels).apply(memory);
 }
 
 __device__ __forceinline__ void add(float& sum, float term) { sum += term; }
@@ -255,7 +255,6 @@ template <class Finish, class End>
 __device__ __forceinline__ void column_sums(
     float* sums, const float* z, const Share& share, int rows, int columns, const Finish& finish,
     End& end) {
-  static_assert(THREADS == 128, "kernel_backend.py divides the columns into groups of so many");
   int first_column = share.tile * THREADS, width = min(columns - first_column, THREADS);
   int column = first_column + threadIdx.x, run = ceil_div(rows, share.splits);
   bool vectors = Matrix<false>{z, columns, rows}.vectors();

@@ -13,10 +13,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_forward(
   using B = Matrix<false>;
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
-  Epilogue epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, n - place.row)) return;
+  Epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o).apply(memory);
 }
 
 // The latent as an operand: z (n, d) is drawn where it is read, a run with one counter of Philox.
@@ -65,7 +65,7 @@ struct Copier<LENGTH, Draw> {
   }
   __device__ __forceinline__ void copy_vectors(float* slice, int first_depth) const {
 #pragma unroll 1
-    for (int run = copier(); run < LENGTH * DEPTH / RUN; run += COPIERS) {
+    for (int run = threadIdx.x; run < LENGTH * DEPTH / RUN; run += THREADS) {
       int row = run / (DEPTH / RUN), depth = run % (DEPTH / RUN) * RUN;
       float* target = slice + Slice<true, LENGTH>::at(row, depth);
       *(Run*)target = draw.run(first_row + row, first_depth + depth);
@@ -84,10 +84,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_forwa
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
   Draw draw = {head, z, kl, seed, stream, state[STEP], place.column == 0, n, d};
-  Epilogue epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o);
   multiply(
       memory, draw, B{w, o, d}, place.row, place.column, share.first(d), share.end(d), false);
-  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, n - place.row)) return;
+  Epilogue(BiasAndActivation{b, y, kind, slope, o}, place, n, o).apply(memory);
 }
 
 // A tile of dense_input_gradient, in a launch whose first `before` blocks along x do other work.
@@ -98,11 +98,11 @@ __device__ __forceinline__ void input_gradient_tile(
   using B = Matrix<true>;
   Place place(blockIdx.x - before, i);
   Share share = this_share(partials, arrivals, before);
-  Epilogue epilogue(ActivationDerivative{x, dz_below, kind, slope, i}, place, n, i);
   multiply(
       memory, A{dz, n, o}, B{w, i, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, n - place.row)) return;
+  Epilogue(ActivationDerivative{x, dz_below, kind, slope, i}, place, n, i).apply(memory);
 }
 
 // dz (n, o), w (i, o), x and dz_below (n, i). Grid: tiles of dz_below, by splits.
@@ -189,11 +189,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_latent_backw
   Place place(blockIdx.x, d);
   Share share = this_share(partials, arrivals);
   LatentBackward finish = {head, kl_weight, dhead, seed, stream, step, d};
-  Epilogue epilogue(finish, place, n, d);
   multiply(
       memory, A{dz, n, o}, B{w, d, o}, place.row, place.column, share.first(o), share.end(o),
       false);
-  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, n - place.row)) return;
+  Epilogue(finish, place, n, d).apply(memory);
 }
 
 // y = f(z + b) and its loss: loss.pixel(output, target, d) returns a pixel's, and in d the gradient
@@ -277,10 +277,10 @@ __device__ __forceinline__ void dense_loss(
   int n = finish.n, o = finish.o;
   Place place(blockIdx.x, o);
   Share share = this_share(partials, arrivals);
-  Epilogue epilogue(finish, place, n, o);
   multiply(
       memory, A{x, n, i}, B{w, o, i}, place.row, place.column, share.first(i), share.end(i), false);
-  if (share.gather(memory, n - place.row)) epilogue.apply(memory);
+  if (!share.gather(memory, n - place.row)) return;
+  Epilogue(finish, place, n, o).apply(memory);
 }
 
 // dense_forward and bernoulli_loss, or importance_loss without its weights: with k = `draws`, x, y

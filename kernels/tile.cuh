@@ -2,47 +2,36 @@
 // read through a map from (row, depth) to memory. gemm.cu has matrices there, and once draws of a
 // latent, conv.cu the windows of an image.
 //
-// Operands go through a pipeline of STAGES stages in shared memory, each one or more slices of DEPTH,
+// Operands go through a pipeline of STAGES stages in shared memory, each a slice of DEPTH or two,
 // copied STAGES - 1 ahead. Where several blocks share a tile's contraction (split-K), each leaves
 // its sum in `partials`, and the block that arrives last adds them up in the order of the splits:
 // the same bits each time, whichever block that was. The only atomics are the integers that count
 // arrivals.
 //
 // Compiled with TENSOR_CORES 1 (products of TF32 numbers, sums in float32; sm_80 and later) or 0
-// (float32 throughout), and for each of the tiles in kernels/__init__.py, with its threads.
+// (float32 throughout), and for each of the tiles in kernels/__init__.py.
 
 const int ROWS = TILE_ROWS;
 const int COLUMNS = TILE_COLUMNS;
 const int DEPTH = 16;
-const int THREADS = TILE_THREADS;
+const int STAGES = ROWS + COLUMNS > 128 ? 3 : 4;
+const int THREADS = 128;
 const int WARPS = THREADS / WARP;
 
-// The warp tile: all columns of the tile or 32, and a warp's share of its rows, but at least 32. If
-// that is more than the tile, warps share a warp tile: in a tile of 32 x 32 with 128 threads every
-// warp has the whole tile, at a quarter of the depth. With a quarter of the tile, it would read at
-// least twice as much from shared memory per multiplication.
+// The warp tile: all columns of the tile or 32, and as many rows as make it a quarter of the tile.
+// In a tile of 32 x 32 every warp has the whole tile, at a quarter of the depth: with a quarter of
+// the tile, it would read at least twice as much from shared memory per multiplication.
 const int WARP_COLUMNS = COLUMNS < 32 ? COLUMNS : 32;
-const int SHARE_OF_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
-const int WARP_ROWS = SHARE_OF_ROWS < 32 ? 32 : SHARE_OF_ROWS;
+const int QUARTER_ROWS = ROWS * COLUMNS / (WARPS * WARP_COLUMNS);
+const int WARP_ROWS = QUARTER_ROWS < 32 ? 32 : QUARTER_ROWS;
 const int SHARERS = WARPS * WARP_ROWS * WARP_COLUMNS / (ROWS * COLUMNS);  // warps per warp tile
 // Blocks that a multiprocessor must have room for.
-const int BLOCKS = THREADS > 128 || ROWS * COLUMNS > 64 * 64 ? 2 : SHARERS > 1 ? 4 : 3;
+const int BLOCKS = SHARERS > 1 ? 4 : ROWS * COLUMNS <= 64 * 64 ? 3 : 2;
 
 // Tensor cores take depths by eight, of which each sharer has at least one.
 const int WARP_DEPTH = SHARERS > 1 ? 8 : DEPTH;
 const int STAGE_SLICES = SHARERS * WARP_DEPTH / DEPTH;
 const int STAGE_DEPTH = STAGE_SLICES * DEPTH;
-const int STAGES = STAGE_DEPTH > 32 || ROWS + COLUMNS > 128 ? 3 : 4;
-
-// A slice has work for so many threads; others copy another slice at the same time.
-const int COPIERS = ROWS * DEPTH / RUN < THREADS ? ROWS * DEPTH / RUN : THREADS;
-const int SLICES_AT_ONCE = THREADS / COPIERS;
-__device__ __forceinline__ int copier() {
-  return SLICES_AT_ONCE > 1 ? threadIdx.x % COPIERS : threadIdx.x;
-}
-__device__ __forceinline__ int first_slice() {
-  return SLICES_AT_ONCE > 1 ? threadIdx.x / COPIERS : 0;
-}
 
 // An operand's slice in shared memory, as [row or column][depth] or [depth][row or column],
 // whichever is the order in global memory. An XOR swizzle of its runs puts those that a warp reads
@@ -108,7 +97,7 @@ template <int LENGTH, class Operand>
 struct Copier {
   static const bool INNER_DEPTH = Operand::INNER_DEPTH;
   static const int INNER = INNER_DEPTH ? DEPTH : LENGTH;
-  static const int RUNS = (LENGTH * DEPTH + RUN * COPIERS - 1) / (RUN * COPIERS);
+  static const int RUNS = (LENGTH * DEPTH + RUN * THREADS - 1) / (RUN * THREADS);
   static const int OUTERS = INNER_DEPTH ? RUNS : RUN;  // that a thread's elements have
   using Layout = Slice<INNER_DEPTH, LENGTH>;
   using Outer = decltype(((const Operand*)nullptr)->outer(0));
@@ -119,11 +108,11 @@ struct Copier {
 
   // Where in a slice the thread's run r begins.
   static __device__ __forceinline__ int run_outer(int r) {
-    int run = copier() + r * COPIERS;
+    int run = threadIdx.x + r * THREADS;
     return INNER_DEPTH ? run / (INNER / RUN) : run % (INNER / RUN) * RUN;
   }
   static __device__ __forceinline__ int run_depth(int r) {
-    int run = copier() + r * COPIERS;
+    int run = threadIdx.x + r * THREADS;
     return INNER_DEPTH ? run % (INNER / RUN) * RUN : run / (INNER / RUN);
   }
 
@@ -145,7 +134,7 @@ struct Copier {
   }
 
   static __device__ __forceinline__ bool has_work() {
-    return LENGTH * DEPTH >= RUN * COPIERS || copier() < LENGTH * DEPTH / RUN;
+    return LENGTH * DEPTH >= RUN * THREADS || threadIdx.x < LENGTH * DEPTH / RUN;
   }
 
   __device__ __forceinline__ void copy_vectors(float* slice, int first_depth) const {
@@ -407,13 +396,7 @@ const int SLICES = (ROWS + COLUMNS) * DEPTH;
 const int STAGE = STAGE_SLICES * SLICES;
 const int MEMORY = STAGES * STAGE > SHARERS * RESULT ? STAGES * STAGE : SHARERS * RESULT;
 
-// A block's shared memory. Tiles of more threads may take more than may be declared, and get theirs
-// with the launch; of what is declared the compiler knows the address.
-#if defined(__CUDA_ARCH__) && TILE_THREADS > 128
-extern __shared__ __align__(16) float memory[];
-#else
 __shared__ __align__(16) float memory[MEMORY];
-#endif
 
 __device__ __forceinline__ void add(float4& sum, float4 term) {
   sum.x += term.x, sum.y += term.y, sum.z += term.z, sum.w += term.w;
@@ -453,8 +436,7 @@ __device__ __forceinline__ void multiply(
   bool vectors = copier_a.vectors && copier_b.vectors;
   auto for_each_slice = [&](int stage, const auto& copy_slice) {
 #pragma unroll
-    for (int s = 0; s < STAGE_SLICES / SLICES_AT_ONCE; ++s) {
-      int slice = first_slice() + s * SLICES_AT_ONCE;
+    for (int slice = 0; slice < STAGE_SLICES; ++slice) {
       copy_slice(
           memory + stage % STAGES * STAGE + slice * SLICES,
           first + stage * STAGE_DEPTH + slice * DEPTH);
@@ -478,7 +460,7 @@ __device__ __forceinline__ void multiply(
   };
   Product<LayoutA, LayoutB> product;
   int depth = sharer() * WARP_DEPTH;
-  int summed = threadIdx.x % COLUMNS, summed_depth = threadIdx.x / COLUMNS * WARP_DEPTH;
+  int summed = threadIdx.x % COLUMNS;
   bool sums = with_sums && threadIdx.x < SHARERS * COLUMNS;
   float column_sum = 0.0f;
 #pragma unroll 1
@@ -487,20 +469,20 @@ __device__ __forceinline__ void multiply(
   for (int stage = 0; stage < count; ++stage) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // all copies of this stage have landed, and all reads of the last are over
-    const float* slices = memory + stage % STAGES * STAGE;
-    const float* slice = slices + depth / DEPTH * SLICES;
-    product.add(slice, slice + LayoutA::SIZE, depth % DEPTH, [&] { copy(stage + STAGES - 1); });
+    const float* a_slice = memory + stage % STAGES * STAGE + depth / DEPTH * SLICES;
+    const float* b_slice = a_slice + LayoutA::SIZE;
+    product.add(a_slice, b_slice, depth % DEPTH, [&] { copy(stage + STAGES - 1); });
     if (sums) {
-      const float* b_slice = slices + summed_depth / DEPTH * SLICES + LayoutA::SIZE;
       for (int k = 0; k < WARP_DEPTH; ++k) {
-        column_sum += b_slice[LayoutB::at(summed, summed_depth % DEPTH + k)];
+        column_sum += b_slice[LayoutB::at(summed, depth % DEPTH + k)];
       }
     }
   }
   wait_copies<0>();
   __syncthreads();
-  if (sums) memory[threadIdx.x / COLUMNS * RESULT + summed] = column_sum;
-  product.store(memory + sharer() * RESULT + COLUMNS);
+  float* result = memory + sharer() * RESULT;
+  if (sums) result[summed] = column_sum;
+  product.store(result + COLUMNS);
   __syncthreads();
   if (SHARERS > 1) add_sharers(memory, with_sums);
 }
@@ -692,18 +674,15 @@ __device__ __forceinline__ Share this_share(float* partials, int* arrivals, int 
   return {tile, tiles, (int)blockIdx.y, (int)gridDim.y, partials, arrivals};
 }
 
-// The epilogue of a tile of a matrix (rows, columns), made before the product. A thread that has one
-// run fetches what that needs at once, while the operands are on their way.
+// The epilogue of a tile of a matrix (rows, columns).
 template <class Finish>
 struct Epilogue {
-  static const int MOST = (ROWS * COLUMNS / RUN + THREADS - 1) / THREADS;  // runs of a thread
+  static const int MOST = ROWS * COLUMNS / (RUN * THREADS);  // runs of a thread
   static const int TOGETHER = Finish::TOGETHER < MOST ? Finish::TOGETHER : MOST;
-  static const bool AHEAD = MOST == 1;
 
   Finish finish;
   int first_row, first_column, runs, columns;
   bool vectors;
-  typename Finish::Fetched fetched[TOGETHER];
 
   __device__ __forceinline__ Epilogue(
       const Finish& finish, const Place& place, int rows, int columns)
@@ -712,10 +691,7 @@ struct Epilogue {
         first_column(place.column),
         runs(min(rows - place.row, ROWS) * COLUMNS / RUN),
         columns(columns),
-        vectors(columns % RUN == 0 && finish.is_aligned()) {
-    if (AHEAD && vectors) fetch<true>(threadIdx.x);
-    if (AHEAD && !vectors) fetch<false>(threadIdx.x);
-  }
+        vectors(columns % RUN == 0 && finish.is_aligned()) {}
 
   __device__ __forceinline__ int row(int run) const { return first_row + run * RUN / COLUMNS; }
   __device__ __forceinline__ int column(int run) const {
@@ -726,20 +702,16 @@ struct Epilogue {
   }
 
   template <bool VECTORS>
-  __device__ __forceinline__ void fetch(int first) {
-#pragma unroll
-    for (int t = 0; t < TOGETHER; ++t) {
-      int run = first + t * THREADS;
-      fetched[t] = finish.template fetch<VECTORS>(row(run), column(run), count(run));
-    }
-  }
-
-  template <bool VECTORS>
-  __device__ __forceinline__ void apply_runs(const float* result) {
+  __device__ __forceinline__ void apply_runs(const float* result) const {
     int end = ceil_div(runs, THREADS) * THREADS;  // uniform, as epilogues may shuffle
 #pragma unroll 1
     for (int first = threadIdx.x; first < end; first += TOGETHER * THREADS) {
-      if (!AHEAD) fetch<VECTORS>(first);
+      typename Finish::Fetched fetched[TOGETHER];
+#pragma unroll
+      for (int t = 0; t < TOGETHER; ++t) {
+        int run = first + t * THREADS;
+        fetched[t] = finish.template fetch<VECTORS>(row(run), column(run), count(run));
+      }
 #pragma unroll
       for (int t = 0; t < TOGETHER; ++t) {
         int run = first + t * THREADS;
@@ -751,7 +723,7 @@ struct Epilogue {
   }
 
   // Applies it to a result.
-  __device__ __forceinline__ void apply(const float* result) {
+  __device__ __forceinline__ void apply(const float* result) const {
     if (vectors) {
       apply_runs<true>(result);
     } else {

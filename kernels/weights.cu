@@ -21,13 +21,12 @@ __device__ __forceinline__ void weight_gradient_tile(
   int n = (int)job->rows, i = (int)job->inputs, o = (int)job->outputs;
   Place place(share.tile, o);
   bool with_bias = place.row == 0;
-  Epilogue weight(finish(job->weight, o), place, i, o);
   multiply(
       memory, A{job->x, i, n}, B{job->dz, o, n}, place.row, place.column, share.first(n),
       share.end(n), with_bias);
   end.count();
   if (!share.gather(memory, i - place.row)) return;
-  weight.apply(memory);
+  Epilogue(finish(job->weight, o), place, i, o).apply(memory);
   if (with_bias) for_sums(memory, place.column, o, finish(job->bias, o));
 }
 

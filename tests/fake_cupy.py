@@ -101,10 +101,7 @@ def make(*, driver: int = 13000, capability: str = "90", devices: int = 1, memor
             self.module = emulated.build(code)
 
         def get_function(self, name: str) -> Any:
-            def function(
-                grid: Any, block: Any, arguments: tuple[Any, ...], *, shared_mem: int = 0
-            ) -> None:
-                assert shared_mem <= getattr(function, "max_dynamic_shared_size_bytes", 48 * 1024)
+            def function(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
                 passed = [_plain(argument) for argument in arguments]
 
                 def call() -> None:

@@ -403,6 +403,7 @@ ORDERED = [
     case_of("sequence", "evaluated-bernoulli-40"),
     case_of("sequence", "latent_forward-40x64"),
     case_of("sequence", "latent_backward-129"),
+    case_of("sequence", "conv_totals-33"),
     update(NO_GRADIENT),
 ]
 """Every kernel is in one of them at least."""

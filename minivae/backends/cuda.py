@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
 from ..kernels import OPTIONS, Tile, source
-from .kernel_arguments import block_of, kernels
+from .kernel_arguments import kernels
 from .kernel_backend import KernelBackend
 
 OLDEST = 75
@@ -112,10 +112,9 @@ class CudaBackend(KernelBackend):
         if function is None:
             self.load(kernels()[kernel].stem, tile)
             function = self._functions[kernel, tile]
-        block = block_of(kernel, tile)
         passed = tuple(NULL if a is None else a for a in arguments)
         with self._on_stream():
-            function(grid, (block.threads,), passed, shared_mem=block.shared_bytes)
+            function(grid, (kernels()[kernel].threads,), passed)
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -139,11 +138,7 @@ class CudaBackend(KernelBackend):
         module = cupy.RawModule(code=code, options=OPTIONS)
         for name, kernel in kernels().items():
             if kernel.stem == stem:
-                function = module.get_function(name)
-                shared_bytes = block_of(name, tile).shared_bytes
-                if shared_bytes:  # else the most that it may have by itself remains
-                    function.max_dynamic_shared_size_bytes = shared_bytes
-                self._functions[name, tile] = function
+                self._functions[name, tile] = module.get_function(name)
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)

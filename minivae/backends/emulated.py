@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import replacing
 from ..kernels import FOLDER, Tile, source
-from .kernel_arguments import block_of, declarations, kernels
+from .kernel_arguments import declarations, kernels
 from .kernel_backend import KernelBackend
 
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-w")
@@ -113,8 +113,8 @@ class EmulatedBackend(KernelBackend):
         grid: tuple[int, int, int],
         arguments: list[Any],
     ) -> None:
-        module, threads = self.module(kernels()[kernel].stem, tile), block_of(kernel, tile).threads
-        call(module, kernel, grid, threads, arguments)
+        stem, _, threads = kernels()[kernel]
+        call(self.module(stem, tile), kernel, grid, threads, arguments)
 
     def module(self, stem: str, tile: Tile) -> ctypes.CDLL:
         """The compiled kernels of a source, in the specialisation for `tile`."""

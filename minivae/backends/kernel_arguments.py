@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..errors import InputError
-from ..kernels import STEMS, WITH_TILES, Tile, source
-from .tiling import BLOCK, memory_size
+from ..kernels import STEMS, source
+from .tiling import BLOCK
 
 POINTERS = {
     "float": np.float32,
@@ -26,6 +26,7 @@ SCALARS = {
     "unsigned int": np.uint32,
     "unsigned long long": np.uint64,
 }
+WARP = 32
 THREADS = {
     "advance_state": 1,
     "calibrate_gaussian_variance": 512,
@@ -46,7 +47,7 @@ _DECLARATION = re.compile(
 
 class Kernel(NamedTuple):
     """A kernel's source file, its parameters' (name, type, whether it is a pointer), and how many
-    threads a block has where its tile does not say."""
+    threads a block has."""
 
     stem: str
     parameters: tuple[tuple[str, str, bool], ...]
@@ -74,22 +75,6 @@ def kernels() -> dict[str, Kernel]:
         for stem in STEMS
         for name, parameters in declarations(source(stem)).items()
     }
-
-
-class Block(NamedTuple):
-    """Threads of a kernel's block, and the bytes of shared memory that its launch gives it, beside
-    those that it declares."""
-
-    threads: int
-    shared_bytes: int
-
-
-def block_of(kernel: str, tile: Tile) -> Block:
-    """The block of a kernel with this tile, if it has tiles."""
-    stem, _, threads = kernels()[kernel]
-    if stem not in WITH_TILES:
-        return Block(threads, 0)
-    return Block(tile.threads, 4 * memory_size(tile) if tile.threads > BLOCK else 0)
 
 
 def checked_arguments(kernel: str, arguments: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from ..ops.activations import IDENTITY, Activation
 from ..ops.batch import BINARIZATIONS
 from ..ops.conv import ConvGeometry
 from ..ops.philox import Noise
-from .kernel_arguments import LARGEST_INT, checked_arguments, checked_array, kernels
+from .kernel_arguments import LARGEST_INT, WARP, checked_arguments, checked_array, kernels
 from .reference import Call, ReferenceBackend
 from .tiling import (
     BLOCK,
@@ -24,7 +24,6 @@ from .tiling import (
     MOST_SPLIT,
     MULTIPROCESSORS,
     RESIDENT,
-    WARP,
     Product,
     Tiles,
     result_size,
@@ -135,8 +134,8 @@ class KernelBackend(ReferenceBackend):
         grid: tuple[int, int, int],
         arguments: list[Any],
     ) -> None:
-        """Runs a kernel with arguments of the right types, in blocks as `block_of` has them. `tile`
-        picks the specialisation of a matrix product."""
+        """Runs a kernel with arguments of the right types, in blocks of its threads. `tile` picks
+        the specialisation of a matrix product."""
         raise NotImplementedError
 
     def address(self, array: Any) -> int:

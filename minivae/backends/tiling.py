@@ -5,20 +5,15 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from ..kernels import DEEP, LARGE, MEDIUM, SMALL, WIDE, WITH_TILES, Tile
+from ..kernels import LARGE, MEDIUM, SMALL, TILES, WITH_TILES, Tile
 
 BLOCK = 128
-"""Threads of a block, where its tile or kernel does not say otherwise."""
-
-WARP = 32
+"""Threads of a block: THREADS of kernels/tile.cuh."""
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200. A constant, so that sums are added up in the same order on every GPU."""
 
-SCHEDULERS = 4
-"""Of a multiprocessor."""
-
-RESIDENT = {Tile(128, 16): 3, Tile(128, 32): 3, SMALL: 4, DEEP: 2, MEDIUM: 3, WIDE: 2, LARGE: 2}
+RESIDENT = {tile: 4 if tile == SMALL else 2 if tile == LARGE else 3 for tile in TILES}
 """Blocks that a multiprocessor has room for: BLOCKS of kernels/tile.cuh, which the compiler keeps
 to."""
 
@@ -36,15 +31,15 @@ LEVELS = 3
 """Of the tree that adds up as many splits as there can be: FAN ** LEVELS are more."""
 
 # What `division` weighs, in cycles. What is neither counted nor called estimated was fitted to the
-# times of 423 launches in TF32, in many divisions, on an H200 (kernels/README.md).
+# times of launches on an H200 (kernels/README.md).
 
 CYCLES_PER_MICROSECOND = 1983
 """At the clock of an H100's 67 TFLOP/s: of its 132 multiprocessors, 128 lanes each, with two
 operations a cycle."""
 
 STAGE_INSTRUCTIONS = {
-    ("fp32", "gemm"): {SMALL: 347, DEEP: 358, MEDIUM: 690, WIDE: 333, LARGE: 1239},
-    ("fp32", "weights"): {SMALL: 385, DEEP: 405, MEDIUM: 733, WIDE: 370, LARGE: 1307},
+    ("fp32", "gemm"): {SMALL: 347, MEDIUM: 690, LARGE: 1239},
+    ("fp32", "weights"): {SMALL: 385, MEDIUM: 733, LARGE: 1307},
     ("fp32", "conv"): {
         Tile(128, 16): 552,
         Tile(128, 32): 837,
@@ -52,23 +47,21 @@ STAGE_INSTRUCTIONS = {
         MEDIUM: 772,
         LARGE: 1394,
     },
-    ("tf32", "gemm"): {SMALL: 93, DEEP: 103, MEDIUM: 135, WIDE: 77, LARGE: 205},
-    ("tf32", "weights"): {SMALL: 113, DEEP: 133, MEDIUM: 164, WIDE: 110, LARGE: 239},
+    ("tf32", "gemm"): {SMALL: 93, MEDIUM: 135, LARGE: 205},
+    ("tf32", "weights"): {SMALL: 113, MEDIUM: 164, LARGE: 239},
     ("tf32", "conv"): {Tile(128, 16): 255, Tile(128, 32): 278, SMALL: 168, MEDIUM: 210, LARGE: 337},
 }
 """What a warp executes for a stage, by precision, source and tile, about (kernels/README.md)."""
 
-PACE = {"fp32": (1.45, 0.55), "tf32": (3.2, 0.7)}
-"""The cycles that an instruction of a stage takes where a scheduler has one warp, and how many more
-with each further warp; but it issues at most one a cycle. In TF32 a warp mostly waits for its own
-results; in float32, whose multiplications are independent, it is estimated to issue most of the
-time."""
+PACE = {"fp32": (1.6, 0.9), "tf32": (3.9, 0.7)}
+"""Cycles that an instruction of a stage takes where a multiprocessor has one block, and how many
+more with each further one: mostly waits."""
 
-FINISH_CYCLES = {"gemm": 300, "weights": 550, "conv": 350}
-"""What each of a thread's runs takes in the epilogue: scaled since, as their instructions."""
+FINISH_CYCLES = {"gemm": 500, "weights": 1000, "conv": 600}
+"""What each of a thread's runs takes in the epilogue."""
 
 FINISH_SHARE = 0.2
-"""How much longer that is with each further warp of a scheduler, compared to one."""
+"""How much longer that is with each further block of a multiprocessor, compared to one."""
 
 LAUNCH_CYCLES = 2.2 * CYCLES_PER_MICROSECOND
 """From a launch's start to its first product, and from its end to the start of the next."""
@@ -80,20 +73,13 @@ each result that is added up."""
 PASSING_CYCLES = 4 / 5.5e6 * CYCLES_PER_MICROSECOND
 """A number's time through the L2 cache, shared by all blocks: 4 bytes at an estimated 5.5 TB/s."""
 
-EXPOSED_SHARE = 1 / 3
+EXPOSED_SHARE = {"fp32": 1 / 2, "tf32": 1 / 3}
 """The share of operands' PASSING_CYCLES not hidden behind multiplications."""
-
-
-def sharers(tile: Tile) -> int:
-    """Warps that share the depth of a part of a tile: SHARERS of kernels/tile.cuh."""
-    warps, columns = tile.threads // WARP, min(tile.columns, 32)
-    rows = max(tile.rows * tile.columns // (warps * columns), 32)
-    return warps * rows * columns // (tile.rows * tile.columns)
 
 
 def stage_depth(tile: Tile) -> int:
     """How deep a stage of a tile is: STAGE_DEPTH of kernels/tile.cuh."""
-    return max(DEPTH, 8 * sharers(tile))
+    return 2 * DEPTH if tile == SMALL else DEPTH
 
 
 def stage_size(tile: Tile) -> int:
@@ -104,12 +90,6 @@ def stage_size(tile: Tile) -> int:
 def result_size(tile: Tile) -> int:
     """Numbers that a split of a tile leaves for the others: RESULT of kernels/tile.cuh."""
     return (tile.rows + 1) * tile.columns
-
-
-def memory_size(tile: Tile) -> int:
-    """Numbers in a block's shared memory: MEMORY of kernels/tile.cuh."""
-    stages = 3 if stage_depth(tile) > 32 or tile.rows + tile.columns > 128 else 4
-    return max(stages * stage_size(tile), sharers(tile) * result_size(tile))
 
 
 class Part(NamedTuple):
@@ -125,16 +105,16 @@ class Part(NamedTuple):
         return self.tiles * self.splits
 
 
-def _runs(tile: Tile, numbers: int) -> int:
+def _runs(numbers: int) -> int:
     """How many of these numbers' runs of four a thread has."""
-    return -(-numbers // (4 * tile.threads))
+    return -(-numbers // (4 * BLOCK))
 
 
 def _adding_cycles(tile: Tile, splits: int) -> float:
     """How long it takes to add up the splits' results, over all levels."""
     if splits == 1:
         return 0
-    level = LEAVE_CYCLES * _runs(tile, result_size(tile)) + SPLIT_CYCLES * min(splits, FAN)
+    level = LEAVE_CYCLES * _runs(result_size(tile)) + SPLIT_CYCLES * min(splits, FAN)
     return level + _adding_cycles(tile, -(-splits // FAN))
 
 
@@ -152,14 +132,13 @@ def launch_cycles(
     stages = sum(part.blocks * part.stages for part in parts)
     busiest = -(-blocks // MULTIPROCESSORS)
     together = max(1, min(busiest, RESIDENT[tile]))
-    warps = together * tile.threads // (WARP * SCHEDULERS)  # of each
     alone, further = PACE[precision]
-    pace = max(alone + further * (warps - 1), warps)
+    pace = alone + further * (together - 1)
     in_turn = busiest * stages / max(blocks, 1) / together * pace
     longest = alone * max(part.stages for part in parts)
-    runs = -(-busiest // together) * _runs(tile, tile.rows * tile.columns)
-    finishing = FINISH_CYCLES[stem] * runs * (1 + FINISH_SHARE * (warps - 1))
-    bringing = EXPOSED_SHARE * PASSING_CYCLES * stage_size(tile) * stages
+    runs = -(-busiest // together) * _runs(tile.rows * tile.columns)
+    finishing = FINISH_CYCLES[stem] * runs * (1 + FINISH_SHARE * (together - 1))
+    bringing = EXPOSED_SHARE[precision] * PASSING_CYCLES * stage_size(tile) * stages
     adding = max(_adding_cycles(tile, part.splits) for part in parts)
     return LAUNCH_CYCLES + max(in_turn, longest) * instructions + finishing + bringing + adding
 
