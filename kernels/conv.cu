@@ -517,9 +517,12 @@ conv_transpose2d_input_gradient_totals(
   }
 }
 
+// More of these would not find registers on every GPU.
+const int GRADIENT_BLOCKS = BLOCKS < 3 ? BLOCKS : 3;
+
 // The gradients of a group of layers, jobs (count,), into the flat buffer g. E3, E4 and E7. Grid:
 // the blocks of all jobs.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, GRADIENT_BLOCKS) conv_weight_gradient(
     const long long* __restrict__ jobs, float* __restrict__ g, float fraction, int accumulate,
     float* __restrict__ partials, int* __restrict__ arrivals, int count) {
   const Job* job = this_job<Job>(jobs, count);

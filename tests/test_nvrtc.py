@@ -76,6 +76,8 @@ def test_kernels_compile_within_their_resources(specialisation: Specialisation) 
             where, threads = f"{name} for sm_{target}", kernels()[name].threads
             assert used.spilled_bytes == 0, f"{where} spills {used.spilled_bytes} bytes"
             blocks = bounds.blocks if threads == BLOCK else 1  # the others are launches of one
+            if name == "conv_weight_gradient":  # GRADIENT_BLOCKS
+                blocks = min(blocks, 3)
             together = blocks * threads * by_eights(used.registers)
             assert together <= REGISTERS, f"{where} takes {used.registers} registers"
             assert used.shared_bytes <= bounds.shared_bytes, (
