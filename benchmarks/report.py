@@ -364,7 +364,7 @@ def steps_on_gpu_table() -> str:
     rows = [
         [
             case["case"],
-            *(f"{1e3 * case['milliseconds'][name]['median']:.3g}" for name in names),
+            *(f"{1e3 * case['milliseconds'][name]['median']:.0f}" for name in names),
             f"{case['times_as_fast_as_the_fastest_peer']:.2f}",
         ]
         for case in result["steps"]
