@@ -31,10 +31,20 @@ SAME_WEIGHTS, OWN_WEIGHTS = "PyTorch", "PyTorch, its own weights"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
+def rounded(value: Any) -> Any:
+    """Numbers within lists and objects to seven digits, all that float32 has."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
 def collect(folder: Path) -> dict[str, Any]:
     """A run's preset, settings, epochs and evaluation."""
     peer = folder / PEER
     run = json.loads(peer.read_text()) if peer.exists() else _own(folder)
+    run["epochs"] = rounded(run["epochs"])
     if (folder / EVALUATION).exists():
         evaluation = json.loads((folder / EVALUATION).read_text())
         run["evaluation"] = {name: evaluation[name] for name in EVALUATED}
